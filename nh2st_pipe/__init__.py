@@ -1,0 +1,43 @@
+"""Predict spatial gene expression from H&E slides in two stages: embed once, train in seconds.
+
+The verbs of the command line are here in Python. Importing this module reads no file and imports neither
+torch nor zarr; a name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nh2st_pipe.embedding import embed
+    from nh2st_pipe.evaluation import evaluate
+    from nh2st_pipe.heads.nh2st import NH2ST
+    from nh2st_pipe.prediction import predict
+    from nh2st_pipe.reporting import report
+    from nh2st_pipe.store import open_store
+    from nh2st_pipe.training import train
+
+__version__ = "0.1.0"
+
+__all__ = ["NH2ST", "__version__", "embed", "evaluate", "open_store", "predict", "report", "train"]
+
+_HOME = {
+    "NH2ST": "nh2st_pipe.heads.nh2st",
+    "embed": "nh2st_pipe.embedding",
+    "evaluate": "nh2st_pipe.evaluation",
+    "open_store": "nh2st_pipe.store",
+    "predict": "nh2st_pipe.prediction",
+    "report": "nh2st_pipe.reporting",
+    "train": "nh2st_pipe.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

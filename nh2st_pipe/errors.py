@@ -1,0 +1,93 @@
+"""The errors this package raises on purpose.
+
+Each carries one message for a person: what was expected, what arrived, where, and what to try. The command
+line prints it without a traceback and exits with `exit_status`.
+
+    NH2STError                      status 1: something failed
+    ├── UsageError (ValueError)     status 2: the call itself is wrong
+    │   └── RecipeError             a recipe that is not there, or does not say what it must
+    ├── ManifestError (ValueError)  manifest.csv, all of its faults at once
+    ├── SlideError (OSError)        an image that cannot be read, or tiles that are not on it
+    ├── ExpressionError (ValueError)  an .h5ad or a dataset's own files that cannot be used
+    ├── EncoderError (RuntimeError) weights that cannot be had or do not fit
+    ├── StoreError (ValueError)     a store that is not one, is another's, or is damaged
+    ├── TrainError (ValueError)     data that cannot be trained on as asked
+    └── RunError (ValueError)       a run folder that cannot be written or read
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "EncoderError",
+    "ExpressionError",
+    "ManifestError",
+    "NH2STError",
+    "RecipeError",
+    "RunError",
+    "SlideError",
+    "StoreError",
+    "TrainError",
+    "UsageError",
+    "listed",
+    "nearest",
+]
+
+
+class NH2STError(Exception):
+    """The root: something failed, and the message says what to do."""
+
+    exit_status = 1
+
+
+class UsageError(NH2STError, ValueError):
+    """The call itself is wrong; nothing was started."""
+
+    exit_status = 2
+
+
+class RecipeError(UsageError):
+    """A recipe that does not exist or does not validate."""
+
+
+class ManifestError(NH2STError, ValueError):
+    """Faults of a manifest, all of them, each with row and column."""
+
+
+class SlideError(NH2STError, OSError):
+    """A slide that cannot be opened, read or tiled."""
+
+
+class ExpressionError(NH2STError, ValueError):
+    """Expression data that cannot be used."""
+
+
+class EncoderError(NH2STError, RuntimeError):
+    """An encoder that cannot be built, found or loaded."""
+
+
+class StoreError(NH2STError, ValueError):
+    """An embedding store that cannot be used as asked."""
+
+
+class TrainError(NH2STError, ValueError):
+    """Data that cannot be trained on as asked."""
+
+
+class RunError(NH2STError, ValueError):
+    """A run folder that cannot be written or read."""
+
+
+def nearest(wrong: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the known name most like `wrong`, or an empty string."""
+    match = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.4)
+    return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def listed(items: Iterable[object], most: int = 5) -> str:
+    """Return "a, b, c and 7 more": enough to find the fault, never a screenful."""
+    every = [str(item) for item in items]
+    shown = ", ".join(every[:most])
+    return shown if len(every) <= most else f"{shown} and {len(every) - most:,} more"

@@ -1,0 +1,135 @@
+"""What every head shares: the tensors it sees, the scaling of features, saving and loading.
+
+Letters: N spots (of all slides at hand), V dihedral views, d values per embedding, K spots in a neighbourhood,
+G genes, b spots in a batch.
+
+This module imports torch, numpy and huggingface_hub alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from numpy.typing import NDArray
+from torch import nn
+
+if TYPE_CHECKING:
+    from nh2st_pipe.store import SlideData
+
+__all__ = ["FeatureScaler", "HeadModel", "Samples"]
+
+_CHUNK_SPOTS = 4096
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Spots of one or more slides, on one device."""
+
+    views: torch.Tensor
+    """N × V × d, float16."""
+    neighbours: torch.Tensor
+    """N × K, int64: rows of `views`, the spot itself first; the spot stands in where it has fewer neighbours."""
+    target: torch.Tensor | None
+    """N × G, float32."""
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    @classmethod
+    def of(
+        cls,
+        slides: Sequence[SlideData],
+        targets: Sequence[NDArray[np.float32]] | None = None,
+        *,
+        neighbours: int,
+        first_view_only: bool = False,
+        device: torch.device | None = None,
+    ) -> Samples:
+        """Put slides behind each other; rows of neighbours count on from slide to slide."""
+        tables, offset = [], 0
+        for slide in slides:
+            rows = slide.neighbours[:, :neighbours].astype(np.int64)
+            rows = np.where(rows < 0, np.arange(len(slide))[:, None], rows)
+            tables.append(rows + offset)
+            offset += len(slide)
+        views = np.concatenate([slide.views[:, :1] if first_view_only else slide.views for slide in slides])
+        target = None if targets is None else torch.from_numpy(np.concatenate(targets)).to(device)
+        return cls(
+            views=torch.from_numpy(np.ascontiguousarray(views)).to(device),
+            neighbours=torch.from_numpy(np.concatenate(tables)).to(device),
+            target=target,
+        )
+
+    def chunks(self) -> list[slice]:
+        """Return slices of at most a few thousand spots, for work that need not hold all of them in float32."""
+        return [slice(i, i + _CHUNK_SPOTS) for i in range(0, len(self), _CHUNK_SPOTS)]
+
+
+class FeatureScaler(nn.Module):
+    """Centre, scale and clip embeddings; fitted on training slides, saved with the head.
+
+    The scale of a value is max(its standard deviation, 0.1 × the median of all): values that hardly vary are
+    not blown up. Clipping bounds what a tile of a kind never seen can do.
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, dim: int, clip: float) -> None:
+        super().__init__()
+        self.clip = clip
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+
+    def fit(self, samples: Samples) -> None:
+        """Take mean and scale from all spots and views of `samples`."""
+        total = torch.zeros_like(self.mean, dtype=torch.float64)
+        squares = torch.zeros_like(total)
+        shift = samples.views[0, 0].double()  # keeps the sum of squares from swallowing a small variance
+        count = 0
+        for part in samples.chunks():
+            values = samples.views[part].flatten(0, 1).double() - shift
+            total += values.sum(0)
+            squares += values.square().sum(0)
+            count += len(values)
+        mean = total / count
+        std = (squares / count - mean.square()).clamp(min=0).sqrt()
+        floor = 0.1 * std.quantile(0.5)
+        self.mean.copy_(mean + shift)
+        self.scale.copy_(torch.maximum(std, floor).clamp(min=1e-6))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Return … × d, float32, from … × d of any float type."""
+        return ((values.float() - self.mean) / self.scale).clamp(-self.clip, self.clip)
+
+
+class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", license="apache-2.0"):
+    """A trained head. It holds all it needs to predict from the embeddings of `about`'s encoder.
+
+    `genes` are the names of what it predicts, in order. `about` says which encoder, tile geometry and targets
+    it was made for, and is saved beside the weights.
+    """
+
+    genes: list[str]
+    about: dict[str, Any]
+
+    def forward_view(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
+        """Return predictions b × G for the spots `rows` in one view."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def predict(self, samples: Samples) -> NDArray[np.float32]:
+        """Return predictions N × G: the mean over the views at hand."""
+        self.eval()
+        out = []
+        for part in samples.chunks():
+            rows = torch.arange(len(samples), device=samples.views.device)[part]
+            views = range(samples.views.shape[1])
+            total = sum((self.forward_view(samples, rows, view) for view in views), torch.zeros(()))
+            out.append((total / len(views)).float().cpu().numpy())
+        return np.concatenate(out) if out else np.empty((0, len(self.genes)), np.float32)

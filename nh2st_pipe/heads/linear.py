@@ -1,0 +1,99 @@
+"""The baselines that are solved rather than trained: the mean, and ridge regression with or without context.
+
+Ridge minimises Σ‖y − ȳ − (x − x̄) W‖² + alpha · V · ‖W‖² over all training spots and views, x being the scaled
+embedding, beside it (with `context`) the mean of the scaled embeddings of the spot's neighbourhood.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from nh2st_pipe.heads.base import FeatureScaler, HeadModel, Samples
+
+__all__ = ["Mean", "Ridge"]
+
+
+class Mean(HeadModel):
+    """Predict each gene's mean over the training spots."""
+
+    mean: torch.Tensor
+
+    def __init__(self, genes: list[str], about: dict[str, Any] | None = None, kind: str = "mean") -> None:
+        super().__init__()
+        self.genes, self.about, self.kind = list(genes), about or {}, kind
+        self.register_buffer("mean", torch.zeros(len(self.genes)))
+
+    def fit(self, samples: Samples) -> None:
+        """Take the mean of the targets."""
+        assert samples.target is not None
+        self.mean.copy_(samples.target.double().mean(0))
+
+    def forward_view(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
+        """See HeadModel."""
+        return self.mean.expand(len(rows), -1)
+
+
+class Ridge(HeadModel):
+    """Ridge regression in closed form, all genes at once."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        genes: list[str],
+        context: bool = False,
+        alpha: float = 3000.0,
+        scale_features: bool = True,
+        clip: float = 8.0,
+        about: dict[str, Any] | None = None,
+        kind: str = "ridge",
+    ) -> None:
+        super().__init__()
+        self.genes, self.about, self.kind = list(genes), about or {}, kind
+        self.context, self.alpha = context, alpha
+        self.scaler: nn.Module = FeatureScaler(dim, clip) if scale_features else nn.Identity()
+        self.register_buffer("weight", torch.zeros(dim * (1 + context), len(self.genes)))
+        self.register_buffer("bias", torch.zeros(len(self.genes)))
+
+    def features(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
+        """Return b × d, or b × 2d with context, float32."""
+        own: torch.Tensor = self.scaler(samples.views[rows, view]).float()
+        if not self.context:
+            return own
+        around: torch.Tensor = self.scaler(samples.views[samples.neighbours[rows], view]).float()
+        return torch.cat((own, around.mean(1)), 1)
+
+    def forward_view(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
+        """See HeadModel."""
+        return self.features(samples, rows, view) @ self.weight + self.bias
+
+    def fit(self, samples: Samples) -> None:
+        """Solve for `weight` and `bias` on all spots and views of `samples`, in float64."""
+        assert samples.target is not None
+        if isinstance(self.scaler, FeatureScaler):
+            self.scaler.fit(samples)
+        n_views = samples.views.shape[1]
+        rows_of = torch.arange(len(samples), device=samples.views.device)
+        width = len(self.weight)
+        gram = torch.zeros((width, width), dtype=torch.float64, device=rows_of.device)
+        cross = torch.zeros((width, len(self.genes)), dtype=torch.float64, device=rows_of.device)
+        total = torch.zeros(width, dtype=torch.float64, device=rows_of.device)
+        target_mean = samples.target.double().mean(0)
+        for part in samples.chunks():
+            y = samples.target[part].double() - target_mean
+            for view in range(n_views):
+                x = self.features(samples, rows_of[part], view).double()
+                gram += x.T @ x
+                cross += x.T @ y
+                total += x.sum(0)
+        mean = total / (len(samples) * n_views)
+        gram -= len(samples) * n_views * torch.outer(mean, mean)  # Σ(x − x̄)(x − x̄)ᵀ; Σy is zero already
+        gram.diagonal().add_(self.alpha * n_views)
+        weight = torch.linalg.solve(gram, cross)
+        self.weight.copy_(weight)
+        self.bias.copy_(target_mean - mean @ weight)

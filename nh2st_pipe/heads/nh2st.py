@@ -1,0 +1,171 @@
+"""NH2ST: Qu et al., "Spatially Gene Expression Prediction using Dual-Scale Contrastive Learning", MICCAI 2025,
+arXiv 2506.23827, on frozen embeddings.
+
+Departures from the paper, each because the encoder is frozen and its output cached:
+- the image features are the pooled embedding of a tile (d values), not the trained encoder's 7 × 7 map;
+- they are centred, scaled and clipped first (see FeatureScaler): nothing upstream can adapt to the head;
+- the hyperedges come from the embeddings of view 0 and are computed once;
+- a spot's neighbours are shown in the same dihedral view as the spot.
+
+Prediction uses the spot's own tile alone: the decoder reads hᵖ before the cross-attention. The neighbours reach
+it through training only.
+
+Letters: b spots of a batch, K spots of a neighbourhood, d embedding, w width, G genes; p image side, g gene side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nh2st_pipe.heads.base import FeatureScaler, HeadModel, Samples
+from nh2st_pipe.heads.hypergraph import HypergraphConv, incidence, operator
+
+__all__ = ["NH2ST", "CrossAttention", "contrastive_loss"]
+
+
+def contrastive_loss(
+    image_bw: torch.Tensor, gene_bw: torch.Tensor, temperature: float, off_diagonal: float
+) -> torch.Tensor:
+    """Return the cross-entropy towards the diagonal of image × gene cosine similarities over `temperature`.
+
+    Logits of pairs that do not belong together are multiplied by `off_diagonal`. One direction only: each
+    image looks for its expression.
+    """
+    logits = F.normalize(image_bw, dim=-1) @ F.normalize(gene_bw, dim=-1).T / temperature
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    logits = torch.where(own, logits, logits * off_diagonal)
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+class CrossAttention(nn.Module):
+    """LayerNorm → multi-head attention → residual → LayerNorm → MLP (GELU) → residual → LayerNorm.
+
+    Each side is one token here, so the attention's weights are all one and it passes on the projected values.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float) -> None:
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.norm_q, self.norm_kv = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width), nn.Dropout(dropout)
+        )
+        self.norm_out = nn.LayerNorm(width)
+
+    def forward(self, query_bw: torch.Tensor, key_value_bw: torch.Tensor) -> torch.Tensor:
+        """Return b × w: the query side, having looked at the other."""
+        q, kv = self.norm_q(query_bw)[:, None], self.norm_kv(key_value_bw)[:, None]
+        x = query_bw + self.attention(q, kv, kv, need_weights=False)[0][:, 0]
+        x = x + self.mlp(self.norm_mlp(x))
+        return self.norm_out(x)  # type: ignore[no-any-return]
+
+
+class _NeighbourBranch(nn.Module):
+    """Two hypergraph convolutions with ReLU, then the mean over the nodes."""
+
+    def __init__(self, in_dim: int, hidden: int, width: int) -> None:
+        super().__init__()
+        self.first = HypergraphConv(in_dim, hidden)
+        self.second = HypergraphConv(hidden, width)
+
+    def forward(
+        self, distinct_ud: torch.Tensor, place_bk: torch.Tensor, operator_bkk: torch.Tensor
+    ) -> torch.Tensor:
+        """Return b × w from the u distinct spots of the batch and each neighbourhood's places among them."""
+        projected_uh = self.first.project(distinct_ud)  # once per distinct spot, then gathered
+        nodes = F.relu(self.first.spread(projected_uh[place_bk], operator_bkk))
+        nodes = F.relu(self.second(nodes, operator_bkk))
+        return nodes.mean(1)
+
+
+class NH2ST(HeadModel):
+    """Query branch, neighbour branch, shared cross-attention, two contrastive losses, linear decoder."""
+
+    def __init__(
+        self,
+        dim: int,
+        genes: list[str],
+        width: int = 512,
+        hidden: int = 1024,
+        decoder_hidden: int = 256,
+        heads: int = 8,
+        depth: int = 1,
+        mlp_ratio: float = 1.0,
+        dropout: float = 0.5,
+        similar: int = 3,
+        temperature: float = 0.05,
+        off_diagonal: float = 0.1,
+        query_weight: float = 1.0,
+        neighbour_weight: float = 0.5,
+        scale_features: bool = True,
+        clip: float = 8.0,
+        about: dict[str, Any] | None = None,
+        kind: str = "nh2st",
+    ) -> None:
+        super().__init__()
+        self.genes, self.about, self.kind = list(genes), about or {}, kind
+        self.similar, self.temperature, self.off_diagonal = similar, temperature, off_diagonal
+        self.query_weight, self.neighbour_weight = query_weight, neighbour_weight
+        self.scaler = FeatureScaler(dim, clip) if scale_features else None
+        n_genes = len(self.genes)
+        self.query = nn.Linear(dim, width)
+        self.gene_encoder = nn.Sequential(nn.Linear(n_genes, width), nn.Linear(width, width))
+        self.image_neighbours = _NeighbourBranch(dim, hidden, width)
+        self.gene_neighbours = _NeighbourBranch(width, hidden, width)
+        self.cross = nn.ModuleList(CrossAttention(width, heads, mlp_ratio, dropout) for _ in range(depth))
+        self.decoder = nn.Sequential(nn.Linear(width, decoder_hidden), nn.Linear(decoder_hidden, n_genes))
+
+    def features(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Return … × d, float32, as the branches take them."""
+        return embeddings.float() if self.scaler is None else self.scaler(embeddings)  # type: ignore[no-any-return]
+
+    def forward_view(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
+        """See HeadModel."""
+        out: torch.Tensor = self.decoder(self.query(self.features(samples.views[rows, view])))
+        return out
+
+    def operators(self, samples: Samples) -> torch.Tensor:
+        """Return the hypergraph operator of every spot's neighbourhood, N × K × K."""
+        parts = [
+            operator(incidence(samples.views[samples.neighbours[part], 0], self.similar)) for part in samples.chunks()
+        ]
+        return torch.cat(parts)
+
+    def losses(
+        self, samples: Samples, operators: torch.Tensor, rows: torch.Tensor, views: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Return `total` and its parts for the spots `rows`, each in its view of `views` (both of length b)."""
+        assert samples.target is not None
+        target = samples.target[rows]
+        around_bk = samples.neighbours[rows]
+        # A spot stands in several neighbourhoods; each distinct (spot, view) goes through a projection once.
+        n_views = samples.views.shape[1]
+        key, place_bk = torch.unique(around_bk * n_views + views[:, None], return_inverse=True)
+        image_ud = self.features(samples.views[key // n_views, key % n_views])
+        own_b = place_bk[:, 0]  # the spot itself is first in its neighbourhood
+        spot, gene_place_bk = torch.unique(around_bk, return_inverse=True)
+        gene_uw = self.gene_encoder(samples.target[spot])
+
+        h_p, h_g = self.query(image_ud[own_b]), gene_uw[gene_place_bk[:, 0]]
+        z_p = self.image_neighbours(image_ud, place_bk, operators[rows])
+        z_g = self.gene_neighbours(gene_uw, gene_place_bk, operators[rows])
+        parts = {
+            "mse": F.mse_loss(self.decoder(h_p), target),
+            "query": self._compare(h_p, h_g),
+            "neighbour": self._compare(z_p, z_g),
+        }
+        total = parts["mse"] + self.query_weight * parts["query"] + self.neighbour_weight * parts["neighbour"]
+        return {"total": total, **parts}
+
+    def _compare(self, image: torch.Tensor, gene: torch.Tensor) -> torch.Tensor:
+        """Return the contrastive loss of a pair after the shared cross-attention, applied in turn."""
+        for block in self.cross:
+            image = block(image, gene)
+            gene = block(gene, image)
+        return contrastive_loss(image, gene, self.temperature, self.off_diagonal)

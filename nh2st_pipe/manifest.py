@@ -1,0 +1,166 @@
+"""manifest.csv: one slide a row.
+
+Columns: `slide_id` (letters, digits, `._-`; unique) and `slide` (image), and optionally `expression` (.h5ad),
+`patient` (default: the slide_id), `mpp` (µm per px; overrides the file's) and `tissue` (mask image or
+GeoJSON). Paths are relative to the manifest. Other columns are kept and follow the slide. Rows are counted as
+a spreadsheet shows them: the header is row 1.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from nh2st_pipe.errors import ManifestError, nearest
+
+__all__ = ["SlideRow", "read_manifest", "write_manifest"]
+
+_KNOWN = ("slide_id", "slide", "expression", "patient", "mpp", "tissue")
+_REQUIRED = ("slide_id", "slide")
+_SLIDE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class SlideRow:
+    """One row of a manifest, its paths absolute."""
+
+    slide_id: str
+    slide: Path
+    expression: Path | None = None
+    patient: str = ""
+    mpp: float | None = None
+    tissue: Path | None = None
+    extra: dict[str, str] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """Return what a store keeps of the row: no folder of this machine, only names."""
+        return {
+            "slide_id": self.slide_id,
+            "slide": self.slide.name,
+            "expression": self.expression.name if self.expression else None,
+            "patient": self.patient,
+            "mpp": self.mpp,
+            "tissue": self.tissue.name if self.tissue else None,
+            "extra": dict(self.extra),
+        }
+
+
+def read_manifest(path: str | Path) -> list[SlideRow]:
+    """Read and check `path` whole.
+
+    Raises ManifestError with every fault of every row, so that a file is mended in one go.
+    """
+    path = Path(path)
+    table = _read_text_table(path)
+    faults: list[str] = []
+    rows: list[SlideRow] = []
+    first_seen: dict[str, int] = {}
+    for number, cells in enumerate(table.iter_rows(named=True), start=2):
+        row, row_faults = _row({key: (value or "").strip() for key, value in cells.items()}, path.parent)
+        if row.slide_id and row.slide_id in first_seen:
+            row_faults.append(f"slide_id: '{row.slide_id}' is already in row {first_seen[row.slide_id]}")
+        first_seen.setdefault(row.slide_id, number)
+        faults += [f"row {number}, column {fault}" for fault in row_faults]
+        rows.append(row)
+    if faults:
+        count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise ManifestError(f"{path} has {count}; nothing was started:\n  " + "\n  ".join(faults))
+    return rows
+
+
+def _read_text_table(path: Path) -> pl.DataFrame:
+    if not path.exists():
+        raise ManifestError(f"there is no manifest at {path}")
+    if path.is_dir():
+        raise ManifestError(f"{path} is a folder; a manifest is a CSV file with the columns slide_id and slide")
+    try:
+        table = pl.read_csv(path, infer_schema=False)
+    except pl.exceptions.NoDataError as error:
+        raise ManifestError(f"{path} is empty; its first line should be: slide_id,slide,expression") from error
+    except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ManifestError(f"{path} is not a readable CSV file: {reason}") from error
+    table = table.rename({name: name.strip() for name in table.columns})
+    missing = [name for name in _REQUIRED if name not in table.columns]
+    if missing:
+        hints = [nearest(name, [c for c in table.columns if c not in _KNOWN]) for name in missing]
+        faults = [f"'{name}'{hint}" for name, hint in zip(missing, hints, strict=True)]
+        raise ManifestError(f"{path} lacks the column {' and '.join(faults)} (it has {', '.join(table.columns)})")
+    if table.height == 0:
+        raise ManifestError(f"{path} has a header and no rows; add one row per slide")
+    return table
+
+
+def _row(cells: dict[str, str], folder: Path) -> tuple[SlideRow, list[str]]:
+    faults: list[str] = []
+
+    def existing(column: str) -> Path | None:
+        if not cells.get(column):
+            return None
+        path = Path(cells[column]).expanduser()
+        path = path if path.is_absolute() else folder / path
+        if not path.is_file():
+            faults.append(f"{column}: there is no file at {path}")
+        return path.resolve()
+
+    slide_id = cells["slide_id"]
+    if not slide_id:
+        faults.append("slide_id: is empty")
+    elif not _SLIDE_ID.fullmatch(slide_id):
+        faults.append(f"slide_id: '{slide_id}' may hold letters, digits and ._- and must begin with a letter or digit")
+    if not cells["slide"]:
+        faults.append("slide: is empty")
+    mpp: float | None = None
+    if cells.get("mpp"):
+        try:
+            mpp = float(cells["mpp"])
+        except ValueError:
+            mpp = math.nan
+        if not (math.isfinite(mpp) and mpp > 0):
+            faults.append(f"mpp: '{cells['mpp']}' is not a positive number of µm per px")
+            mpp = None
+    row = SlideRow(
+        slide_id=slide_id,
+        slide=existing("slide") or folder,
+        expression=existing("expression"),
+        patient=cells.get("patient") or slide_id,
+        mpp=mpp,
+        tissue=existing("tissue"),
+        extra={key: value for key, value in cells.items() if key not in _KNOWN},
+    )
+    return row, faults
+
+
+def write_manifest(rows: list[SlideRow], path: str | Path) -> None:
+    """Write `rows` as a manifest at `path`, with paths relative to it where they lie below its folder."""
+    path = Path(path).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def shown(target: Path | None) -> str:
+        if target is None:
+            return ""
+        target = target.resolve()
+        return str(target.relative_to(path.parent) if target.is_relative_to(path.parent) else target)
+
+    records = [
+        {
+            "slide_id": row.slide_id,
+            "slide": shown(row.slide),
+            "expression": shown(row.expression),
+            "patient": row.patient,
+            "mpp": "" if row.mpp is None else f"{row.mpp:.6g}",
+            "tissue": shown(row.tissue),
+            **row.extra,
+        }
+        for row in rows
+    ]
+    table = pl.DataFrame(records, schema_overrides=dict.fromkeys(records[0], pl.String) if records else None)
+    empty = [name for name in ("expression", "mpp", "tissue") if all(record[name] == "" for record in records)]
+    part = path.with_name(path.name + ".part")
+    table.drop(empty).write_csv(part)
+    part.replace(path)

@@ -1,0 +1,28 @@
+"""Reading whole slide images: one small interface, one module per library.
+
+Coordinates are level-0 px, x then y, origin at the upper left corner, everywhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nh2st_pipe.errors import SlideError
+from nh2st_pipe.slides.base import Slide
+
+__all__ = ["Slide", "open_slide"]
+
+
+def open_slide(path: Path) -> Slide:
+    """Open the slide at `path` with the library that knows its format, decided by content, not by name.
+
+    Raises SlideError naming the file where nothing can read it.
+    """
+    from nh2st_pipe.slides.openslide import OpenSlideSlide
+    from nh2st_pipe.slides.raster import RasterSlide
+
+    if not path.is_file():
+        raise SlideError(f"there is no slide at {path}")
+    if path.stat().st_size == 0:
+        raise SlideError(f"{path} is an empty file")
+    return OpenSlideSlide(path) if OpenSlideSlide.reads(path) else RasterSlide(path)

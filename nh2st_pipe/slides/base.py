@@ -1,0 +1,88 @@
+"""What every slide offers, and how a tile is cut from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+__all__ = ["Interpolation", "Slide", "read_tile", "thumbnail"]
+
+Interpolation = Literal["bilinear", "bicubic"]
+_FILTER = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+# Radius of each filter in output pixels: what has to be read around a tile for its edge to be right.
+_SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
+_SAME_SCALE = 1e-3  # a level this close to the scale asked for is taken as it is
+
+
+class Slide(Protocol):
+    """An open slide. Safe to read from several threads; not to be carried across a fork."""
+
+    path: Path
+    size: tuple[int, int]
+    """Width and height, level-0 px."""
+    mpp: float | None
+    """µm per level-0 px by the file itself, None where it does not say."""
+    downsamples: tuple[float, ...]
+    """Level-0 px per px of each level; the first is 1."""
+
+    def read_region(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+        """Return height × width × 3 (RGB); white outside the image.
+
+        x and y are px **of that level**. Raises SlideError where the image cannot be decoded.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the file and whatever was decoded."""
+        ...
+
+
+def read_tile(
+    slide: Slide, centre_xy: tuple[float, float], size_level0_px: float, out_px: int, interpolation: Interpolation
+) -> NDArray[np.uint8]:
+    """Cut the square of `size_level0_px` around `centre_xy` (level-0 px) as out_px × out_px × 3, uint8.
+
+    The best level is the coarsest that is still at least as fine as asked for; it is resampled once, with an
+    antialiasing filter that sees the pixels around the tile, or not at all where its scale fits.
+    """
+    scale = size_level0_px / out_px
+    fine_enough = [i for i, d in enumerate(slide.downsamples) if d <= scale * (1 + _SAME_SCALE)]
+    level = max(fine_enough, key=lambda i: slide.downsamples[i], default=0)
+    down = slide.downsamples[level]
+    left, top = ((c - size_level0_px / 2) / down for c in centre_xy)
+    if abs(scale / down - 1) <= _SAME_SCALE:
+        return slide.read_region(round(left), round(top), out_px, out_px, level)
+    side = size_level0_px / down
+    margin = int(np.ceil(_SUPPORT[interpolation] * max(1.0, scale / down))) + 1
+    x0, y0 = int(np.floor(left)) - margin, int(np.floor(top)) - margin
+    reach = int(np.ceil(side)) + 2 * margin + 1
+    pixels = slide.read_region(x0, y0, reach, reach, level)
+    box = (left - x0, top - y0, left - x0 + side, top - y0 + side)
+    image = Image.fromarray(pixels).resize((out_px, out_px), _FILTER[interpolation], box=box)
+    return np.asarray(image)
+
+
+def thumbnail(slide: Slide, longest_px: int) -> tuple[NDArray[np.uint8], float]:
+    """Return the whole slide as h × w × 3 (uint8) and its scale in thumbnail px per level-0 px."""
+    width, height = slide.size
+    scale = min(1.0, longest_px / max(width, height))
+    out = (max(1, round(width * scale)), max(1, round(height * scale)))
+    level = max((i for i, d in enumerate(slide.downsamples) if d * scale <= 1 + _SAME_SCALE), default=0)
+    down = slide.downsamples[level]
+    # Strips keep the memory small where the coarsest level is still large.
+    level_w, level_h = max(1, round(width / down)), max(1, round(height / down))
+    strip = max(1, int(64e6 // (3 * level_w)))
+    if level_h <= strip:
+        whole = Image.fromarray(slide.read_region(0, 0, level_w, level_h, level))
+        return np.asarray(whole.resize(out, Image.Resampling.BOX)), scale
+    rows = np.linspace(0, level_h, int(np.ceil(level_h / strip)) + 1).round().astype(int)
+    picture = np.empty((out[1], out[0], 3), np.uint8)
+    edges = (rows * out[1] / level_h).round().astype(int)
+    for top, bottom, out_top, out_bottom in zip(rows[:-1], rows[1:], edges[:-1], edges[1:], strict=True):
+        part = Image.fromarray(slide.read_region(0, int(top), level_w, int(bottom - top), level))
+        picture[out_top:out_bottom] = part.resize((out[0], int(out_bottom - out_top)), Image.Resampling.BOX)
+    return picture, scale

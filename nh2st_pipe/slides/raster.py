@@ -1,0 +1,95 @@
+"""Plain JPEG, PNG and TIFF: decoded once, whole, when the first tile is asked for.
+
+Such files have no pyramid, and JPEG and PNG cannot be entered in the middle. Decoding costs 3 bytes per px of
+memory (a 10,000 × 10,000 px image: 300 MB), kept until the slide is closed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from nh2st_pipe.errors import SlideError
+
+__all__ = ["RasterSlide"]
+
+_PILLOW_LIMIT = threading.Lock()  # Image.MAX_IMAGE_PIXELS is one value for all threads
+
+
+class RasterSlide:
+    """A plain image, read by Pillow."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.downsamples: tuple[float, ...] = (1.0,)
+        self.mpp: float | None = None  # the resolution tags of photographs say nothing about the tissue
+        self._lock = threading.Lock()
+        self._pixels: NDArray[np.uint8] | None = None
+        with self._open() as image:
+            self.size: tuple[int, int] = image.size
+
+    def _open(self) -> Image.Image:
+        try:
+            # Pillow's guard against images of over 179 Mpx is replaced by our own, which knows the memory.
+            with _PILLOW_LIMIT:
+                limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+                try:
+                    return Image.open(self.path)
+                finally:
+                    Image.MAX_IMAGE_PIXELS = limit
+        except UnidentifiedImageError as error:
+            raise SlideError(f"{self.path} is not an image that OpenSlide or Pillow can read") from error
+        except (OSError, ValueError, SyntaxError) as error:
+            raise SlideError(f"{self.path} cannot be opened: {error}") from error
+
+    def _decoded(self) -> NDArray[np.uint8]:
+        with self._lock:
+            if self._pixels is None:
+                needed = 7 * self.size[0] * self.size[1]  # Pillow's 4 bytes per px and our 3, for a moment
+                if needed > _free_memory():
+                    raise SlideError(
+                        f"{self.path} is a plain image of {self.size[0]:,} × {self.size[1]:,} px and takes "
+                        f"{needed / 1e9:.1f} GB to decode, more than this machine has free; convert it to a tiled "
+                        "pyramidal TIFF (for example: vips tiffsave IN OUT --tile --pyramid --compression jpeg)"
+                    )
+                try:
+                    with self._open() as image:
+                        self._pixels = np.asarray(image if image.mode == "RGB" else _flattened(image))
+                except (OSError, ValueError, SyntaxError, EOFError) as error:
+                    raise SlideError(f"{self.path} cannot be decoded: {error}; is the file complete?") from error
+            return self._pixels
+
+    def read_region(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+        """See `Slide.read_region`; there is one level."""
+        pixels = self._decoded()
+        left, right = (min(max(v, 0), self.size[0]) for v in (x, x + width))
+        top, bottom = (min(max(v, 0), self.size[1]) for v in (y, y + height))
+        if (right - left, bottom - top) == (width, height):
+            return pixels[top:bottom, left:right]
+        region = np.full((height, width, 3), 255, np.uint8)
+        region[top - y : bottom - y, left - x : right - x] = pixels[top:bottom, left:right]
+        return region
+
+    def close(self) -> None:
+        """See `Slide.close`."""
+        self._pixels = None
+
+
+def _flattened(image: Image.Image) -> Image.Image:
+    """Return `image` as RGB, transparent parts white."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _free_memory() -> float:
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):  # no such figure on this system
+        return float("inf")

@@ -1,0 +1,101 @@
+"""Where the tiles of a slide lie, and how large they are.
+
+A tile's size is given in level-0 px or in µm; µm need the slide's resolution, taken from the manifest, else
+from the file. Tiles are kept in the file's own order, so that neighbours in a store are neighbours on disk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nh2st_pipe.errors import SlideError, listed
+from nh2st_pipe.expression import Spots
+from nh2st_pipe.slides.base import Slide
+
+__all__ = ["TileSize", "check_on_image", "choose_mpp", "file_order", "grid_spots"]
+
+_MPP_TOLERANCE = 0.05
+_BLOCK_PX = 1024  # height of the bands in which tiles are ordered
+
+
+@dataclass(frozen=True)
+class TileSize:
+    """Side of a tile on the slide: exactly one of µm and level-0 px."""
+
+    um: float | None = None
+    level0_px: float | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return what a store keeps of it."""
+        return {"size_um": self.um, "size_level0_px": self.level0_px}
+
+    def on_slide(self, mpp: float | None, slide: Slide) -> float:
+        """Return the side in level-0 px on a slide of `mpp` µm per px."""
+        if self.level0_px is not None:
+            return self.level0_px
+        assert self.um is not None
+        if mpp is None:
+            raise SlideError(
+                f"{slide.path} does not say its resolution, and tiles of {self.um:g} µm need it; give mpp in the "
+                "manifest (µm per px), or the tile's size in pixels with --tile-px"
+            )
+        return self.um / mpp
+
+
+def choose_mpp(in_manifest: float | None, in_file: float | None) -> tuple[float | None, str, str | None]:
+    """Return (µm per px, where it is from, a notice where manifest and file differ by more than 5 %)."""
+    if in_manifest is None:
+        return in_file, "file" if in_file else "unknown", None
+    notice = None
+    if in_file is not None and abs(in_manifest / in_file - 1) > _MPP_TOLERANCE:
+        notice = f"mpp is {in_manifest:g} in the manifest and {in_file:g} in the file; the manifest's is used"
+    return in_manifest, "manifest", notice
+
+
+def check_on_image(spots: Spots, slide: Slide) -> None:
+    """Raise SlideError naming the spots whose centre is not on the image."""
+    width, height = slide.size
+    x, y = spots.xy.T
+    outside = np.flatnonzero((x < 0) | (y < 0) | (x > width) | (y > height))
+    if len(outside):
+        first = outside[0]
+        raise SlideError(
+            f"{len(outside)} of {len(spots)} spots lie outside {slide.path} ({width:,} × {height:,} px): "
+            f"{listed(spots.barcodes[i] for i in outside)}; {spots.barcodes[first]} is at x={x[first]:,.0f}, "
+            f"y={y[first]:,.0f}. obsm['spatial'] should hold x, y in full-resolution pixels of this image"
+        )
+
+
+def file_order(xy: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the order in which tiles are read: bands from top to bottom, each from left to right."""
+    return np.lexsort((xy[:, 1], xy[:, 0], xy[:, 1] // _BLOCK_PX)).astype(np.int64)
+
+
+def grid_spots(tissue: NDArray[np.bool_], size_level0_px: float, slide: Slide, min_share: float = 0.5) -> Spots:
+    """Return adjoining tiles over the parts of a slide that `tissue` marks, for slides without spots.
+
+    `tissue` is a mask of the whole slide at any resolution; a tile is kept where at least `min_share` of it is
+    tissue. Barcodes are "x<column>_y<row>" of the grid.
+    """
+    width, height = slide.size
+    n_cols, n_rows = (max(1, int(side // size_level0_px)) for side in (width, height))
+    # The share of tissue under each tile from a summed-area table: exact for tiles of any size.
+    summed = np.pad(tissue.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    ys = np.clip((np.arange(n_rows + 1) * size_level0_px * tissue.shape[0] / height).round(), 0, tissue.shape[0])
+    xs = np.clip((np.arange(n_cols + 1) * size_level0_px * tissue.shape[1] / width).round(), 0, tissue.shape[1])
+    corners = summed[np.ix_(ys.astype(int), xs.astype(int))]
+    inside = corners[1:, 1:] - corners[:-1, 1:] - corners[1:, :-1] + corners[:-1, :-1]
+    area = np.maximum(np.outer(np.diff(ys), np.diff(xs)), 1)
+    rows, cols = np.nonzero(inside / area >= min_share)
+    if len(rows) == 0:
+        raise SlideError(f"no tissue was found on {slide.path}; give a mask in the manifest's column 'tissue'")
+    return Spots(
+        barcodes=[f"x{c}_y{r}" for r, c in zip(rows, cols, strict=True)],
+        xy=(np.column_stack((cols, rows)) + 0.5) * size_level0_px,
+        array_row=rows.astype(np.int64),
+        array_col=cols.astype(np.int64),
+    )
