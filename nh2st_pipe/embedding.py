@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,15 @@ from nh2st_pipe.progress import Progress
 from nh2st_pipe.recipes import EncoderRecipe, Precision, load_encoder_recipe
 from nh2st_pipe.slides import Slide, open_slide
 from nh2st_pipe.slides.base import read_tile, thumbnail
-from nh2st_pipe.store import Contract, SlideWriter, Store, StoreWriter, check_contract, fingerprint, open_store
+from nh2st_pipe.store import (
+    Contract,
+    SlideWriter,
+    Store,
+    StoreWriter,
+    check_contract,
+    fingerprint,
+    open_store,
+)
 from nh2st_pipe.tiling import TileSize, check_on_image, choose_mpp, file_order, grid_spots
 from nh2st_pipe.weights import Weights, find_weights
 
@@ -65,7 +73,7 @@ class EmbedSummary:
 def embed(
     slides: str | Path,
     *,
-    encoder: str | Path | None = None,
+    encoder: str | Path | EncoderRecipe | None = None,
     weights: str | Path | None = None,
     store: str | Path = "store.zarr",
     views: int | None = None,
@@ -80,7 +88,7 @@ def embed(
 ) -> EmbedSummary:
     """Embed the slides of the manifest `slides` into `store`.
 
-    `encoder` is a recipe's name or YAML file; `weights` a file that takes the place of the hub's. `views` is 1
+    `encoder` is a recipe, its name or its YAML file; `weights` a file that takes the place of the hub's. `views` is 1
     or 8. The tile's side is `tile_um` (µm) or `tile_px` (level-0 px). What is left None is as in the store
     where there is one, else the recipe's default (1 view). `precision` None is the recipe's on a GPU and float32
     on a CPU. `redo_changed` embeds slides anew whose files have changed.
@@ -124,7 +132,9 @@ def embed(
     return summary
 
 
-def _choose_recipe(encoder: str | Path | None, existing: Store | None) -> EncoderRecipe:
+def _choose_recipe(encoder: str | Path | EncoderRecipe | None, existing: Store | None) -> EncoderRecipe:
+    if isinstance(encoder, EncoderRecipe):
+        return encoder
     if encoder is not None or existing is None:
         return load_encoder_recipe(encoder or DEFAULT_ENCODER)
     return EncoderRecipe.model_validate(existing.contract.encoder)
@@ -309,7 +319,7 @@ class _Readers:
         self._stop.set()
         self._open.release()
         while self._planner.is_alive():  # it may be waiting for room in the queue
-            with _suppress_empty():
+            with suppress(queue.Empty):
                 self._queue.get(timeout=0.05)
         self._pool.shutdown(wait=True, cancel_futures=True)
         for job in self._jobs:
@@ -400,14 +410,6 @@ class _Readers:
         for i, (x, y) in enumerate(job.spots.xy[start:stop]):
             tiles[i] = read_tile(slide, (float(x), float(y)), job.tile_level0_px, self._out_px, self._interpolation)
         return tiles
-
-
-@contextmanager
-def _suppress_empty() -> Iterator[None]:
-    try:
-        yield
-    except queue.Empty:
-        pass
 
 
 def _finish(job: _Job) -> None:

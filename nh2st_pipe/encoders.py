@@ -61,9 +61,7 @@ def pick_device(name: str) -> torch.device:
 class Encoder(nn.Module):
     """A frozen encoder with its own preprocessing, on one device."""
 
-    def __init__(
-        self, recipe: EncoderRecipe, backbone: nn.Module, device: torch.device, precision: Precision
-    ) -> None:
+    def __init__(self, recipe: EncoderRecipe, backbone: nn.Module, device: torch.device, precision: Precision) -> None:
         super().__init__()
         self.recipe = recipe
         self.device = device
@@ -72,7 +70,7 @@ class Encoder(nn.Module):
         self.images_at_once = 16 if device.type == "cpu" else 1 << 30
         self.backbone = backbone.eval().requires_grad_(False).to(device, self.dtype)
         if device.type != "mps":
-            self.backbone = self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.backbone = self.backbone.to(memory_format=torch.channels_last)
         # uint8 → (x / 255 − mean) / std in one multiplication and one addition.
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (recipe.mean, recipe.std))
         self.gain = (1 / (255 * std)).to(device)
@@ -234,4 +232,3 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
         raise EncoderError(f"{path} does not hold a state dict (names and tensors)")
     return loaded
-

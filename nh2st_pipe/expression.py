@@ -129,7 +129,7 @@ def _grid_index(data: anndata.AnnData, column: str, path: Path) -> NDArray[np.in
     if len(bad):
         spot = data.obs_names[bad[0]]
         raise ExpressionError(f"{path}: obs['{column}'] of spot {spot} is {values[bad[0]]}, not a whole number")
-    return values.astype(np.int64)
+    return np.asarray(values, dtype=np.int64)
 
 
 def _raw_counts(data: anndata.AnnData, path: Path) -> sp.csr_matrix:

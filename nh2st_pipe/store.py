@@ -29,7 +29,17 @@ from nh2st_pipe.errors import StoreError
 from nh2st_pipe.expression import Spots
 from nh2st_pipe.manifest import SlideRow
 
-__all__ = ["Contract", "SlideData", "SlideState", "SlideWriter", "Store", "StoreWriter", "check_contract", "fingerprint", "open_store"]
+__all__ = [
+    "Contract",
+    "SlideData",
+    "SlideState",
+    "SlideWriter",
+    "Store",
+    "StoreWriter",
+    "check_contract",
+    "fingerprint",
+    "open_store",
+]
 
 FORMAT = 1
 _KEY = "nh2st_pipe"
@@ -387,7 +397,11 @@ class SlideWriter:
         if "partial" not in self._group:
             shape = (_SHARD_TILES, *block.shape[1:])
             self._group.create_array(
-                "partial", shape=shape, chunks=shape, dtype="float16", compressors=[ZstdCodec(level=1), Crc32cCodec()]
+                "partial",
+                shape=shape,
+                chunks=shape,
+                dtype="float16",
+                compressors=[ZstdCodec(level=1), Crc32cCodec()],
             )
         partial: Any = self._group["partial"]
         padded = np.zeros(partial.shape, np.float16)
@@ -395,9 +409,7 @@ class SlideWriter:
         partial[:] = padded
         self._mark(SlideState(False, self._state.rows, waiting, self._state.tiles, self._state.source))
 
-    def finish(
-        self, neighbours: NDArray[np.int32], distances: NDArray[np.float32], thumbnail: dict[str, Any]
-    ) -> None:
+    def finish(self, neighbours: NDArray[np.int32], distances: NDArray[np.float32], thumbnail: dict[str, Any]) -> None:
         """Write what needs the whole slide, and the completion mark, last."""
         if self._state.rows != self._state.tiles:
             raise StoreError(f"{self._group.path}: {self._state.rows} of {self._state.tiles} tiles are written")
@@ -461,7 +473,11 @@ def _write_csr(group: zarr.Group, name: str, matrix: sp.csr_matrix) -> None:
     """Write a sparse matrix as AnnData does, in chunks of a million values: few files, however many spots."""
     target = group.create_group(name)
     target.attrs.update(
-        {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [int(side) for side in matrix.shape]}
+        {
+            "encoding-type": "csr_matrix",
+            "encoding-version": "0.1.0",
+            "shape": [int(side) for side in matrix.shape],
+        }
     )
     for part in ("data", "indices", "indptr"):
         values: NDArray[Any] = getattr(matrix, part)

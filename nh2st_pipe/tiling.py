@@ -95,7 +95,7 @@ def grid_spots(tissue: NDArray[np.bool_], size_level0_px: float, slide: Slide, m
         raise SlideError(f"no tissue was found on {slide.path}; give a mask in the manifest's column 'tissue'")
     return Spots(
         barcodes=[f"x{c}_y{r}" for r, c in zip(rows, cols, strict=True)],
-        xy=(np.column_stack((cols, rows)) + 0.5) * size_level0_px,
+        xy=((np.column_stack((cols, rows)) + 0.5) * size_level0_px).astype(np.float64),
         array_row=rows.astype(np.int64),
         array_col=cols.astype(np.int64),
     )

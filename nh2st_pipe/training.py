@@ -123,8 +123,7 @@ def _resolve(
     resolved = recipe if isinstance(recipe, TrainRecipe) else load_train_recipe(recipe, settings)
     changes: dict[str, Any] = {}
     if genes is not None:
-        number = int(genes) if str(genes).isdecimal() else None
-        panel = number if number is not None else read_gene_file(Path(genes))  # type: ignore[arg-type]
+        panel = int(str(genes)) if str(genes).isdecimal() else read_gene_file(Path(str(genes)))
         changes["targets"] = resolved.targets.model_copy(update={"genes": panel})
     if folds is not None:
         changes["folds"] = folds
@@ -147,7 +146,9 @@ def _load(store: Store, recipe: TrainRecipe, say: Callable[[str], None]) -> list
     """Read every complete slide with expression; say what is left out."""
     unfinished = store.incomplete()
     if unfinished:
-        say(f"not in this training: {listed(unfinished)}, whose embedding is unfinished (nh2st-pipe embed goes on with it)")
+        say(
+            f"not in this training: {listed(unfinished)}, whose embedding is unfinished (nh2st-pipe embed goes on with it)"
+        )
     names = store.slides()
     if not names:
         raise TrainError(f"{store.path} holds no complete slide; run nh2st-pipe embed first")
@@ -163,9 +164,7 @@ def _load(store: Store, recipe: TrainRecipe, say: Callable[[str], None]) -> list
     slides = [store.read(name, first_view_only=first_only) for name in names if name not in without]
     kept = slides[0].neighbours.shape[1]
     if recipe.features.neighbours > kept:
-        raise TrainError(
-            f"features.neighbours is {recipe.features.neighbours}, and {store.path} keeps {kept} per spot"
-        )
+        raise TrainError(f"features.neighbours is {recipe.features.neighbours}, and {store.path} keeps {kept} per spot")
     return slides
 
 
@@ -181,7 +180,12 @@ class _Bench:
     """The slides of a run on the device, and what is done with them fold by fold."""
 
     def __init__(
-        self, store: Store, slides: list[SlideData], recipe: TrainRecipe, device: torch.device, progress: Progress
+        self,
+        store: Store,
+        slides: list[SlideData],
+        recipe: TrainRecipe,
+        device: torch.device,
+        progress: Progress,
     ) -> None:
         self.slides = {slide.slide_id: slide for slide in slides}
         self.recipe = recipe
@@ -236,15 +240,18 @@ class _Bench:
             )
         chosen = self._choose_epochs(recipe, split, fold.train, fold.name)
         trained = registry.fit(
-            recipe, train_samples, split.panel, self._about, epochs=chosen.best_epoch, on_epoch=self._tell(fold.name)
+            recipe,
+            train_samples,
+            split.panel,
+            self._about,
+            epochs=chosen.best_epoch,
+            on_epoch=self._tell(fold.name),
         )
         history = [{"phase": "choose", **row} for row in chosen.history]
         history += [{"phase": "train", **row} for row in trained.history]
         return registry.Trained(trained.model, chosen.best_epoch, history)  # type: ignore[arg-type]
 
-    def _choose_epochs(
-        self, recipe: TrainRecipe, split: _Split, names: Sequence[str], label: str
-    ) -> registry.Trained:
+    def _choose_epochs(self, recipe: TrainRecipe, split: _Split, names: Sequence[str], label: str) -> registry.Trained:
         """Find the number of epochs on training slides alone: train on some, watch the one held out."""
         held = hold_out([self.slides[name] for name in names], recipe.seed)
         if held:
@@ -322,7 +329,12 @@ class _Outcome:
         """Judge the predictions of one test fold, its spots pooled."""
         p = np.concatenate([predicted[name] for name in fold.test])
         t = np.concatenate([split.target[name] for name in fold.test])
-        figures = {"fold": fold.name, "test_slides": list(fold.test), **summarise(p, t), "train_seconds": seconds}
+        figures = {
+            "fold": fold.name,
+            "test_slides": list(fold.test),
+            **summarise(p, t),
+            "train_seconds": seconds,
+        }
         if trained.best_epoch:
             figures["epochs"] = trained.best_epoch
             self.epochs.append(trained.best_epoch)

@@ -118,6 +118,14 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
     genes: list[str]
     about: dict[str, Any]
 
+    @classmethod
+    def _load_as_safetensor(  # type: ignore[override]
+        cls, model: HeadModel, model_file: str, map_location: str, strict: bool
+    ) -> HeadModel:
+        """Load weights strictly, always: a head with some of its weights missing would predict, and wrongly."""
+        loaded: HeadModel = super()._load_as_safetensor(model, model_file, map_location, True)
+        return loaded
+
     def forward_view(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
         """Return predictions b × G for the spots `rows` in one view."""
         raise NotImplementedError

@@ -52,7 +52,10 @@ def fit_by_steps(
         model.scaler.fit(train)
     operators = model.operators(train)
     optimiser = torch.optim.AdamW(
-        model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=device.type in ("cpu", "cuda")
+        model.parameters(),
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        fused=device.type in ("cpu", "cuda"),
     )
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, recipe.lr_step, recipe.lr_gamma)
     n, n_views = train.views.shape[:2]
@@ -67,7 +70,7 @@ def fit_by_steps(
         for rows in order.split(recipe.batch_size):
             losses = model.losses(train, operators, rows, views[rows])
             optimiser.zero_grad(set_to_none=True)
-            losses["total"].backward()  # type: ignore[no-untyped-call]
+            losses["total"].backward()
             optimiser.step()
             for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach() * len(rows)

@@ -44,24 +44,36 @@ def contrastive_loss(
 class CrossAttention(nn.Module):
     """LayerNorm → multi-head attention → residual → LayerNorm → MLP (GELU) → residual → LayerNorm.
 
-    Each side is one token here, so the attention's weights are all one and it passes on the projected values.
+    Each side is one token here. A softmax over one key is 1 whatever the query, so attention is the projected
+    value, each head of it dropped out with the attention's dropout; the projections of query and key could
+    neither act nor learn, and are left out. Equal to `nn.MultiheadAttention` on the same weights.
     """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float) -> None:
         super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of {heads} heads")
         hidden = int(width * mlp_ratio)
-        self.norm_q, self.norm_kv = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
+        self.heads, self.dropout = heads, dropout
+        self.norm_kv = nn.LayerNorm(width)
+        self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width), nn.Dropout(dropout)
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, width),
+            nn.Dropout(dropout),
         )
         self.norm_out = nn.LayerNorm(width)
 
     def forward(self, query_bw: torch.Tensor, key_value_bw: torch.Tensor) -> torch.Tensor:
         """Return b × w: the query side, having looked at the other."""
-        q, kv = self.norm_q(query_bw)[:, None], self.norm_kv(key_value_bw)[:, None]
-        x = query_bw + self.attention(q, kv, kv, need_weights=False)[0][:, 0]
+        value = self.value(self.norm_kv(key_value_bw))
+        if self.training and self.dropout:
+            weight = F.dropout(value.new_ones(len(value), self.heads, 1), self.dropout)
+            value = (value.view(len(value), self.heads, -1) * weight).flatten(1)
+        x = query_bw + self.out(value)
         x = x + self.mlp(self.norm_mlp(x))
         return self.norm_out(x)  # type: ignore[no-any-return]
 
@@ -74,9 +86,7 @@ class _NeighbourBranch(nn.Module):
         self.first = HypergraphConv(in_dim, hidden)
         self.second = HypergraphConv(hidden, width)
 
-    def forward(
-        self, distinct_ud: torch.Tensor, place_bk: torch.Tensor, operator_bkk: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, distinct_ud: torch.Tensor, place_bk: torch.Tensor, operator_bkk: torch.Tensor) -> torch.Tensor:
         """Return b × w from the u distinct spots of the batch and each neighbourhood's places among them."""
         projected_uh = self.first.project(distinct_ud)  # once per distinct spot, then gathered
         nodes = F.relu(self.first.spread(projected_uh[place_bk], operator_bkk))
@@ -123,7 +133,7 @@ class NH2ST(HeadModel):
 
     def features(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Return … × d, float32, as the branches take them."""
-        return embeddings.float() if self.scaler is None else self.scaler(embeddings)  # type: ignore[no-any-return]
+        return embeddings.float() if self.scaler is None else self.scaler(embeddings)
 
     def forward_view(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
         """See HeadModel."""
@@ -155,17 +165,24 @@ class NH2ST(HeadModel):
         h_p, h_g = self.query(image_ud[own_b]), gene_uw[gene_place_bk[:, 0]]
         z_p = self.image_neighbours(image_ud, place_bk, operators[rows])
         z_g = self.gene_neighbours(gene_uw, gene_place_bk, operators[rows])
-        parts = {
-            "mse": F.mse_loss(self.decoder(h_p), target),
-            "query": self._compare(h_p, h_g),
-            "neighbour": self._compare(z_p, z_g),
-        }
+        query, neighbour = self._compare(h_p, h_g, z_p, z_g)
+        parts = {"mse": F.mse_loss(self.decoder(h_p), target), "query": query, "neighbour": neighbour}
         total = parts["mse"] + self.query_weight * parts["query"] + self.neighbour_weight * parts["neighbour"]
         return {"total": total, **parts}
 
-    def _compare(self, image: torch.Tensor, gene: torch.Tensor) -> torch.Tensor:
-        """Return the contrastive loss of a pair after the shared cross-attention, applied in turn."""
+    def _compare(
+        self, h_p: torch.Tensor, h_g: torch.Tensor, z_p: torch.Tensor, z_g: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the contrastive losses of query and neighbour pair after the shared cross-attention, in turn.
+
+        The two pairs go through the shared blocks as one batch.
+        """
+        image, gene = torch.cat((h_p, z_p)), torch.cat((h_g, z_g))
         for block in self.cross:
             image = block(image, gene)
             gene = block(gene, image)
-        return contrastive_loss(image, gene, self.temperature, self.off_diagonal)
+        b = len(h_p)
+        return (
+            contrastive_loss(image[:b], gene[:b], self.temperature, self.off_diagonal),
+            contrastive_loss(image[b:], gene[b:], self.temperature, self.off_diagonal),
+        )

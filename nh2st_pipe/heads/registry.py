@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,7 +74,9 @@ def fit(
             model.fit(train)
             return Trained(model, 0, [])
         assert isinstance(model, NH2ST)
-        result: Fit = fit_by_steps(model, recipe.fit, train, watched, epochs or recipe.fit.epochs, recipe.seed, on_epoch)
+        result: Fit = fit_by_steps(
+            model, recipe.fit, train, watched, epochs or recipe.fit.epochs, recipe.seed, on_epoch
+        )
     return Trained(model, result.best_epoch, result.history)
 
 
@@ -96,7 +100,8 @@ def load_model(path: str | Path) -> HeadModel:
     if kind not in _KINDS:
         raise RunError(f"{config_file} describes a head of kind {kind!r}; this version knows {', '.join(_KINDS)}")
     try:
-        model = _KINDS[kind].from_pretrained(str(folder) if folder.exists() else str(path))
+        with contextlib.redirect_stdout(io.StringIO()):  # the mixin announces itself on stdout
+            model = _KINDS[kind].from_pretrained(str(folder) if folder.exists() else str(path))
     except Exception as error:  # a truncated weight file, tensors that do not fit
         raise RunError(f"the model at {path} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
     return model.eval()

@@ -39,9 +39,7 @@ def write_section(
     part.replace(path)
 
 
-def estimate_mpp(
-    xy_level0_px: NDArray[np.float64], grid_xy: NDArray[np.float64], pitch_um: float
-) -> float:
+def estimate_mpp(xy_level0_px: NDArray[np.float64], grid_xy: NDArray[np.float64], pitch_um: float) -> float:
     """Return µm per px from spots whose grid position is known: `pitch_um` over the fitted px per grid step."""
     steps = []
     for axis in (0, 1):

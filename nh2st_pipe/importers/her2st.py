@@ -53,11 +53,7 @@ def import_her2st(folder: Path, expression_dir: Path, say: Callable[[str], None]
 
 
 def _image(folder: Path, section: str) -> Path:
-    found = [
-        path
-        for path in sorted((folder / "ST-imgs").glob(f"*/{section}/*"))
-        if path.suffix.lower() in _IMAGES
-    ]
+    found = [path for path in sorted((folder / "ST-imgs").glob(f"*/{section}/*")) if path.suffix.lower() in _IMAGES]
     if len(found) != 1:
         what = "no image" if not found else f"{len(found)} images"
         raise ExpressionError(f"{what} in {folder}/ST-imgs/*/{section}/ for section {section}; one is expected")

@@ -42,7 +42,11 @@ class Slide(Protocol):
 
 
 def read_tile(
-    slide: Slide, centre_xy: tuple[float, float], size_level0_px: float, out_px: int, interpolation: Interpolation
+    slide: Slide,
+    centre_xy: tuple[float, float],
+    size_level0_px: float,
+    out_px: int,
+    interpolation: Interpolation,
 ) -> NDArray[np.uint8]:
     """Cut the square of `size_level0_px` around `centre_xy` (level-0 px) as out_px × out_px × 3, uint8.
 
@@ -84,5 +88,5 @@ def thumbnail(slide: Slide, longest_px: int) -> tuple[NDArray[np.uint8], float]:
     edges = (rows * out[1] / level_h).round().astype(int)
     for top, bottom, out_top, out_bottom in zip(rows[:-1], rows[1:], edges[:-1], edges[1:], strict=True):
         part = Image.fromarray(slide.read_region(0, int(top), level_w, int(bottom - top), level))
-        picture[out_top:out_bottom] = part.resize((out[0], int(out_bottom - out_top)), Image.Resampling.BOX)
+        picture[out_top:out_bottom] = np.asarray(part.resize((out[0], int(out_bottom - out_top)), Image.Resampling.BOX))
     return picture, scale

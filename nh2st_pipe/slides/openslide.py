@@ -48,7 +48,7 @@ class OpenSlideSlide:
             return np.ascontiguousarray(rgb)
         white = 255 - alpha.astype(np.uint16)
         blended = (rgb.astype(np.uint16) * alpha + 127) // 255 + white
-        return blended.astype(np.uint8)
+        return np.asarray(blended, dtype=np.uint8)
 
     def close(self) -> None:
         """See `Slide.close`."""
