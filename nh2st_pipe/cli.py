@@ -126,7 +126,7 @@ def embed(
             device=device,
             batch_size=batch_size,
             workers=workers,
-            precision=None if precision is Precision.auto else precision.value,
+            precision=None if precision is Precision.auto else precision.value,  # type: ignore[arg-type]
             redo_changed=redo_changed,
             progress=progress,
         )

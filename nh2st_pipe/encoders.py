@@ -92,7 +92,7 @@ class Encoder(nn.Module):
             return np.concatenate([self.encode(tiles_bhwc[:half], views), self.encode(tiles_bhwc[half:], views)])
 
     def _encode(self, tiles_bhwc: NDArray[np.uint8], views: int) -> NDArray[np.float16]:
-        tiles = torch.from_numpy(np.ascontiguousarray(tiles_bhwc))
+        tiles = torch.from_numpy(np.require(tiles_bhwc, requirements=["C", "W"]))
         if self.device.type == "cuda":
             tiles = tiles.pin_memory()
         tiles = tiles.to(self.device, non_blocking=True).permute(0, 3, 1, 2)

@@ -7,7 +7,6 @@ array_col and in_tissue.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from nh2st_pipe.errors import ExpressionError, listed
+from nh2st_pipe.quiet import quiet_warnings
 
 __all__ = ["Spots", "read_spots"]
 
@@ -58,8 +58,7 @@ def read_spots(path: Path) -> Spots:
     Raises ExpressionError naming the spot or gene where something cannot be used.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # duplicate names are reported below, as errors
+        with quiet_warnings():  # duplicate names are reported below, as errors
             data = anndata.read_h5ad(path)
     except Exception as error:  # whatever h5py or anndata make of a broken file
         reason = " ".join(str(error).split())[:200]

@@ -17,7 +17,6 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ import yaml
 from numpy.typing import NDArray
 
 from nh2st_pipe.errors import RunError
+from nh2st_pipe.quiet import quiet_warnings
 from nh2st_pipe.store import SlideData
 
 __all__ = ["RunFolder", "read_metrics", "write_prediction"]
@@ -98,8 +98,7 @@ def write_prediction(
     if "spatial" in slide.uns:
         data.uns["spatial"] = slide.uns["spatial"]
     part = path.with_name(path.name + ".part")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_warnings():
         data.write_h5ad(part, compression="gzip")
     part.replace(path)
 

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from nh2st_pipe.errors import StoreError
 from nh2st_pipe.expression import Spots
 from nh2st_pipe.manifest import SlideRow
+from nh2st_pipe.quiet import quiet_warnings
 
 __all__ = [
     "Contract",
@@ -308,7 +308,7 @@ class StoreWriter(Store):
         self._lock = _lock(path)
         try:
             if not any(path.iterdir()):
-                zarr.create_group(path, attributes={_KEY: {**contract.attributes(), "manifest": {}}}, overwrite=True)
+                zarr.create_group(path, attributes={_KEY: {**contract.attributes(), "manifest": {}}})
             super().__init__(path, _open_root(path, "r+"))
             check_contract(self, contract)
         except BaseException:
@@ -494,17 +494,19 @@ def _write_csr(group: zarr.Group, name: str, matrix: sp.csr_matrix) -> None:
 
 def _consolidate(group: zarr.Group, name: str) -> None:
     """Gather an AnnData group's metadata in one place: one request instead of thirty on a remote disk."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # consolidated metadata is not yet in the v3 standard; readers may ignore it
+    with quiet_warnings():  # consolidated metadata is not yet in the v3 standard; readers may ignore it
         zarr.consolidate_metadata(group.store, path=f"{group.path}/{name}")
 
 
 @contextlib.contextmanager
 def _anndata_settings() -> Iterator[None]:
-    """AnnData writes the small elements: as Zarr v3, without shards of its own choosing."""
+    """AnnData writes the small elements: as Zarr v3, without shards of its own choosing.
+
+    Its settings, like the warning filters, are shared by all threads: one thread at a time.
+    """
     wanted = {"zarr_write_format": 3, "auto_shard_zarr_v3": False}
     known = {key: value for key, value in wanted.items() if hasattr(anndata.settings, key)}
-    with anndata.settings.override(**known):
+    with quiet_warnings(), anndata.settings.override(**known):
         yield
 
 

@@ -146,9 +146,7 @@ def _load(store: Store, recipe: TrainRecipe, say: Callable[[str], None]) -> list
     """Read every complete slide with expression; say what is left out."""
     unfinished = store.incomplete()
     if unfinished:
-        say(
-            f"not in this training: {listed(unfinished)}, whose embedding is unfinished (nh2st-pipe embed goes on with it)"
-        )
+        say(f"not in this training: {listed(unfinished)}, unfinished (nh2st-pipe embed goes on with it)")
     names = store.slides()
     if not names:
         raise TrainError(f"{store.path} holds no complete slide; run nh2st-pipe embed first")
@@ -294,7 +292,7 @@ class _Bench:
 
 
 def _halves(samples: Samples, x: NDArray[np.float64]) -> tuple[Samples, Samples]:
-    """Split one slide's spots at the 80th percentile of x; neighbours across the border are left as they are."""
+    """Split one slide's spots at the 80th percentile of x; the spot stands in for neighbours across the border."""
     assert samples.target is not None
     right = torch.from_numpy(x > np.quantile(x, 0.8)).to(samples.views.device)
     parts = []

@@ -63,8 +63,8 @@ def _from_hub(recipe: EncoderRecipe, repo: str) -> Path:
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise EncoderError(
-            f"{recipe.file} of {at} is not in the local cache and the hub cannot be reached (or HF_HUB_OFFLINE is set); "
-            "connect, or give the weight file with --weights"
+            f"{recipe.file} of {at} is not in the local cache, and the hub cannot be reached (or HF_HUB_OFFLINE is "
+            "set); connect, or give the weight file with --weights"
         ) from error
     except errors.EntryNotFoundError as error:
         raise EncoderError(f"{at} holds no file {recipe.file}; check the recipe of {recipe.name}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
+
+from nh2st_pipe.quiet import quiet_warnings
 
 __all__ = ["estimate_mpp", "write_section"]
 
@@ -33,8 +34,7 @@ def write_section(
     data.uns.update(uns)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_warnings():
         data.write_h5ad(part, compression="gzip")
     part.replace(path)
 

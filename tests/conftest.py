@@ -1,0 +1,125 @@
+"""Small studies on generated slides: a few spots each, embedded by the fake encoder in well under a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from PIL import Image
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+GENES = [f"G{i:02d}" for i in range(12)]
+
+
+@pytest.fixture(scope="session")
+def her2st() -> Path:
+    folder = SHARED / "data" / "her2st"
+    if not folder.is_dir():
+        pytest.skip("the her2st sections are not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lite0_weights() -> Path:
+    path = SHARED / "models" / "tf_efficientnet_lite0.safetensors"
+    if not path.is_file():
+        pytest.skip("the EfficientNet-Lite0 weights are not on this machine")
+    return path
+
+
+def picture(width: int, height: int, seed: int) -> NDArray[np.uint8]:
+    """A smooth coloured image: neighbouring tiles are alike, distant ones are not."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(30, 255, (max(2, height // 40), max(2, width // 40), 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def write_spots(
+    path: Path,
+    xy: NDArray[np.float64],
+    *,
+    grid: NDArray[np.int64] | None = None,
+    genes: list[str] | None = None,
+    seed: int = 0,
+    counts: NDArray[Any] | None = None,
+    barcodes: list[str] | None = None,
+    change: Callable[[anndata.AnnData], None] | None = None,
+) -> Path:
+    genes = genes or GENES
+    rng = np.random.default_rng(seed)
+    if counts is None:
+        # Expression follows the place, so that there is something to learn.
+        level = 1 + xy[:, :1] / xy[:, 0].max() * np.linspace(0.2, 4, len(genes))
+        counts = rng.poisson(3 * level).astype(np.float32)
+    obs = pd.DataFrame(index=barcodes or [f"s{i}" for i in range(len(xy))])
+    if grid is not None:
+        obs["array_row"], obs["array_col"] = grid[:, 0], grid[:, 1]
+    data = anndata.AnnData(sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=genes))
+    data.obsm["spatial"] = xy
+    if change is not None:
+        change(data)
+    data.write_h5ad(path)
+    return path
+
+
+def grid_positions(side: int, pitch: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    rows, cols = (axis.ravel() for axis in np.mgrid[:side, :side])
+    return np.column_stack((cols, rows)) * pitch + pitch, np.column_stack((rows, cols))
+
+
+@dataclass(frozen=True)
+class Study:
+    """A manifest of generated slides in a folder of its own."""
+
+    folder: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / "manifest.csv"
+
+    def embed(self, **options: Any) -> Any:
+        from nh2st_pipe.embedding import embed
+
+        options = {"encoder": "fake", "store": self.folder / "store.zarr", "tile_px": 48, **options}
+        return embed(self.manifest, **options)
+
+
+@pytest.fixture
+def make_study(tmp_path: Path) -> Callable[..., Study]:
+    def make(
+        n_slides: int = 3,
+        side: int = 5,
+        *,
+        expression: bool = True,
+        patients: list[str] | None = None,
+        name: str = "study",
+    ) -> Study:
+        folder = tmp_path / name
+        folder.mkdir()
+        xy, grid = grid_positions(side, 40.0)
+        lines = ["slide_id,slide,patient" + (",expression" if expression else "")]
+        for i in range(n_slides):
+            size = int(40 * (side + 1))
+            Image.fromarray(picture(size, size, seed=i)).save(folder / f"s{i}.png")
+            line = f"s{i},s{i}.png,{patients[i] if patients else f'P{i}'}"
+            if expression:
+                write_spots(folder / f"s{i}.h5ad", xy, grid=grid, seed=i)
+                line += f",s{i}.h5ad"
+            lines.append(line)
+        (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+        return Study(folder)
+
+    return make
+
+
+@pytest.fixture
+def study(make_study: Callable[..., Study]) -> Study:
+    return make_study()

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nh2st_pipe.embedding import embed
+from nh2st_pipe.encoders import load_encoder
+from nh2st_pipe.errors import EncoderError, StoreError, UsageError
+from nh2st_pipe.recipes import load_encoder_recipe
+from nh2st_pipe.slides import open_slide
+from nh2st_pipe.slides.base import read_tile
+from nh2st_pipe.store import open_store
+from tests.conftest import Study, picture, write_spots
+
+
+def test_each_spot_has_the_embedding_of_its_own_tile(study: Study) -> None:
+    summary = study.embed(views=8, batch_size=7)
+    assert (summary.encoded_tiles, summary.done, summary.failed) == (75, ["s0", "s1", "s2"], {})
+    data = open_store(study.folder / "store.zarr").read("s1")
+    encoder = load_encoder(load_encoder_recipe("fake"), None)
+    slide = open_slide(study.folder / "s1.png")
+    for row in (0, 11, 24):
+        tile = read_tile(slide, tuple(data.xy[row]), 48, 64, "bicubic")
+        assert np.allclose(encoder.encode(tile[None], 8)[0], data.views[row], atol=1e-3)
+    assert data.counts is not None
+    import anndata
+
+    original = anndata.read_h5ad(study.folder / "s1.h5ad")[data.barcodes]
+    assert np.array_equal(original.obsm["spatial"], data.xy)
+    assert (data.counts != original.X).nnz == 0
+    assert set(data.neighbours[12]) <= set(range(25))
+
+
+def test_a_second_run_encodes_nothing_and_needs_no_encoder(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    study.embed()
+    monkeypatch.setattr("nh2st_pipe.encoders.load_encoder", None)
+    again = embed(study.manifest, store=study.folder / "store.zarr")  # encoder, tile and views are the store's
+    assert (again.encoded_tiles, again.kept) == (0, ["s0", "s1", "s2"])
+
+
+def test_a_broken_slide_is_named_and_the_others_finish(study: Study) -> None:
+    Image.fromarray(picture(240, 240, 9)).save(study.folder / "j.jpg")
+    (study.folder / "s0.png").write_bytes((study.folder / "j.jpg").read_bytes()[:3000])
+    (study.folder / "s1.png").write_text("no image at all")
+    summary = study.embed()
+    assert summary.done == ["s2"]
+    assert set(summary.failed) == {"s0", "s1"}
+    assert "is the file complete?" in summary.failed["s0"]
+    assert "not an image" in summary.failed["s1"]
+    Image.fromarray(picture(240, 240, 0)).save(study.folder / "s1.png")
+    again = study.embed()
+    assert (again.done, again.kept, set(again.failed)) == (["s1"], ["s2"], {"s0"})
+
+
+def test_spots_outside_and_bad_expression_fail_their_slide_alone(study: Study) -> None:
+    write_spots(study.folder / "s0.h5ad", np.array([[10.0, 9000.0], [10.0, 10.0]]))
+    (study.folder / "s2.h5ad").write_bytes(b"junk")
+    summary = study.embed()
+    assert summary.done == ["s1"]
+    assert "1 of 2 spots lie outside" in summary.failed["s0"]
+    assert "cannot be read as an AnnData" in summary.failed["s2"]
+
+
+def test_a_changed_slide_is_noticed_and_redone_only_when_asked(study: Study) -> None:
+    study.embed()
+    before = open_store(study.folder / "store.zarr").read("s1").views
+    Image.fromarray(picture(240, 240, 77)).save(study.folder / "s1.png")
+    summary = study.embed()
+    assert summary.failed == {"s1": summary.failed["s1"]}
+    assert "its image changed since it was embedded" in summary.failed["s1"]
+    assert np.array_equal(open_store(study.folder / "store.zarr").read("s1").views, before)
+    redone = study.embed(redo_changed=True)
+    assert (redone.done, redone.kept) == (["s1"], ["s0", "s2"])
+    assert not np.array_equal(open_store(study.folder / "store.zarr").read("s1").views, before)
+
+
+def test_another_encoder_or_tile_size_is_refused_before_any_work(study: Study, tmp_path: Path) -> None:
+    study.embed()
+    with pytest.raises(StoreError, match="tiles of 48 px, not 50 px"):
+        study.embed(tile_px=50)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("{name: mine, kind: fake, dim: 96, input_px: 32}")
+    with pytest.raises(StoreError, match="encoder fake, not mine"):
+        study.embed(encoder=mine)
+    with pytest.raises(UsageError, match="not both"):
+        study.embed(tile_um=20)
+    with pytest.raises(UsageError, match="1 or 8"):
+        study.embed(views=4)
+
+
+def test_weights_that_do_not_fit_leave_no_store_behind(study: Study, lite0_weights: Path) -> None:
+    with pytest.raises(EncoderError, match="does not fit encoder resnet50"):
+        study.embed(encoder="resnet50", weights=lite0_weights)
+    assert not (study.folder / "store.zarr").exists()
+
+
+def test_tiles_in_um_use_the_manifests_resolution(study: Study) -> None:
+    text = study.manifest.read_text().splitlines()
+    study.manifest.write_text("\n".join([text[0] + ",mpp", text[1] + ",0.5", text[2] + ",1.0", text[3] + ","]) + "\n")
+    summary = study.embed(tile_px=None, tile_um=24)
+    store = open_store(study.folder / "store.zarr")
+    assert [float(store.read(s).uns["image"]["tile_level0_px"]) for s in ("s0", "s1")] == [48, 24]
+    assert set(summary.failed) == {"s2"}
+    assert "give mpp in the manifest" in summary.failed["s2"]
+
+
+def test_slides_without_spots_are_tiled_over_their_tissue(make_study: Callable[..., Study]) -> None:
+    study = make_study(1, expression=False)
+    pixels = np.full((300, 400, 3), 245, np.uint8)
+    pixels[100:200, 200:300] = (190, 110, 160)
+    Image.fromarray(pixels).save(study.folder / "s0.png")
+    study.embed(tile_px=25)
+    data = open_store(study.folder / "store.zarr").read("s0")
+    assert data.counts is None
+    assert 14 <= len(data) <= 18
+    assert (np.abs(data.xy - [250, 150]) < 60).all()
+
+
+SLOW = """
+import sys, time
+from nh2st_pipe import encoders, store
+from nh2st_pipe.embedding import embed
+store._CHECKPOINT_SECONDS = 0.0
+plain = encoders.Encoder.encode
+def slow(self, tiles, views=1):
+    time.sleep(0.05)
+    return plain(self, tiles, views)
+encoders.Encoder.encode = slow
+embed(sys.argv[1], encoder="fake", store=sys.argv[2], tile_px=48, views=8, batch_size=2, device="cpu")
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_goes_on_where_it_was(study: Study, how: signal.Signals) -> None:
+    path = study.folder / "store.zarr"
+    study.embed(views=8, store=study.folder / "whole.zarr")
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(study.manifest), str(path)], stderr=subprocess.DEVNULL, env=os.environ
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:  # until the second slide is under way
+        state = open_store(path).state("s1") if (path / "slides/s1/zarr.json").exists() else None
+        if state is not None and state.partial >= 4:
+            break
+        time.sleep(0.02)
+    process.send_signal(how)
+    process.wait(timeout=60)
+    state = open_store(path).state("s1")
+    assert state is not None
+    assert not state.complete
+    safe = state.rows + state.partial
+    assert safe >= 4
+    summary = study.embed(views=8)
+    assert summary.kept == ["s0"]
+    assert summary.encoded_tiles == 25 - safe + 25
+    arrays = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file() and p.name != "zarr.json")
+    whole = study.folder / "whole.zarr"
+    assert arrays == sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file() and p.name != "zarr.json")
+    assert all((path / name).read_bytes() == (whole / name).read_bytes() for name in arrays)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_is_done(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nh2st_pipe.store import SlideWriter
+
+    plain = SlideWriter.finish
+
+    def full(self: SlideWriter, *arguments: Any) -> None:
+        if "s1" in self._group.path:
+            raise OSError(28, "No space left on device")
+        plain(self, *arguments)
+
+    monkeypatch.setattr(SlideWriter, "finish", full)
+    with pytest.raises(OSError, match="No space left"):
+        study.embed()
+    assert open_store(study.folder / "store.zarr").slides() == ["s0"]
+    monkeypatch.undo()
+    assert study.embed().kept == ["s0"]
+
+
+def test_plain_images_are_open_two_at_a_time(make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch) -> None:
+    from nh2st_pipe.slides.raster import RasterSlide
+
+    held = most = 0
+    decode, close = RasterSlide._decoded, RasterSlide.close
+
+    def counted(self: RasterSlide) -> Any:
+        nonlocal held, most
+        held += self._pixels is None
+        most = max(most, held)
+        return decode(self)
+
+    def closed(self: RasterSlide) -> None:
+        nonlocal held
+        held -= self._pixels is not None
+        close(self)
+
+    monkeypatch.setattr(RasterSlide, "_decoded", counted)
+    monkeypatch.setattr(RasterSlide, "close", closed)
+    make_study(6, side=3).embed(batch_size=2, workers=1)
+    assert most <= 2
+    assert held == 0

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from nh2st_pipe.errors import SlideError
+from nh2st_pipe.slides import open_slide
+from nh2st_pipe.slides.base import read_tile, thumbnail
+from nh2st_pipe.slides.openslide import OpenSlideSlide
+from nh2st_pipe.slides.raster import RasterSlide
+from tests.conftest import picture
+
+
+def write_pyramid(path: Path, pixels: NDArray[np.uint8], mpp: float | None = 0.5) -> None:
+    resolution = None if mpp is None else (1e4 / mpp, 1e4 / mpp)
+    with tifffile.TiffWriter(path) as tif:
+        for level in range(3):
+            image = Image.fromarray(pixels).reduce(2**level) if level else Image.fromarray(pixels)
+            tif.write(
+                np.asarray(image),
+                tile=(64, 64),
+                compression="zlib",
+                photometric="rgb",
+                subfiletype=1 if level else 0,
+                resolution=None if resolution is None else tuple(r / 2**level for r in resolution),
+                resolutionunit="CENTIMETER" if resolution else None,
+            )
+
+
+@pytest.fixture(scope="module")
+def pixels() -> NDArray[np.uint8]:
+    return picture(512, 384, seed=3)
+
+
+def test_a_pyramid_goes_through_openslide_and_a_png_does_not(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    write_pyramid(tmp_path / "a.tif", pixels)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    pyramid, plain = open_slide(tmp_path / "a.tif"), open_slide(tmp_path / "a.png")
+    assert isinstance(pyramid, OpenSlideSlide)
+    assert isinstance(plain, RasterSlide)
+    assert pyramid.size == plain.size == (512, 384)
+    assert pyramid.mpp == pytest.approx(0.5)
+    assert plain.mpp is None
+    assert pyramid.downsamples == pytest.approx((1, 2, 4))
+    for region in ((0, 0, 512, 384), (100, 50, 60, 70), (-20, -10, 50, 40), (490, 370, 50, 40), (600, 600, 8, 8)):
+        assert np.array_equal(pyramid.read_region(*region, 0), plain.read_region(*region, 0)), region
+
+
+def test_outside_the_image_is_white(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    write_pyramid(tmp_path / "a.tif", pixels)
+    tile = read_tile(open_slide(tmp_path / "a.tif"), (0.0, 0.0), 64, 64, "bicubic")
+    assert (tile[:32] == 255).all()
+    assert (tile[:, :32] == 255).all()
+    assert np.array_equal(tile[32:, 32:], pixels[:32, :32])
+
+
+def test_a_tile_at_full_resolution_is_the_pixels_themselves(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    tile = read_tile(open_slide(tmp_path / "a.png"), (200.2, 150.4), 64, 64, "bicubic")
+    assert np.array_equal(tile, pixels[118:182, 168:232])
+
+
+@pytest.mark.parametrize("kind", ["a.tif", "a.png"])
+@pytest.mark.parametrize("scale", [1.5, 2.0, 3.3, 5.0])
+def test_a_resampled_tile_is_a_part_of_the_downsampled_whole(
+    tmp_path: Path, pixels: NDArray[np.uint8], kind: str, scale: float
+) -> None:
+    write_pyramid(tmp_path / "a.tif", pixels)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    out, side = 40, 40 * scale
+    box = (256 - side / 2, 192 - side / 2, 256 + side / 2, 192 + side / 2)
+    expected = np.asarray(Image.fromarray(pixels).resize((out, out), Image.Resampling.BICUBIC, box=box)).astype(int)
+    tile = read_tile(open_slide(tmp_path / kind), (256.0, 192.0), side, out, "bicubic").astype(int)
+    assert np.abs(tile - expected).mean() < 1.0  # levels of a pyramid are averaged before; the places must agree
+    shifted = np.roll(expected, 1, axis=1)
+    assert np.abs(tile - expected).mean() < 0.5 * np.abs(tile - shifted).mean()
+
+
+def test_fine_stripes_come_out_grey_not_aliased(tmp_path: Path) -> None:
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[:, ::2] = 255
+    Image.fromarray(stripes).save(tmp_path / "a.png")
+    tile = read_tile(open_slide(tmp_path / "a.png"), (128.0, 128.0), 200, 25, "bicubic")
+    assert np.abs(tile.astype(int) - 127).max() < 12
+
+
+def test_a_plain_image_is_decoded_once(
+    tmp_path: Path, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.jpg")
+    slide = RasterSlide(tmp_path / "a.jpg")
+    opened = 0
+    open_once = slide._open
+
+    def counting() -> Image.Image:
+        nonlocal opened
+        opened += 1
+        return open_once()
+
+    monkeypatch.setattr(slide, "_open", counting)
+    for x in range(0, 400, 40):
+        slide.read_region(x, 0, 32, 32, 0)
+    assert opened == 1
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_other_colour_modes_become_rgb(tmp_path: Path, pixels: NDArray[np.uint8], mode: str) -> None:
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "a.tif")
+    region = open_slide(tmp_path / "a.tif").read_region(5, 5, 10, 10, 0)
+    assert region.shape == (10, 10, 3)
+    expected = np.asarray(Image.fromarray(pixels).convert(mode).convert("RGB"))[5:15, 5:15]
+    assert np.array_equal(region, expected)
+
+
+def test_transparent_parts_are_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (20, 20), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    assert (open_slide(tmp_path / "a.png").read_region(0, 0, 20, 20, 0) == 255).all()
+
+
+def test_a_thumbnail_shows_the_whole_slide(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    write_pyramid(tmp_path / "a.tif", pixels)
+    small, scale = thumbnail(open_slide(tmp_path / "a.tif"), 100)
+    assert small.shape == (75, 100, 3)
+    assert scale == pytest.approx(100 / 512)
+    expected = np.asarray(Image.fromarray(pixels).resize((100, 75), Image.Resampling.BOX)).astype(int)
+    assert np.abs(small.astype(int) - expected).mean() < 3
+
+
+def test_files_that_are_no_slides(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    (tmp_path / "text.svs").write_text("not an image")
+    (tmp_path / "empty.tif").touch()
+    Image.fromarray(pixels).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:4000])
+    write_pyramid(tmp_path / "whole.tif", pixels)
+    (tmp_path / "cut.tif").write_bytes((tmp_path / "whole.tif").read_bytes()[:2000])
+    for name, message in (("text.svs", "not an image"), ("empty.tif", "empty file"), ("gone.tif", "there is no slide")):
+        with pytest.raises(SlideError, match=message):
+            open_slide(tmp_path / name)
+    for name in ("cut.jpg", "cut.tif"):
+        with pytest.raises(SlideError, match=rf"{name}.*(complete|damaged)"):
+            open_slide(tmp_path / name).read_region(0, 0, 512, 384, 0)
+
+
+def test_an_image_larger_than_the_memory_is_refused(
+    tmp_path: Path, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    monkeypatch.setattr("nh2st_pipe.slides.raster._free_memory", lambda: 1e6)
+    with pytest.raises(SlideError, match="convert it to a tiled pyramidal TIFF"):
+        open_slide(tmp_path / "a.png").read_region(0, 0, 5, 5, 0)

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nh2st_pipe.errors import StoreError
+from nh2st_pipe.expression import Spots
+from nh2st_pipe.store import Contract, SlideWriter, StoreWriter, fingerprint, open_store
+from tests.conftest import Study
+
+CONTRACT = Contract(
+    encoder={"name": "e", "dim": 6},
+    identity={"name": "e", "dim": 6, "input_px": 64},
+    weights_sha256="ab" * 32,
+    weights_source="w",
+    precision="float32",
+    tile={"size_um": 112.0, "size_level0_px": None},
+    views=8,
+)
+SOURCE = {"image": "1-a", "expression": None, "tissue": None, "mpp": None}
+
+
+def spots(n: int, genes: int = 0) -> Spots:
+    rng = np.random.default_rng(n)
+    counts = sp.csr_matrix(rng.poisson(0.3, (n, genes))) if genes else None
+    return Spots(
+        [f"b{i}" for i in range(n)],
+        rng.random((n, 2)) * 1e5,
+        np.arange(n),
+        np.arange(n) * 2,
+        counts,
+        [f"g{i}" for i in range(genes)] if genes else None,
+    )
+
+
+def values(n: int, views: int = 8) -> Any:
+    return np.random.default_rng(1).normal(size=(n, views, 6)).astype(np.float16)
+
+
+def finish(writer: SlideWriter, n: int) -> None:
+    picture: dict[str, Any] = {"s": {"images": {"lowres": np.zeros((4, 5, 3), np.uint8)}, "scalefactors": {"x": 1.0}}}
+    writer.finish(np.zeros((n, 9), np.int32), np.zeros((n, 9), np.float32), picture)
+
+
+def test_what_is_written_is_read_back_by_us_and_by_anndata(tmp_path: Path) -> None:
+    where, x = spots(300, genes=7), values(300)
+    with StoreWriter(tmp_path / "s.zarr", CONTRACT) as store:
+        writer = store.slide("s", where, SOURCE, {"image": {"mpp": 0.5}})
+        for start in range(0, 300, 70):
+            writer.append(x[start : start + 70])
+        finish(writer, 300)
+    data = open_store(tmp_path / "s.zarr").read("s")
+    assert np.array_equal(data.views, x)
+    assert data.barcodes == where.barcodes
+    assert np.array_equal(data.xy, where.xy)
+    assert where.counts is not None
+    assert data.counts is not None
+    assert (data.counts != where.counts).nnz == 0
+    assert data.genes == where.genes
+    first = open_store(tmp_path / "s.zarr").read("s", first_view_only=True)
+    assert np.array_equal(first.views, x[:, :1])
+
+    embedding = anndata.read_zarr(tmp_path / "s.zarr/slides/s/embedding")
+    assert embedding.X is not None
+    assert np.array_equal(embedding.X, x[:, 0])
+    assert embedding.obsm["views"].shape == (300, 8, 6)
+    assert {"spatial", "neighbors", "neighbor_distances"} <= set(embedding.obsm)
+    assert list(embedding.obs_names) == where.barcodes
+    assert {"array_row", "array_col", "in_tissue"} <= set(embedding.obs)
+    expression = anndata.read_zarr(tmp_path / "s.zarr/slides/s/expression")
+    assert sp.issparse(expression.X)
+    assert (where.counts != expression.X).nnz == 0
+    assert list(expression.obs_names) == where.barcodes
+
+
+@given(
+    n=st.integers(1, 700), cuts=st.lists(st.integers(1, 300), max_size=6), stop=st.integers(0, 6), safe=st.booleans()
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
+def test_batches_and_interruptions_do_not_change_the_result(
+    tmp_path_factory: pytest.TempPathFactory, n: int, cuts: list[int], stop: int, safe: bool
+) -> None:
+    path = tmp_path_factory.mktemp("s") / "s.zarr"
+    x = values(n)
+    with StoreWriter(path, CONTRACT) as store:
+        writer = store.slide("s", spots(n), SOURCE, {})
+        for number, size in enumerate([*cuts, n]):
+            if number == stop:  # killed here, after a checkpoint or before it
+                if safe:
+                    before = writer.rows
+                    writer.checkpoint()
+                writer = store.slide("s", spots(n), SOURCE, {})
+                if safe:
+                    assert writer.rows == before
+            if writer.rows < n:
+                writer.append(x[writer.rows : writer.rows + size])
+        if writer.rows < n:
+            writer.append(x[writer.rows :])
+        finish(writer, n)
+    assert np.array_equal(open_store(path).read("s").views, x)
+    assert "partial" not in zarr.open_group(path, mode="r")["slides/s"]  # type: ignore[operator]
+
+
+def test_a_slide_without_its_mark_is_not_there(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "s.zarr", CONTRACT) as store:
+        store.slide("s", spots(20), SOURCE, {}).append(values(20))
+    opened = open_store(tmp_path / "s.zarr")
+    assert opened.slides() == []
+    assert opened.incomplete() == ["s"]
+    with pytest.raises(StoreError, match="holds no complete slide s; run nh2st-pipe embed again"):
+        opened.read("s")
+    with pytest.raises(StoreError, match="0 of 20 tiles are written"):
+        with StoreWriter(tmp_path / "t.zarr", CONTRACT) as store:
+            finish(store.slide("s", spots(20), SOURCE, {}), 20)
+
+
+def test_another_source_begins_anew(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "s.zarr", CONTRACT) as store:
+        writer = store.slide("s", spots(20), SOURCE, {})
+        writer.append(values(10))
+        writer.checkpoint()
+        assert store.slide("s", spots(20), SOURCE, {}).rows == 10
+        assert store.slide("s", spots(20), {**SOURCE, "image": "2-b"}, {}).rows == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"identity": {"name": "f"}}, "encoder e, not f"),
+        ({"identity": {**CONTRACT.identity, "input_px": 96}}, "encoder e with input_px 64, not 96"),
+        ({"weights_sha256": "cd" * 32}, "weights with SHA-256 abababababab…, not cdcdcdcdcdcd…"),
+        ({"tile": {"size_um": None, "size_level0_px": 224.0}}, "tiles of 112 µm, not 224 px"),
+        ({"views": 1}, "8 views, not 1"),
+        ({"precision": "bfloat16"}, "precision float32, not bfloat16"),
+    ],
+)
+def test_stores_of_two_kinds_do_not_mix(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    with StoreWriter(tmp_path / "s.zarr", CONTRACT):
+        pass
+    with pytest.raises(StoreError) as error:
+        StoreWriter(tmp_path / "s.zarr", dataclasses.replace(CONTRACT, **change))
+    assert words in str(error.value)
+    with StoreWriter(tmp_path / "s.zarr", CONTRACT):  # the refusal left no lock behind
+        pass
+
+
+def test_two_writers_are_refused(tmp_path: Path) -> None:
+    with (
+        StoreWriter(tmp_path / "s.zarr", CONTRACT),
+        pytest.raises(StoreError, match="another nh2st-pipe embed is writing"),
+    ):
+        StoreWriter(tmp_path / "s.zarr", CONTRACT)
+
+
+def test_what_is_no_store_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="there is no store at"):
+        open_store(tmp_path / "none.zarr")
+    zarr.create_group(tmp_path / "other.zarr")
+    with pytest.raises(StoreError, match="is not an embedding store"):
+        open_store(tmp_path / "other.zarr")
+    with StoreWriter(tmp_path / "s.zarr", CONTRACT):
+        pass
+    meta = tmp_path / "s.zarr" / "zarr.json"
+    text = json.loads(meta.read_text())
+    text["attributes"]["nh2st_pipe"]["format"] = 99
+    meta.write_text(json.dumps(text))
+    with pytest.raises(StoreError, match="format 99, and this version of nh2st-pipe reads format 1"):
+        open_store(tmp_path / "s.zarr")
+
+
+def test_damage_is_named_not_returned(study: Study) -> None:
+    study.embed(views=8)
+    path = study.folder / "store.zarr"
+    chunk = next(p for p in (path / "slides/s1/embedding/obsm/views/c").rglob("*") if p.is_file())
+    raw = bytearray(chunk.read_bytes())
+    raw[len(raw) // 3] ^= 0xFF
+    chunk.write_bytes(bytes(raw))
+    with pytest.raises(StoreError, match="slide s1 is damaged"):
+        open_store(path).read("s1")
+    assert len(open_store(path).read("s0")) == 25
+
+
+def test_a_store_has_few_files_and_consolidated_metadata(study: Study) -> None:
+    study.embed(views=8)
+    path = study.folder / "store.zarr"
+    assert sum(1 for file in (path / "slides/s0").rglob("*") if file.is_file()) < 90
+    assert "consolidated_metadata" in json.loads((path / "slides/s0/embedding/zarr.json").read_text())
+    x = zarr.open_array(path / "slides/s0/embedding/obsm/views", mode="r")
+    assert x.shards == (256, 8, 96)
+
+
+def test_fingerprints_follow_content_not_name_or_time(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_bytes(b"x" * (1 << 25))
+    b.write_bytes(b"x" * (1 << 25))
+    assert fingerprint(a) == fingerprint(b)
+    with b.open("r+b") as file:
+        file.seek((1 << 25) - 10)
+        file.write(b"y")
+    assert fingerprint(a) != fingerprint(b)
+
+
+def test_the_manifest_follows_the_slides(make_study: Callable[..., Study]) -> None:
+    study = make_study(2, patients=["P", "Q"])
+    study.embed()
+    store = open_store(study.folder / "store.zarr")
+    assert [store.read(s).patient for s in store.slides()] == ["P", "Q"]
+    assert str(study.folder) not in json.dumps(store.manifest)
+    study.manifest.write_text(study.manifest.read_text().replace(",Q,", ",R,"))
+    assert study.embed().encoded_tiles == 0
+    assert open_store(study.folder / "store.zarr").read("s1").patient == "R"

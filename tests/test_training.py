@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import polars as pl
+import pytest
+import scipy.sparse as sp
+import yaml
+
+from nh2st_pipe.errors import RunError, StoreError, TrainError, UsageError
+from nh2st_pipe.evaluation import evaluate
+from nh2st_pipe.heads.registry import load_model
+from nh2st_pipe.metrics import summarise
+from nh2st_pipe.prediction import predict
+from nh2st_pipe.training import Run, train
+from tests.conftest import GENES, Study, write_spots
+
+SMALL = ("head.width=16", "head.hidden=12", "head.decoder_hidden=6", "head.heads=4", "fit.epochs=4", "fit.patience=2")
+
+
+def run(study: Study, out: str = "run", **options: Any) -> Run:
+    if not (study.folder / "store.zarr").exists():
+        study.embed(views=8)
+    options = {"recipe": "nh2st", "genes": 10, "settings": SMALL, **options}
+    return train(study.folder / "store.zarr", out=study.folder / out, **options)
+
+
+def test_the_run_folder_holds_what_it_should(study: Study) -> None:
+    result = run(study)
+    metrics = result.metrics
+    assert result.path == study.folder / "run"
+    assert not (study.folder / "run.part").exists()
+    assert json.loads((result.path / "metrics.json").read_text()) == metrics
+    assert [row["head"] for row in result.table()] == ["nh2st", "mean", "ridge", "ridge-context"]
+    assert (metrics["protocol"], metrics["n_slides"], metrics["n_patients"]) == ("nested", 3, 3)
+    assert [fold["fold"] for fold in metrics["folds"]] == ["P0", "P1", "P2"]
+    for fold in metrics["folds"]:
+        assert {"pcc", "pcc_top50", "mse", "mae", "n_spots", "n_genes", "train_seconds", "epochs"} <= set(fold)
+        assert (fold["n_spots"], fold["n_genes"]) == (25, 10)
+    assert metrics["baselines"]["mean"]["summary"]["pcc"] is None
+
+    # What is in the predictions is what is in the metrics.
+    data = anndata.read_h5ad(result.path / "predictions" / "s1.h5ad")
+    assert summarise(np.asarray(data.X), data.layers["target"])["pcc"] == pytest.approx(metrics["folds"][1]["pcc"])
+    assert data.obsm["spatial"].shape == (25, 2)
+    assert "lowres" in data.uns["spatial"]["s1"]["images"]
+    genes = pl.read_csv(result.path / "per_gene.csv").filter(pl.col("head") == "ridge")
+    mean = np.mean([fold["pcc"] for fold in metrics["baselines"]["ridge"]["folds"]])
+    assert np.average(genes["pcc"], weights=genes["n_folds"]) == pytest.approx(mean, abs=1e-6)
+    slides = pl.read_csv(result.path / "per_slide.csv")
+    assert slides.height == 4 * 3
+    history = pl.read_csv(result.path / "history.csv")
+    assert set(history["phase"]) == {"choose", "train"}
+    assert set(history["fold"]) == {"P0", "P1", "P2", "all slides"}
+    events = [json.loads(line)["event"] for line in (result.path / "log.jsonl").read_text().splitlines()]
+    assert (events[0], events[-1], events.count("fold")) == ("start", "end", 12)
+    model = load_model(result.path)
+    assert len(model.genes) == 10
+    assert model.about["store"]["encoder"]["name"] == "fake"
+
+
+def test_the_resolved_recipe_repeats_the_run(study: Study) -> None:
+    first = run(study)
+    recipe = yaml.safe_load((first.path / "recipe.yaml").read_text())
+    assert (recipe["targets"]["genes"], recipe["fit"]["epochs"], recipe["folds"]) == (10, 4, "patient")
+    again = run(study, "again", recipe=first.path / "recipe.yaml", genes=None, settings=())
+    for one, two in zip(first.metrics["folds"], again.metrics["folds"], strict=True):
+        assert {k: v for k, v in one.items() if k != "train_seconds"} == {
+            k: v for k, v in two.items() if k != "train_seconds"
+        }
+
+
+@pytest.mark.parametrize("recipe", ["nh2st", "ridge-context"])
+def test_the_test_slides_choose_nothing(study: Study, recipe: str) -> None:
+    """Other counts on the test slide: the same genes, epochs and predictions for it."""
+    settings = SMALL if recipe == "nh2st" else ()
+    first = run(study, recipe=recipe, settings=settings, genes=6)
+    before = anndata.read_h5ad(first.path / "predictions" / "s0.h5ad")
+    path = study.folder / "s0.h5ad"
+    original = anndata.read_h5ad(path)
+    rng = np.random.default_rng(5)
+
+    def reverse(data: anndata.AnnData) -> None:
+        data.X = sp.csr_matrix(rng.permutation(original.X.toarray()[:, ::-1]))
+
+    write_spots(
+        path, original.obsm["spatial"], grid=original.obs[["array_row", "array_col"]].to_numpy(), change=reverse
+    )
+    study.embed(views=8, redo_changed=True)
+    second = run(study, "second", recipe=recipe, settings=settings, genes=6)
+    after = anndata.read_h5ad(second.path / "predictions" / "s0.h5ad")
+    assert list(before.var_names) == list(after.var_names)
+    assert np.array_equal(before.X, after.X)
+    assert not np.array_equal(before.layers["target"], after.layers["target"])
+    assert first.metrics["folds"][0].get("epochs") == second.metrics["folds"][0].get("epochs")
+
+
+def test_paper_protocol_says_what_it_does(study: Study) -> None:
+    result = run(study, settings=(*SMALL, "protocol=paper"))
+    assert "ON THE TEST FOLD" in result.metrics["protocol_in_words"]
+    for fold, group in zip(result.metrics["folds"], ("P0", "P1", "P2"), strict=True):
+        history = pl.read_csv(result.path / "history.csv").filter(pl.col("fold") == group)
+        assert fold["pcc"] == pytest.approx(history["watched_pcc"].max())
+    panels = {tuple(anndata.read_h5ad(p).var_names) for p in (result.path / "predictions").glob("*.h5ad")}
+    assert len(panels) == 1
+
+
+def test_training_without_folds_gives_a_model_and_no_figures(study: Study) -> None:
+    result = run(study, folds="none")
+    assert result.metrics["summary"] is None
+    assert result.metrics["folds"] == []
+    assert result.metrics["model"]["epochs"] >= 1
+    assert load_model(result.path).genes
+
+
+def test_a_single_slide_can_be_trained_on(make_study: Callable[..., Study]) -> None:
+    study = make_study(1)
+    assert run(study, folds="none").metrics["model"]["slides"] == ["s0"]
+    with pytest.raises(TrainError, match="need at least two slides, and there is one"):
+        run(study, "two", folds="slide")
+
+
+def test_a_gene_file_and_genes_that_a_test_slide_lacks(study: Study) -> None:
+    xy = anndata.read_h5ad(study.folder / "s2.h5ad")
+    write_spots(
+        study.folder / "s2.h5ad",
+        xy.obsm["spatial"],
+        grid=xy.obs[["array_row", "array_col"]].to_numpy(),
+        genes=GENES[:8],
+    )
+    study.embed(views=8)
+    (study.folder / "genes.txt").write_text("\n".join(GENES[4:10]))
+    with pytest.raises(TrainError, match="slide s2 lacks 2 genes of the panel"):
+        run(study, genes=study.folder / "genes.txt", recipe="ridge", settings=())
+    result = run(study, genes=12, recipe="ridge", settings=())  # s2 is left out once: its own fold has all 12 genes
+    by_fold = {fold["fold"]: fold["n_genes"] for fold in result.metrics["folds"]}
+    assert by_fold == {"P0": 8, "P1": 8, "P2": 8}
+    data = anndata.read_h5ad(result.path / "predictions" / "s2.h5ad")
+    assert data.n_vars == 12
+    assert np.isnan(data.layers["target"]).all(axis=0).sum() == 4
+    assert np.isfinite(data.X).all()
+
+
+def test_what_cannot_be_trained_on(make_study: Callable[..., Study]) -> None:
+    bare = make_study(2, expression=False)
+    bare.manifest.write_text(bare.manifest.read_text())
+    for i in range(2):
+        (bare.folder / f"m{i}.geojson").write_text(
+            '{"type": "Polygon", "coordinates": [[[0, 0], [240, 0], [240, 240], [0, 240]]]}'
+        )
+    lines = bare.manifest.read_text().splitlines()
+    bare.manifest.write_text("\n".join([lines[0] + ",tissue"] + [f"{x},m{i}.geojson" for i, x in enumerate(lines[1:])]))
+    bare.embed(views=8)
+    with pytest.raises(TrainError, match="holds no expression, so there is nothing to learn from"):
+        run(bare)
+    with pytest.raises(StoreError, match="there is no store"):
+        train(bare.folder / "gone.zarr", out=bare.folder / "x")
+    study = make_study(2, name="other", patients=["P", "P"])
+    with pytest.raises(
+        TrainError, match="there is one \\(P\\); its 2 slides can be left out in turn with --folds slide"
+    ):
+        run(study)
+    with pytest.raises(UsageError, match="did you mean 'dropout'"):
+        run(study, settings=("head.dropuot=0.1",))
+    with pytest.raises(UsageError, match="--set takes key=value"):
+        run(study, settings=("dropout",))
+    with pytest.raises(TrainError, match=r"features\.neighbours is 20, and .* keeps 9 per spot"):
+        run(study, settings=("features.neighbours=20",), folds="slide")
+    (study.folder / "run").mkdir()
+    with pytest.raises(RunError, match="exists already; give another --out"):
+        run(study, folds="slide")
+    assert sorted(p.name for p in study.folder.iterdir() if "run" in p.name) == ["run"]
+
+
+def test_predictions_for_a_store_equal_the_models(study: Study) -> None:
+    result = run(study, recipe="ridge-context", settings=())
+    summary = predict(result.path, embeddings=study.folder / "store.zarr", out=study.folder / "pred")
+    assert set(summary.files) == {"s0", "s1", "s2"}
+    from nh2st_pipe.heads.base import Samples
+    from nh2st_pipe.store import open_store
+
+    slide = open_store(study.folder / "store.zarr").read("s2")
+    data = anndata.read_h5ad(summary.files["s2"])
+    expected = load_model(result.path).predict(Samples.of([slide], neighbours=9))
+    assert np.array_equal(data.X, expected)
+    assert list(data.obs_names) == slide.barcodes
+    figures = evaluate(study.folder / "pred", study.folder / "store.zarr", study.folder / "m.json")
+    assert figures["slides"]["s2"]["pcc"] == pytest.approx(summarise(data.X, data.layers["target"])["pcc"])
+    assert json.loads((study.folder / "m.json").read_text()) == figures
+
+
+def test_predictions_for_a_manifest_embed_it_as_the_model_needs(study: Study, make_study: Callable[..., Study]) -> None:
+    result = run(study, recipe="ridge", settings=())
+    new = make_study(2, name="new", expression=True)
+    (new.folder / "s0.png").write_text("broken")
+    summary = predict(result.path, slides=new.manifest, out=new.folder / "pred")
+    assert set(summary.files) == {"s1"}
+    assert "not an image" in summary.failed["s0"]
+    stored = predict(result.path, embeddings=study.folder / "store.zarr", out=study.folder / "pred")
+    same = anndata.read_h5ad(summary.files["s1"]).X, anndata.read_h5ad(stored.files["s1"]).X
+    assert np.array_equal(*same)  # the same slide, through the same encoder, tile and views
+
+
+def test_a_model_refuses_embeddings_of_another_encoder(study: Study, tmp_path: Path) -> None:
+    result = run(study, recipe="ridge", settings=())
+    study.embed(store=study.folder / "other.zarr", tile_px=40)
+    with pytest.raises(StoreError, match="was trained on embeddings of tiles of 48 px, not 40 px"):
+        predict(result.path, embeddings=study.folder / "other.zarr", out=tmp_path / "p")
+    with pytest.raises(UsageError, match="either --embeddings"):
+        predict(result.path, out=tmp_path / "p")
+    with pytest.raises(RunError, match="there are no predictions"):
+        evaluate(tmp_path / "p", study.folder / "store.zarr")
+
+
+def test_a_patients_two_slides_are_left_out_together(make_study: Callable[..., Study]) -> None:
+    study = make_study(4, patients=["P", "Q", "P", "R"])
+    result = run(study, recipe="ridge", settings=())
+    assert [(f["fold"], f["test_slides"]) for f in result.metrics["folds"]] == [
+        ("P", ["s0", "s2"]),
+        ("Q", ["s1"]),
+        ("R", ["s3"]),
+    ]
+    two = run(study, "two", recipe="ridge", settings=(), folds="2")
+    assert sum(len(f["test_slides"]) for f in two.metrics["folds"]) == 4
