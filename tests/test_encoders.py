@@ -45,7 +45,7 @@ def weights_of(recipe: EncoderRecipe, path: Path, seed: int = 0, prefix: str = "
     import timm
 
     torch.manual_seed(seed)
-    model = timm.create_model(recipe.architecture, num_classes=0, **recipe.arguments)
+    model: Any = timm.create_model(recipe.architecture, num_classes=0, **recipe.arguments)
     save_file({prefix + name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
     return path
 
@@ -74,7 +74,7 @@ def test_embeddings_are_the_models_own_on_normalised_tiles(tmp_path: Path) -> No
     encoder = load_encoder(recipe, path)
     batch = tiles(5, 32)
     torch.manual_seed(0)
-    model = timm.create_model(recipe.architecture, num_classes=0, **recipe.arguments).eval()
+    model: Any = timm.create_model(recipe.architecture, num_classes=0, **recipe.arguments).eval()
     x = torch.from_numpy(batch).permute(0, 3, 1, 2) / 255
     x = (x - torch.tensor(recipe.mean).view(3, 1, 1)) / torch.tensor(recipe.std).view(3, 1, 1)
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_recipes_build_what_the_table_says(name: str) -> None:
     dim, prefix = TABLE[name]
     with torch.device("meta"):
         arguments = {key: _argument(value) for key, value in recipe.arguments.items()}
-        model = timm.create_model(recipe.architecture, num_classes=0, **arguments).eval()
+        model: Any = timm.create_model(recipe.architecture, num_classes=0, **arguments).eval()
         out = model.forward_features(torch.empty(1, 3, recipe.input_px, recipe.input_px))
     assert recipe.dim == model.num_features == dim
     assert getattr(model, "num_prefix_tokens", 0) == prefix
@@ -265,7 +265,7 @@ def test_the_real_lite0_encodes_as_timm_does(lite0_weights: Path) -> None:
 
     encoder = load_encoder(load_encoder_recipe("efficientnet-lite0"), lite0_weights)
     batch = tiles(2, 224)
-    model = timm.create_model("tf_efficientnet_lite0").eval()
+    model: Any = timm.create_model("tf_efficientnet_lite0").eval()
     model.load_state_dict(load_file(lite0_weights))
     model.reset_classifier(0)
     with torch.no_grad():

@@ -92,9 +92,9 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, options: dict[str, Any], m
 
 @pytest.mark.filterwarnings("ignore:.*names are not unique")
 def test_barcodes_and_genes_twice(tmp_path: Path) -> None:
-    with pytest.raises(ExpressionError, match="barcodes must be unique.*: s1"):
+    with pytest.raises(ExpressionError, match=r"barcodes must be unique.*: s1"):
         read_spots(write_spots(tmp_path / "a.h5ad", XY, barcodes=["s0", "s1", "s1"]))
-    with pytest.raises(ExpressionError, match="genes must be unique.*: G"):
+    with pytest.raises(ExpressionError, match=r"genes must be unique.*: G"):
         read_spots(write_spots(tmp_path / "b.h5ad", XY, genes=["G"] * 12))
 
 

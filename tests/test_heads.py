@@ -108,7 +108,10 @@ def test_losses_are_those_of_a_plain_forward_spot_by_spot() -> None:
     got = model.losses(data, operators, rows, views)
 
     assert data.target is not None
-    h_p, h_g, z_p, z_g = [], [], [], []
+    h_p: list[torch.Tensor] = []
+    h_g: list[torch.Tensor] = []
+    z_p: list[torch.Tensor] = []
+    z_g: list[torch.Tensor] = []
     for row, view in zip(rows.tolist(), views.tolist(), strict=True):
         around = data.neighbours[row]
         image = model.scaler(data.views[around, view])
@@ -135,7 +138,7 @@ def test_losses_are_those_of_a_plain_forward_spot_by_spot() -> None:
 
 def test_every_parameter_learns_and_prediction_is_the_mean_over_views() -> None:
     data, model = samples(), small(dropout=0.0)
-    model.losses(data, model.operators(data), torch.arange(8), torch.arange(8))["total"].backward()  # type: ignore[no-untyped-call]
+    model.losses(data, model.operators(data), torch.arange(8), torch.arange(8))["total"].backward()
     # The neighbour branch's parameters included; only the prediction does without them.
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()] == []
     rows = torch.arange(len(data))

@@ -66,7 +66,7 @@ def test_what_is_written_is_read_back_by_us_and_by_anndata(tmp_path: Path) -> No
     assert np.array_equal(data.xy, where.xy)
     assert where.counts is not None
     assert data.counts is not None
-    assert (data.counts != where.counts).nnz == 0
+    assert np.array_equal(data.counts.toarray(), where.counts.toarray())
     assert data.genes == where.genes
     first = open_store(tmp_path / "s.zarr").read("s", first_view_only=True)
     assert np.array_equal(first.views, x[:, :1])
@@ -120,9 +120,10 @@ def test_a_slide_without_its_mark_is_not_there(tmp_path: Path) -> None:
     assert opened.incomplete() == ["s"]
     with pytest.raises(StoreError, match="holds no complete slide s; run nh2st-pipe embed again"):
         opened.read("s")
-    with pytest.raises(StoreError, match="0 of 20 tiles are written"):
-        with StoreWriter(tmp_path / "t.zarr", CONTRACT) as store:
-            finish(store.slide("s", spots(20), SOURCE, {}), 20)
+    with StoreWriter(tmp_path / "t.zarr", CONTRACT) as store:
+        begun = store.slide("s", spots(20), SOURCE, {})
+        with pytest.raises(StoreError, match="0 of 20 tiles are written"):
+            finish(begun, 20)
 
 
 def test_another_source_begins_anew(tmp_path: Path) -> None:
