@@ -205,7 +205,16 @@ def _say_run(run: Run) -> None:
 
 def run_table(rows: list[dict[str, Any]]) -> str:
     """Return heads and their figures as aligned text; what is undefined is a dash."""
-    keys = {"pcc": "PCC", "pcc_top50": "PCC top 50", "mse": "MSE", "mae": "MAE", "train_seconds": "train s"}
+    keys = {
+        "local": "local",
+        "neigh": "neigh",
+        "noise": "noise",
+        "pcc": "PCC",
+        "pcc_top50": "PCC top 50",
+        "mse": "MSE",
+        "mae": "MAE",
+        "train_seconds": "train s",
+    }
     keys = {key: title for key, title in keys.items() if any(key in row for row in rows)}
     width = max(len("head"), *(len(row["head"]) for row in rows))
     lines = ["  ".join([f"{'head':<{width}}", *(f"{title:>10}" for title in keys.values())])]
@@ -355,10 +364,12 @@ def demo(
     from nh2st_pipe.progress import progress_for_terminal
 
     with progress_for_terminal() as progress:
-        run, page = run_demo(out, progress)
-    typer.echo(run_table(run.table()))
-    typer.echo(f"slides, store and run are in {out}")
-    typer.echo(f"report: {page.resolve()}")
+        done = run_demo(out, progress)
+    _say_run(done.run)
+    typer.echo("\nPCC of genes that follow the spot (local), its neighbours (neigh), nothing (noise):")
+    typer.echo(run_table(done.groups))
+    typer.echo(f"\nslides and embeddings: {out}; predictions: {done.predictions}")
+    typer.echo(f"report: {done.report.resolve()}")
 
 
 def _show(values: dict[str, Any], as_json: bool, say: Any) -> None:

@@ -9,6 +9,7 @@ from types import TracebackType
 __all__ = ["PlainProgress", "Progress", "RichProgress", "progress_for_terminal"]
 
 _PLAIN_SECONDS = 15.0
+_LEAST_RATE = 0.1  # per second; slower things are not counted by the second
 
 
 class Progress:
@@ -52,8 +53,12 @@ class PlainProgress(Progress):
             return
         self._said = clock
         rate = done / (clock - self._began)
-        left = f"{(total - done) / rate:,.0f} s left" if rate > 0 else ""
-        self.say(f"{self._what} {now}: {done:,.0f} of {total:,.0f} {self._unit}, {rate:.1f} {self._unit}/s, {left}")
+        parts = [f"{done:,.0f} of {total:,.0f} {self._unit}"]
+        if rate >= _LEAST_RATE:
+            parts.append(f"{rate:.1f} {self._unit}/s")
+        if rate > 0:
+            parts.append(f"{(total - done) / rate:,.0f} s left")
+        self.say(f"{self._what} {now}: {', '.join(parts)}")
 
     def say(self, text: str) -> None:
         """See Progress."""
@@ -98,7 +103,7 @@ class RichProgress(Progress):
             completed=done,
             total=max(total, 1),
             description=escape(f"{self._what} {now}"),
-            rate=f"{rate:.1f}/s",
+            rate=f"{rate:.1f}/s" if rate >= _LEAST_RATE else "",
         )
 
     def say(self, text: str) -> None:

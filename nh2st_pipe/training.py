@@ -87,7 +87,7 @@ def train(
     for number, fold in enumerate(splits, start=1):
         split = bench.split(fold)
         for each in heads:
-            progress.advance(number - 1, len(splits), f"{each.name}, fold {number} of {len(splits)}")
+            bench.at(number - 1, len(splits), each.name)
             began = time.perf_counter()
             trained = bench.fit(each, split, fold)
             seconds = time.perf_counter() - began
@@ -98,7 +98,8 @@ def train(
             folder.log("fold", head=each.name, fold=fold.name, train_seconds=round(seconds, 3))
 
     own = outcomes[resolved.name]
-    model, epochs = bench.final(own.epochs, progress)
+    bench.at(len(splits), max(len(splits), 1), resolved.name)
+    model, epochs = bench.final(own.epochs)
     model.cpu().save_pretrained(folder.part / "model")
     (folder.part / "model" / "README.md").unlink(missing_ok=True)  # the hub's empty model card
     metrics = _metrics(resolved, store, slides, splits, outcomes, model, epochs, bench.device)
@@ -197,7 +198,13 @@ class _Bench:
             "store": store.contract.attributes(),
             "version": nh2st_pipe.__version__,
         }
+        self._at = (0, 1, "")
         progress.start("training", 1, "folds")
+
+    def at(self, done: int, folds: int, head: str) -> None:
+        """Say which head is trained now, `done` of `folds` folds being done."""
+        self._at = (done, folds, head)
+        self._progress.advance(done, folds, head)
 
     def split(self, fold: Fold) -> _Split:
         """Choose the panel and make the targets of one fold."""
@@ -261,17 +268,17 @@ class _Bench:
         return registry.fit(recipe, inner, split.panel, self._about, watched=watched, on_epoch=tell)
 
     def _tell(self, label: str) -> Callable[[int], None]:
-        return lambda epoch: self._progress.advance(0, 1, f"{label}, epoch {epoch}")
+        done, folds, head = self._at
+        return lambda epoch: self._progress.advance(done, folds, f"{head}, {label}, epoch {epoch}")
 
     def predict(self, model: HeadModel, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Predict slide by slide."""
         return {name: model.predict(self.samples([name], None)) for name in names}
 
-    def final(self, epochs: list[int], progress: Progress) -> tuple[HeadModel, int]:
+    def final(self, epochs: list[int]) -> tuple[HeadModel, int]:
         """Train the run's own head on all slides, for the median of the folds' epochs (or chosen anew)."""
         names = sorted(self.slides)
         split = self._targets(choose_panel([self.slides[n] for n in names], self.recipe.targets), names)
-        progress.advance(1, 1, "all slides")
         chosen = None
         if not registry.is_solved(self.recipe):
             chosen = (

@@ -48,8 +48,7 @@ def fit_by_steps(
     """
     device = train.views.device
     draw = torch.Generator().manual_seed(seed)  # on the CPU, so that every device sees the same batches
-    if model.scaler is not None:
-        model.scaler.fit(train)
+    model.prepare(train)
     operators = model.operators(train)
     optimiser = torch.optim.AdamW(
         model.parameters(),

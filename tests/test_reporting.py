@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import base64
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from nh2st_pipe import reporting
+from nh2st_pipe.errors import RunError
+from nh2st_pipe.metrics import gene_metrics
+from nh2st_pipe.reporting import report
+from nh2st_pipe.runs import RunFolder, write_prediction
+from nh2st_pipe.store import SlideData
+from tests.conftest import grid_positions, picture
+
+HOSTILE = "</script><script>alert(1)</script>"
+COMMENT = "<!--<script>"
+GENES = ["ACTB", "KRT19", HOSTILE]
+SIDE = 4
+
+
+def figures(pcc: float | None) -> dict[str, Any]:
+    return {
+        "pcc": pcc,
+        "pcc_top50": pcc,
+        "mse": 0.0421,
+        "mae": 0.1632,
+        "n_spots": 16,
+        "n_genes": 3,
+        "train_seconds": 1.5,
+    }
+
+
+def record(fold_names: list[str], pcc: float | None) -> dict[str, Any]:
+    folds = [{"fold": name, "test_slides": [name], **figures(pcc), "n_genes_pcc_undefined": 0} for name in fold_names]
+    return {"summary": figures(pcc) if folds else None, "folds": folds}
+
+
+def slide_data(slide_id: str, *, thumbnail: bool = True) -> SlideData:
+    xy, grid = grid_positions(SIDE, 40.0)
+    scale = {"tissue_lowres_scalef": 0.5, "spot_diameter_fullres": 36.0}
+    spatial = {slide_id: {"images": {"lowres": picture(100, 100, 1)}, "scalefactors": scale}}
+    return SlideData(
+        slide_id=slide_id,
+        patient="P1",
+        extra={},
+        barcodes=[f"b{i}" for i in range(len(xy))],
+        xy=xy,
+        array_row=grid[:, 0],
+        array_col=grid[:, 1],
+        views=np.zeros((len(xy), 1, 2), np.float16),
+        neighbours=np.zeros((len(xy), 1), np.int32),
+        counts=None,
+        genes=[],
+        uns={"spatial": spatial} if thumbnail else {},
+    )
+
+
+def values(seed: int, genes: int = 3) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return predictions and targets, 16 × genes; the last gene was not measured."""
+    rng = np.random.default_rng(seed)
+    target = rng.normal(1, 0.5, (SIDE**2, genes)).astype(np.float32)
+    predicted = (0.5 * target + rng.normal(0, 0.2, target.shape)).astype(np.float32)
+    target[:, -1] = np.nan
+    return predicted, target
+
+
+def make_run(
+    path: Path,
+    *,
+    own: float | None = 0.41,
+    baselines: dict[str, float | None] | None = None,
+    fold_names: tuple[str, ...] = ("s1", "s2"),
+    protocol: str = "nested",
+    slide_id: str = "s1",
+    thumbnail: bool = True,
+    **changes: Any,
+) -> Path:
+    folder = RunFolder(path)
+    folds = list(fold_names)
+    baselines = {"mean": None, "ridge": 0.37} if baselines is None else baselines
+    metrics = {
+        "head": "nh2st",
+        "protocol": protocol,
+        "protocol_in_words": "each test fold touched once",
+        "folds_by": "patient" if folds else "none",
+        "n_slides": 2,
+        "n_patients": 2,
+        "n_spots": 32,
+        "views": 8,
+        **record(folds, own),
+        "baselines": {name: record(folds, pcc) for name, pcc in baselines.items()},
+        "model": {"genes": 3, "epochs": 4, "slides": ["s1", "s2"]},
+        "store": {
+            "path": "store.zarr",
+            "encoder": "fake",
+            "weights_sha256": "ab" * 32,
+            "weights_source": "fake.safetensors",
+            "precision": "float32",
+            "tile": {"size_um": 112.0, "size_level0_px": None},
+            "views": 8,
+            "dim": 16,
+        },
+        "software": {"nh2st_pipe": "0.1.0", "device": "cpu"},
+        **changes,
+    }
+    folder.write_json("metrics.json", metrics)
+    folder.write_yaml("recipe.yaml", {"name": "nh2st", "about": "as published", "seed": 77})
+    heads = {"nh2st": own, **baselines} if folds else {}
+    gene_rows = [
+        {"head": head, "gene": gene, "n_folds": 2, "pcc": pcc, "mse": 0.1, "mae": 0.2, "target_mean": 1.25}
+        for head, pcc in heads.items()
+        for gene in GENES
+    ]
+    folder.write_table("per_gene.csv", gene_rows)
+    curve = [
+        {"fold": fold, "phase": phase, "epoch": float(epoch), "loss_total": 1 / epoch, "watched_pcc": watched}
+        for fold in (*folds, "all slides")
+        for phase, watched in (("choose", 0.3), ("train", None))
+        for epoch in range(1, 4)
+    ]
+    folder.write_table("history.csv", curve)
+    if folds:
+        predicted, target = values(1)
+        about = {"fold": folds[0], "recipe": "nh2st"}
+        slide = slide_data(slide_id, thumbnail=thumbnail)
+        write_prediction(folder.part / "predictions" / "s1.h5ad", slide, GENES, predicted, target, about)
+        predicted, target = values(2, 2)
+        write_prediction(
+            folder.part / "predictions" / "s2.h5ad", slide_data("s2"), ["KRT19", "ACTB"], predicted, target, about
+        )
+    folder.commit()
+    return path
+
+
+def page_data(page: Path) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text("utf-8"), re.DOTALL)
+    assert found is not None
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+def unpack(slide: dict[str, Any]) -> NDArray[np.float64]:
+    """Return truth and prediction, 2 × genes × spots, as the page's script reads them."""
+    raw = np.frombuffer(zlib.decompress(base64.b64decode(slide["values"])), np.uint8).reshape(2, -1, slide["n"])
+    low, high = (np.array(slide[key])[:, None] for key in ("low", "high"))
+    return np.asarray(np.where(raw == 255, np.nan, low + raw / slide["levels"] * (high - low)))
+
+
+def test_the_page_holds_the_figures(tmp_path: Path) -> None:
+    page = report(make_run(tmp_path / "run"))
+    assert page == tmp_path / "run" / "report.html"
+    assert not list(page.parent.glob("*.part"))
+    data = page_data(page)
+    assert data["heads"][0]["summary"] == {
+        "pcc": 0.41,
+        "pcc_top50": 0.41,
+        "mse": 0.0421,
+        "mae": 0.1632,
+        "train_seconds": 1.5,
+    }
+    assert [head["name"] for head in data["heads"]] == ["nh2st", "mean", "ridge"]
+    assert data["heads"][1]["summary"]["pcc"] is None
+    assert [fold["fold"] for fold in data["heads"][2]["folds"]] == ["s1", "s2"]
+    assert data["genes"]["names"] == GENES
+    assert data["genes"]["pcc"] == [[0.41] * 3, [None] * 3, [0.37] * 3]
+    assert data["genes"]["mean"] == [1.25] * 3
+    words = json.dumps([data["facts"], data["provenance"]])
+    for expected in ("2 slides", "each test fold touched once", "fake", "ab" * 32, "112", "77", "8 views"):
+        assert expected in words
+    assert "seed: 77" in data["recipe"]
+    assert len(data["history"]) == 6
+    assert data["history"][0]["loss"] == pytest.approx([1, 1 / 2, 1 / 3])
+    assert data["history"][1]["pcc"] == [None] * 3
+
+
+def test_maps_are_the_predictions_to_a_255th_of_their_range(tmp_path: Path) -> None:
+    first, second = page_data(report(make_run(tmp_path / "run")))["slides"]
+    predicted, target = values(1)
+    found = unpack(first)
+    assert np.array_equal(np.isnan(found[0]), np.isnan(target.T))
+    for mine, theirs in zip(found, (target.T, predicted.T), strict=True):
+        assert np.nanmax(np.abs(mine - theirs)) < 0.51 * np.max(np.subtract(first["high"], first["low"])) / 254
+    expected = gene_metrics(predicted, target)["pcc"]
+    assert first["pcc"][:2] == pytest.approx(expected[:2], abs=1e-4)
+    assert first["pcc"][2] is None
+    assert first["measured"] == [True, True, False]
+    # The second slide's panel is another, in another order: joined by name.
+    assert second["panel"] == [1, 0]
+    assert second["genes"] == [0, 1]
+    truth = values(2, 2)[1]
+    assert np.isnan(unpack(second)[0, 0]).all(), "ACTB stands last on the second slide"
+    assert unpack(second)[0, 1] == pytest.approx(truth[:, 0], abs=0.02)
+
+
+def test_spots_lie_on_the_thumbnail(tmp_path: Path) -> None:
+    slide = page_data(report(make_run(tmp_path / "run")))["slides"][0]
+    assert slide["image"].startswith("data:image/jpeg;base64,")
+    assert (slide["width"], slide["height"]) == (100, 100)
+    assert slide["x"][:2] == [20, 40]
+    assert slide["radius"] == pytest.approx(0.48 * 36 * 0.5, abs=0.01)
+
+
+def test_a_prediction_without_a_thumbnail_is_drawn_on_an_empty_ground(tmp_path: Path) -> None:
+    slide = page_data(report(make_run(tmp_path / "run", thumbnail=False)))["slides"][0]
+    assert slide["image"] is None
+    assert 0 < min(slide["x"]) < max(slide["x"]) < slide["width"] == 600
+
+
+@pytest.mark.parametrize("name", [HOSTILE, COMMENT, '"><img src=x onerror=alert(1)>'])
+def test_names_never_become_markup(tmp_path: Path, name: str) -> None:
+    slide_id = name.replace("/", "\\")  # a slash would be a folder inside an .h5ad
+    page = report(make_run(tmp_path / "run", fold_names=(name, "s2"), slide_id=slide_id, head=name))
+    text = page.read_text("utf-8")
+    assert name not in text
+    assert "<script>alert" not in text
+    assert text.count("</script>") == 2
+    assert "innerHTML" not in text
+    data = page_data(page)
+    assert data["head"] == name
+    assert data["slides"][0]["id"] == slide_id
+    assert data["genes"]["names"][2] == HOSTILE
+
+
+def test_the_page_asks_nothing_of_the_network(tmp_path: Path) -> None:
+    text = report(make_run(tmp_path / "run")).read_text("utf-8")
+    assert "default-src 'none'" in text
+    assert not re.findall(r'(?:src|href)\s*=\s*["\']?(?:https?:)?//', text)
+    assert "fetch(" not in text
+
+
+def test_the_best_head_is_named_whoever_it_is(tmp_path: Path) -> None:
+    ahead = page_data(report(make_run(tmp_path / "ahead")))["verdict"]
+    assert ahead == "Best by mean PCC is nh2st (0.410); the best baseline is ridge (0.370)."
+    behind = make_run(tmp_path / "behind", baselines={"mean": None, "ridge": 0.47, "ridge-context": 0.5})
+    verdict = page_data(report(behind))["verdict"]
+    assert "the baseline ridge-context (0.500)" in verdict
+    assert "nh2st (0.410), is beaten by 2 of the 3 baselines: ridge-context, ridge" in verdict
+    flat = page_data(report(make_run(tmp_path / "flat", own=None)))["verdict"]
+    assert "nh2st, is undefined" in flat
+    alone = page_data(report(make_run(tmp_path / "alone", baselines={})))["verdict"]
+    assert "no baseline" in alone
+
+
+def test_optimistic_figures_carry_a_warning(tmp_path: Path) -> None:
+    assert page_data(report(make_run(tmp_path / "nested")))["warnings"] == []
+    paper = page_data(report(make_run(tmp_path / "paper", protocol="paper")))
+    assert "optimistic" in paper["warnings"][0]
+    assert paper["watched"] == "the test fold"
+    one = page_data(report(make_run(tmp_path / "one", n_patients=1)))
+    assert "one patient" in one["warnings"][0]
+    leaky = page_data(report(make_run(tmp_path / "leaky", folds_by="slide", n_slides=4)))
+    assert "both sides" in leaky["warnings"][0]
+
+
+def test_a_run_without_folds_says_that_nothing_was_judged(tmp_path: Path) -> None:
+    data = page_data(report(make_run(tmp_path / "run", fold_names=())))
+    assert "Nothing was judged" in data["verdict"]
+    assert data["slides"] == []
+    assert data["genes"]["names"] == []
+    assert [curve["fold"] for curve in data["history"]] == ["all slides"] * 2
+
+
+def test_a_large_run_keeps_its_best_genes_in_fewer_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "_FINE_UP_TO", 10)
+    monkeypatch.setattr(reporting, "_MOST_VALUES", 10)
+    monkeypatch.setattr(reporting, "_FEWEST_GENES", 1)
+    first, second = page_data(report(make_run(tmp_path / "run")))["slides"]
+    assert first["genes"] == second["genes"] == [0], "ACTB stands first in per_gene.csv"
+    assert first["panel"] == [0, 1, 2]
+    assert first["levels"] == 62
+    assert unpack(first).shape == (2, 1, SIDE**2)
+
+
+def test_out_may_be_any_file(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert report(str(run), str(tmp_path / "new" / "page.html")) == tmp_path / "new" / "page.html"
+    assert not (run / "report.html").exists()
+    with pytest.raises(RunError, match=r"is a folder; give the report a file name"):
+        report(run, tmp_path)
+
+
+def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="not a finished run"):
+        report(tmp_path / "nothing")
+    RunFolder(tmp_path / "begun").log("start")
+    with pytest.raises(RunError, match="not a finished run"):
+        report(tmp_path / "begun.part")
+    run = make_run(tmp_path / "run")
+    (run / "predictions" / "s2.h5ad").write_bytes(b"not hdf5")
+    with pytest.raises(RunError, match=r"s2\.h5ad cannot be read"):
+        report(run)
+    (run / "metrics.json").write_text('{"head": "nh2st"}')
+    with pytest.raises(RunError, match="lacks 'baselines'"):
+        report(run)
+    (run / "metrics.json").write_text("[]")
+    with pytest.raises(RunError, match="cannot be reported on"):
+        report(run)
+    assert not (run / "report.html").exists()
