@@ -7,11 +7,11 @@ import numpy as np
 import openslide
 import pytest
 
-from nh2st_pipe.synthetic import GENES, generate, neighbour_mean
 from nh2st_pipe.errors import UsageError
 from nh2st_pipe.expression import read_spots
 from nh2st_pipe.manifest import read_manifest
 from nh2st_pipe.slides import open_slide
+from nh2st_pipe.synthetic import GENES, generate, neighbour_mean
 
 GRID = 5
 
