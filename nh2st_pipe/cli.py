@@ -415,6 +415,15 @@ def main() -> None:
             raise
         print(f"nh2st-pipe: {error}; what was finished is kept", file=sys.stderr)
         sys.exit(1)
+    except Exception as error:
+        if os.environ.get("NH2ST_PIPE_DEBUG"):
+            raise
+        print(
+            f"nh2st-pipe: an error nobody foresaw, {type(error).__name__}: {error}; what was finished is kept. "
+            "nh2st-pipe --debug … shows where it arose; please report it",
+            file=sys.stderr,
+        )
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ __all__ = [
     "TrainRecipe",
     "load_encoder_recipe",
     "load_train_recipe",
+    "validate",
 ]
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -223,7 +224,8 @@ def _keys(annotation: Any) -> set[str]:
     return {key for part in typing.get_args(annotation) for key in _keys(part)}
 
 
-def _validate(model: type[Recipe], data: dict[str, Any], where: str | Path) -> Recipe:
+def validate(model: type[Recipe], data: dict[str, Any], where: str | Path) -> Recipe:
+    """Return `data` as a checked `model`. Raises RecipeError naming each key at fault, and `where` it stands."""
     try:
         return model.model_validate(data)
     except pydantic.ValidationError as error:
@@ -233,7 +235,7 @@ def _validate(model: type[Recipe], data: dict[str, Any], where: str | Path) -> R
 def load_encoder_recipe(name: str | Path) -> EncoderRecipe:
     """Return the encoder recipe called `name`, or the one in the YAML file `name`."""
     path = resources.find("stages/embed", name)
-    return _validate(EncoderRecipe, resources.load_yaml(path), path.name)
+    return validate(EncoderRecipe, resources.load_yaml(path), path.name)
 
 
 def load_train_recipe(name: str | Path, settings: Iterable[str] = ()) -> TrainRecipe:
@@ -257,4 +259,4 @@ def load_train_recipe(name: str | Path, settings: Iterable[str] = ()) -> TrainRe
             place[leaf] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise UsageError(f"--set {setting}: '{value}' is not a YAML value") from error
-    return _validate(TrainRecipe, data, path.name)
+    return validate(TrainRecipe, data, path.name)

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 import nh2st_pipe
 from nh2st_pipe.encoders import pick_device
-from nh2st_pipe.errors import TrainError, listed
+from nh2st_pipe.errors import TrainError, UsageError, listed
 from nh2st_pipe.folds import Fold, hold_out, make_folds
 from nh2st_pipe.heads import registry
 from nh2st_pipe.heads.base import HeadModel, Samples
 from nh2st_pipe.metrics import gene_metrics, mean_of, summarise
 from nh2st_pipe.progress import Progress
-from nh2st_pipe.recipes import TrainRecipe, load_train_recipe
+from nh2st_pipe.recipes import TrainRecipe, load_train_recipe, validate
 from nh2st_pipe.runs import RunFolder, write_prediction
 from nh2st_pipe.store import SlideData, Store, open_store
 from nh2st_pipe.targets import choose_panel, read_gene_file, targets
@@ -122,19 +122,17 @@ def _resolve(
 ) -> TrainRecipe:
     """Return the recipe with everything that was asked for in it."""
     resolved = recipe if isinstance(recipe, TrainRecipe) else load_train_recipe(recipe, settings)
-    changes: dict[str, Any] = {}
+    values = resolved.model_dump()
     if genes is not None:
+        if str(genes) == "0":
+            raise UsageError("--genes takes a number from 1 on, or a file with one gene a line")
         panel = int(str(genes)) if str(genes).isdecimal() else read_gene_file(Path(str(genes)))
-        changes["targets"] = resolved.targets.model_copy(update={"genes": panel})
+        values["targets"]["genes"] = panel
     if folds is not None:
-        changes["folds"] = folds
+        values["folds"] = folds
     if seed is not None:
-        changes["seed"] = seed
-    return TrainRecipe.model_validate({**resolved.model_dump(), **{k: _plain(v) for k, v in changes.items()}})
-
-
-def _plain(value: Any) -> Any:
-    return value.model_dump() if hasattr(value, "model_dump") else value
+        values["seed"] = seed
+    return validate(TrainRecipe, values, f"recipe {resolved.name}")
 
 
 def _as_baseline(name: str, main: TrainRecipe) -> TrainRecipe:

@@ -179,6 +179,7 @@ def test_bad_training(embedded: Study, make_study: Callable[..., Study], tmp_pat
         "--recipe",
         "nhst",
     )
+    refused(2, "--genes takes a number from 1 on", "train", "--embeddings", store, "--genes", 0)
     refused(2, "did you mean 'patience'", "train", "--embeddings", store, "--set", "fit.patiense=3")
     refused(2, "--folds takes patient, slide, none or a number", "train", "--embeddings", store, "--folds", "donor")
     one = make_study(1, name="one")
