@@ -328,7 +328,8 @@ def manifest(
     from nh2st_pipe.importers import import_dataset
 
     rows = import_dataset(layout, folder, out, typer.echo)
-    typer.echo(f"{out}: {len(rows)} slides of {len({row.patient for row in rows})} patients")
+    patients = len({row.patient for row in rows})
+    typer.echo(f"{out}: {len(rows)} slides of {patients} patient{'s' if patients != 1 else ''}")
 
 
 @app.command()

@@ -276,6 +276,7 @@ def _run(
                 elif job.spots is not None:
                     summary.notices += [f"{job.row.slide_id}: {notice}" for notice in job.spots.notices]
                     progress.say(f"{job.row.slide_id}: {len(job.spots):,} tiles done")
+                job.spots = job.writer = None  # counts of a thousand slides are not for keeping
 
 
 def _of_one_slide(error: NH2STError) -> bool:

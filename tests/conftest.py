@@ -12,8 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
+
+# The same examples every time, and no time limit for one of them: a slow machine is not a fault.
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.load_profile("steady")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 GENES = [f"G{i:02d}" for i in range(12)]

@@ -133,7 +133,7 @@ from nh2st_pipe.embedding import embed
 store._CHECKPOINT_SECONDS = 0.0
 plain = encoders.Encoder.encode
 def slow(self, tiles, views=1):
-    time.sleep(0.05)
+    time.sleep(0.15)
     return plain(self, tiles, views)
 encoders.Encoder.encode = slow
 embed(sys.argv[1], encoder="fake", store=sys.argv[2], tile_px=48, views=8, batch_size=2, device="cpu")

@@ -19,6 +19,7 @@ from nh2st_pipe.errors import SlideError
 __all__ = ["RasterSlide"]
 
 _PILLOW_LIMIT = threading.Lock()  # Image.MAX_IMAGE_PIXELS is one value for all threads
+_STRIP_PX = 256
 
 
 class RasterSlide:
@@ -59,7 +60,7 @@ class RasterSlide:
                     )
                 try:
                     with self._open() as image:
-                        self._pixels = np.asarray(image if image.mode == "RGB" else _flattened(image))
+                        self._pixels = _as_array(image)
                 except (OSError, ValueError, SyntaxError, EOFError) as error:
                     raise SlideError(f"{self.path} cannot be decoded: {error}; is the file complete?") from error
             return self._pixels
@@ -78,6 +79,16 @@ class RasterSlide:
     def close(self) -> None:
         """See `Slide.close`."""
         self._pixels = None
+
+
+def _as_array(image: Image.Image) -> NDArray[np.uint8]:
+    """Return h × w × 3; strip by strip, since Pillow hands over a whole image through two copies of it."""
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, _STRIP_PX):
+        strip = image.crop((0, top, width, min(top + _STRIP_PX, height)))
+        pixels[top : top + _STRIP_PX] = np.asarray(strip if strip.mode == "RGB" else _flattened(strip))
+    return pixels
 
 
 def _flattened(image: Image.Image) -> Image.Image:
