@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nh2st_pipe.encoders import pick_device
 from nh2st_pipe.errors import NH2STError, RunError, StoreError, UsageError
 from nh2st_pipe.heads.base import HeadModel, Samples
-from nh2st_pipe.heads.registry import load_model
+from nh2st_pipe.heads.registry import load_model, pick_head_device
 from nh2st_pipe.progress import Progress
 from nh2st_pipe.recipes import EncoderRecipe, TargetRecipe
 from nh2st_pipe.runs import write_prediction
@@ -78,7 +77,7 @@ def predict(
     if not names and not summary.failed:
         raise StoreError(f"{store.path} holds no complete slide; run nh2st-pipe embed first")
 
-    torch_device = pick_device(device)
+    torch_device = pick_head_device(device)
     head.to(torch_device)
     features = head.about["features"]
     recipe = TargetRecipe.model_validate(head.about["targets"])

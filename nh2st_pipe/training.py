@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 
 import nh2st_pipe
-from nh2st_pipe.encoders import pick_device
 from nh2st_pipe.errors import TrainError, UsageError, listed
 from nh2st_pipe.folds import Fold, hold_out, make_folds
 from nh2st_pipe.heads import registry
@@ -79,7 +78,7 @@ def train(
     slides = _load(store, resolved, progress.say)
     splits = make_folds(slides, resolved.folds, resolved.seed)
     folder = RunFolder(Path(out) if out is not None else Path("runs") / resolved.name)
-    bench = _Bench(store, slides, resolved, pick_device(device), progress)
+    bench = _Bench(store, slides, resolved, registry.pick_head_device(device), progress)
     folder.log("start", version=nh2st_pipe.__version__, slides=[slide.slide_id for slide in slides])
 
     heads = [resolved, *baselines]

@@ -47,7 +47,6 @@ class Samples:
         targets: Sequence[NDArray[np.float32]] | None = None,
         *,
         neighbours: int,
-        first_view_only: bool = False,
         device: torch.device | None = None,
     ) -> Samples:
         """Put slides behind each other; rows of neighbours count on from slide to slide."""
@@ -57,7 +56,7 @@ class Samples:
             rows = np.where(rows < 0, np.arange(len(slide))[:, None], rows)
             tables.append(rows + offset)
             offset += len(slide)
-        views = np.concatenate([slide.views[:, :1] if first_view_only else slide.views for slide in slides])
+        views = np.concatenate([slide.views for slide in slides])
         target = None if targets is None else torch.from_numpy(np.concatenate(targets)).to(device)
         return cls(
             views=torch.from_numpy(np.ascontiguousarray(views)).to(device),
