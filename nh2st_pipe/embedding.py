@@ -193,16 +193,18 @@ def _pending(
     for row in rows:
         source = _source(row)
         state = existing.state(row.slide_id) if existing else None
-        if state is not None and state.source != source and not redo_changed:
+        if state is None or not state.complete:
+            todo.append((row, source))  # the writer goes on with it, or begins anew where its source changed
+        elif state.source == source:
+            summary.kept.append(row.slide_id)
+        elif redo_changed:
+            todo.append((row, source))
+        else:
             changed = [name for name in source if state.source.get(name) != source[name]]
             summary.failed[row.slide_id] = (
                 f"its {' and '.join(changed)} changed since it was embedded; "
                 "embed it anew with --redo-changed, or give the changed slide another slide_id"
             )
-        elif state is not None and state.complete and state.source == source:
-            summary.kept.append(row.slide_id)
-        else:
-            todo.append((row, source))
     return todo
 
 

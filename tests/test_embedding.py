@@ -84,6 +84,21 @@ def test_a_changed_slide_is_noticed_and_redone_only_when_asked(study: Study) -> 
     assert not np.array_equal(open_store(study.folder / "store.zarr").read("s1").views, before)
 
 
+def test_an_unfinished_slide_that_changed_is_begun_anew(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nh2st_pipe.store import SlideWriter
+
+    def interrupted(self: SlideWriter, *_: object) -> None:
+        self.checkpoint()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SlideWriter, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study.embed()
+    monkeypatch.undo()
+    Image.fromarray(picture(240, 240, 77)).save(study.folder / "s0.png")
+    assert study.embed().encoded_tiles == 75
+
+
 def test_another_encoder_or_tile_size_is_refused_before_any_work(study: Study, tmp_path: Path) -> None:
     study.embed()
     with pytest.raises(StoreError, match="tiles of 48 px, not 50 px"):
