@@ -276,13 +276,14 @@ class _Bench:
         """Train the run's own head on all slides, for the median of the folds' epochs (or chosen anew)."""
         names = sorted(self.slides)
         split = self._targets(choose_panel([self.slides[n] for n in names], self.recipe.targets), names)
-        chosen = None
+        chosen: int | None = None
+        history: list[dict[str, Any]] = []
         if not registry.is_solved(self.recipe):
-            chosen = (
-                round(float(np.median(epochs)))
-                if epochs
-                else self._choose_epochs(self.recipe, split, names, "all slides").best_epoch
-            )
+            if epochs:
+                chosen = round(float(np.median(epochs)))
+            else:
+                choice = self._choose_epochs(self.recipe, split, names, "all slides")
+                chosen, history = choice.best_epoch, [{"phase": "choose", **row} for row in choice.history]
         trained = registry.fit(
             self.recipe,
             self.samples(names, split.target),
@@ -291,7 +292,8 @@ class _Bench:
             epochs=chosen,
             on_epoch=self._tell("all slides"),
         )
-        self.final_history = [{"fold": "all slides", "phase": "train", **row} for row in trained.history]
+        history += [{"phase": "train", **row} for row in trained.history]
+        self.final_history = [{"fold": "all slides", **row} for row in history]
         return trained.model, chosen or 0
 
 

@@ -116,6 +116,10 @@ def test_training_without_folds_gives_a_model_and_no_figures(study: Study) -> No
     assert result.metrics["folds"] == []
     assert result.metrics["model"]["epochs"] >= 1
     assert load_model(result.path).genes
+    history = pl.read_csv(result.path / "history.csv")
+    assert history["phase"].unique().sort().to_list() == ["choose", "train"]
+    chosen = history.filter(pl.col("phase") == "choose").sort("watched_pcc")["epoch"].last()
+    assert chosen == result.metrics["model"]["epochs"]
 
 
 def test_a_single_slide_can_be_trained_on(make_study: Callable[..., Study]) -> None:
