@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from nh2st_pipe.core.progress import PlainProgress
 from nh2st_pipe.embedding import embed
-from nh2st_pipe.progress import PlainProgress
 
 
 def main() -> None:

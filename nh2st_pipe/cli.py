@@ -111,8 +111,8 @@ def embed(
     Tiles are the spots of a slide's expression file, else a grid over its tissue. Finished slides are never
     touched again; an interrupted run goes on where it was.
     """
+    from nh2st_pipe.core.progress import progress_for_terminal
     from nh2st_pipe.embedding import embed as run
-    from nh2st_pipe.progress import progress_for_terminal
 
     with progress_for_terminal() as progress:
         summary = run(
@@ -174,7 +174,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Stage two: train a head on kept embeddings and judge it, its baselines beside it."""
-    from nh2st_pipe.progress import progress_for_terminal
+    from nh2st_pipe.core.progress import progress_for_terminal
     from nh2st_pipe.training import train as run
 
     with progress_for_terminal() as progress:
@@ -239,8 +239,8 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Predict expression with a trained head, one .h5ad per slide."""
+    from nh2st_pipe.core.progress import progress_for_terminal
     from nh2st_pipe.prediction import predict as run
-    from nh2st_pipe.progress import progress_for_terminal
 
     with progress_for_terminal() as progress:
         summary = run(
@@ -361,8 +361,8 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for slides, store, run and report.")] = Path("demo"),
 ) -> None:
     """Make small slides whose expression follows a known rule, and run everything on them."""
+    from nh2st_pipe.core.progress import progress_for_terminal
     from nh2st_pipe.demo import run_demo
-    from nh2st_pipe.progress import progress_for_terminal
 
     with progress_for_terminal() as progress:
         done = run_demo(out, progress)
@@ -397,7 +397,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    from nh2st_pipe.errors import NH2STError
+    from nh2st_pipe.core.errors import NH2STError
 
     signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -13,10 +13,10 @@ from typing import Any
 
 import polars as pl
 
+from nh2st_pipe.core.errors import EncoderError
+from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.embedding import embed
-from nh2st_pipe.errors import EncoderError
 from nh2st_pipe.prediction import predict
-from nh2st_pipe.progress import Progress
 from nh2st_pipe.reporting import report
 from nh2st_pipe.synthetic import generate
 from nh2st_pipe.training import Run, train

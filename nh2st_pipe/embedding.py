@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nh2st_pipe.errors import NH2STError, UsageError
+from nh2st_pipe.core.errors import NH2STError, UsageError
+from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.expression import Spots, read_spots
 from nh2st_pipe.manifest import SlideRow, read_manifest
 from nh2st_pipe.neighbours import nearest_spots
-from nh2st_pipe.progress import Progress
 from nh2st_pipe.recipes import EncoderRecipe, Precision, load_encoder_recipe
 from nh2st_pipe.slides import Slide, open_slide
 from nh2st_pipe.slides.base import read_tile, thumbnail
@@ -115,7 +115,8 @@ def embed(
     todo = _pending(rows, existing, redo_changed, summary)
     if todo:
         # Loaded before the store is made, so that weights that do not fit leave nothing behind.
-        from nh2st_pipe.encoders import load_encoder, pick_device
+        from nh2st_pipe.core.devices import pick_device
+        from nh2st_pipe.encoders import load_encoder
 
         encoder_on_device = load_encoder(
             recipe,
@@ -174,7 +175,7 @@ def _contract(
 
 
 def _auto_precision(recipe: EncoderRecipe, device: str) -> Precision:
-    from nh2st_pipe.encoders import pick_device
+    from nh2st_pipe.core.devices import pick_device
 
     return recipe.precision if pick_device(device).type == "cuda" else "float32"
 
@@ -282,7 +283,7 @@ def _run(
 
 
 def _of_one_slide(error: NH2STError) -> bool:
-    from nh2st_pipe.errors import ExpressionError, SlideError
+    from nh2st_pipe.core.errors import ExpressionError, SlideError
 
     return isinstance(error, (SlideError, ExpressionError))
 

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from nh2st_pipe.errors import EncoderError, listed
+from nh2st_pipe.core.errors import EncoderError, listed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nh2st_pipe.recipes import EncoderRecipe, Precision
 
-__all__ = ["Encoder", "dihedral", "load_encoder", "pick_device"]
+__all__ = ["Encoder", "dihedral", "load_encoder"]
 
 # Classes that recipes may name in `arguments`; nothing else is looked up.
 _CLASSES = {
@@ -41,21 +41,6 @@ def dihedral(images_bchw: torch.Tensor, view: int) -> torch.Tensor:
     """
     turned = torch.rot90(images_bchw, view % 4, (2, 3))
     return turned.flip(3) if view >= 4 else turned
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" is a GPU where there is one.
-
-    Raises EncoderError where that device cannot be used here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise EncoderError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
 
 
 class Encoder(nn.Module):

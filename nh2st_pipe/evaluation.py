@@ -9,7 +9,7 @@ from typing import Any
 import anndata
 import numpy as np
 
-from nh2st_pipe.errors import RunError, TrainError, listed
+from nh2st_pipe.core.errors import RunError, TrainError, listed
 from nh2st_pipe.metrics import summarise
 from nh2st_pipe.store import open_store
 

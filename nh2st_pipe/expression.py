@@ -15,8 +15,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from nh2st_pipe.errors import ExpressionError, listed
-from nh2st_pipe.quiet import quiet_warnings
+from nh2st_pipe.core.errors import ExpressionError, listed
+from nh2st_pipe.core.quiet import quiet_warnings
 
 __all__ = ["Spots", "read_spots"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nh2st_pipe.errors import TrainError, UsageError
+from nh2st_pipe.core.errors import TrainError, UsageError
 from nh2st_pipe.store import SlideData
 
 __all__ = ["Fold", "hold_out", "kfold", "make_folds"]

@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from nh2st_pipe.errors import ManifestError, nearest
+from nh2st_pipe.core.errors import ManifestError, nearest
 
 __all__ = ["SlideRow", "read_manifest", "write_manifest"]
 

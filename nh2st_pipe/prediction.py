@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nh2st_pipe.errors import NH2STError, RunError, StoreError, UsageError
+from nh2st_pipe.core.devices import pick_head_device
+from nh2st_pipe.core.errors import NH2STError, RunError, StoreError, UsageError
+from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.heads.base import HeadModel, Samples
-from nh2st_pipe.heads.registry import load_model, pick_head_device
-from nh2st_pipe.progress import Progress
+from nh2st_pipe.heads.registry import load_model
 from nh2st_pipe.recipes import EncoderRecipe, TargetRecipe
 from nh2st_pipe.runs import write_prediction
 from nh2st_pipe.store import Contract, SlideData, Store, open_store

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from nh2st_pipe import resources
-from nh2st_pipe.errors import RecipeError, UsageError, nearest
+from nh2st_pipe.core.errors import RecipeError, UsageError, nearest
 
 __all__ = [
     "EncoderRecipe",

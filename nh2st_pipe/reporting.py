@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from nh2st_pipe.errors import RunError
+from nh2st_pipe.core.errors import RunError
+from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.metrics import gene_metrics
-from nh2st_pipe.quiet import quiet_warnings
 from nh2st_pipe.runs import read_metrics
 
 __all__ = ["report"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from nh2st_pipe.errors import RecipeError, nearest
+from nh2st_pipe.core.errors import RecipeError, nearest
 
 __all__ = ["find", "load_yaml", "names"]
 

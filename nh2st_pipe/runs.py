@@ -28,8 +28,8 @@ import polars as pl
 import yaml
 from numpy.typing import NDArray
 
-from nh2st_pipe.errors import RunError
-from nh2st_pipe.quiet import quiet_warnings
+from nh2st_pipe.core.errors import RunError
+from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.store import SlideData
 
 __all__ = ["RunFolder", "read_metrics", "write_prediction"]

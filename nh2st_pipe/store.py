@@ -24,10 +24,10 @@ from anndata.io import read_elem, write_elem
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from nh2st_pipe.errors import StoreError
+from nh2st_pipe.core.errors import StoreError
+from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.expression import Spots
 from nh2st_pipe.manifest import SlideRow
-from nh2st_pipe.quiet import quiet_warnings
 
 __all__ = [
     "Contract",

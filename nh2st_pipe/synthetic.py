@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from scipy.ndimage import gaussian_filter
 
-from nh2st_pipe.errors import UsageError
+from nh2st_pipe.core.errors import UsageError
 from nh2st_pipe.importers.common import write_section
 from nh2st_pipe.manifest import SlideRow, write_manifest
 

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from nh2st_pipe.errors import TrainError, UsageError, listed
+from nh2st_pipe.core.errors import TrainError, UsageError, listed
 from nh2st_pipe.recipes import TargetRecipe
 from nh2st_pipe.store import SlideData
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nh2st_pipe.errors import SlideError, listed
+from nh2st_pipe.core.errors import SlideError, listed
 from nh2st_pipe.expression import Spots
 from nh2st_pipe.slides.base import Slide
 

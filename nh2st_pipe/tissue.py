@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 from skimage.filters import gaussian, threshold_otsu
 from skimage.morphology import closing, disk, opening
 
-from nh2st_pipe.errors import SlideError
+from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.slides.base import Slide, thumbnail
 
 __all__ = ["tissue_mask"]

@@ -20,12 +20,13 @@ import torch
 from numpy.typing import NDArray
 
 import nh2st_pipe
-from nh2st_pipe.errors import TrainError, UsageError, listed
+from nh2st_pipe.core.devices import pick_head_device
+from nh2st_pipe.core.errors import TrainError, UsageError, listed
+from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.folds import Fold, hold_out, make_folds
 from nh2st_pipe.heads import registry
 from nh2st_pipe.heads.base import HeadModel, Samples
 from nh2st_pipe.metrics import gene_metrics, mean_of, summarise
-from nh2st_pipe.progress import Progress
 from nh2st_pipe.recipes import TrainRecipe, load_train_recipe, validate
 from nh2st_pipe.runs import RunFolder, write_prediction
 from nh2st_pipe.store import SlideData, Store, open_store
@@ -78,7 +79,7 @@ def train(
     slides = _load(store, resolved, progress.say)
     splits = make_folds(slides, resolved.folds, resolved.seed)
     folder = RunFolder(Path(out) if out is not None else Path("runs") / resolved.name)
-    bench = _Bench(store, slides, resolved, registry.pick_head_device(device), progress)
+    bench = _Bench(store, slides, resolved, pick_head_device(device), progress)
     folder.log("start", version=nh2st_pipe.__version__, slides=[slide.slide_id for slide in slides])
 
     heads = [resolved, *baselines]

@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from nh2st_pipe.errors import EncoderError, UsageError
+from nh2st_pipe.core.errors import EncoderError, UsageError
 from nh2st_pipe.recipes import EncoderRecipe
 
 __all__ = ["Weights", "find_weights"]

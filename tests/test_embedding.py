@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nh2st_pipe.core.errors import EncoderError, StoreError, UsageError
 from nh2st_pipe.embedding import embed
 from nh2st_pipe.encoders import load_encoder
-from nh2st_pipe.errors import EncoderError, StoreError, UsageError
 from nh2st_pipe.recipes import load_encoder_recipe
 from nh2st_pipe.slides import open_slide
 from nh2st_pipe.slides.base import read_tile

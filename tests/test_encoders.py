@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from nh2st_pipe import resources
-from nh2st_pipe.encoders import Encoder, _argument, dihedral, load_encoder, pick_device
-from nh2st_pipe.errors import EncoderError, RecipeError, UsageError
+from nh2st_pipe.core.devices import pick_device
+from nh2st_pipe.core.errors import EncoderError, RecipeError, UsageError
+from nh2st_pipe.encoders import Encoder, _argument, dihedral, load_encoder
 from nh2st_pipe.recipes import EncoderRecipe, load_encoder_recipe
 from nh2st_pipe.weights import find_weights
 

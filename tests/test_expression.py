@@ -8,7 +8,7 @@ import anndata
 import numpy as np
 import pytest
 
-from nh2st_pipe.errors import ExpressionError
+from nh2st_pipe.core.errors import ExpressionError
 from nh2st_pipe.expression import read_spots
 from tests.conftest import GENES, write_spots
 

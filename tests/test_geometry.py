@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
 
-from nh2st_pipe.errors import SlideError
+from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.expression import Spots
 from nh2st_pipe.neighbours import nearest_spots
 from nh2st_pipe.slides import open_slide

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from nh2st_pipe.errors import RunError, TrainError
+from nh2st_pipe.core.errors import RunError, TrainError
 from nh2st_pipe.heads import registry
 from nh2st_pipe.heads.base import FeatureScaler, HeadModel, Samples
 from nh2st_pipe.heads.hypergraph import HypergraphConv, incidence, operator

@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from nh2st_pipe.core.errors import ExpressionError
 from nh2st_pipe.embedding import embed
-from nh2st_pipe.errors import ExpressionError
 from nh2st_pipe.importers import import_dataset
 from nh2st_pipe.manifest import read_manifest
 from nh2st_pipe.store import open_store

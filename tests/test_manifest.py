@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nh2st_pipe.errors import ManifestError
+from nh2st_pipe.core.errors import ManifestError
 from nh2st_pipe.manifest import SlideRow, read_manifest, write_manifest
 
 

@@ -8,7 +8,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from nh2st_pipe.errors import SlideError
+from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.slides import open_slide
 from nh2st_pipe.slides.base import read_tile, thumbnail
 from nh2st_pipe.slides.openslide import OpenSlideSlide

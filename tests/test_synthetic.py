@@ -7,7 +7,7 @@ import numpy as np
 import openslide
 import pytest
 
-from nh2st_pipe.errors import UsageError
+from nh2st_pipe.core.errors import UsageError
 from nh2st_pipe.expression import read_spots
 from nh2st_pipe.manifest import read_manifest
 from nh2st_pipe.slides import open_slide

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nh2st_pipe.errors import TrainError, UsageError
+from nh2st_pipe.core.errors import TrainError, UsageError
 from nh2st_pipe.folds import hold_out, kfold, make_folds
 from nh2st_pipe.metrics import gene_metrics, mean_of, summarise
 from nh2st_pipe.recipes import TargetRecipe

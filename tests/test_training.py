@@ -12,7 +12,7 @@ import pytest
 import scipy.sparse as sp
 import yaml
 
-from nh2st_pipe.errors import RunError, StoreError, TrainError, UsageError
+from nh2st_pipe.core.errors import RunError, StoreError, TrainError, UsageError
 from nh2st_pipe.evaluation import evaluate
 from nh2st_pipe.heads.registry import load_model
 from nh2st_pipe.metrics import summarise

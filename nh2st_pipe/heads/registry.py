@@ -12,23 +12,16 @@ from typing import Any
 
 import torch
 
-from nh2st_pipe.encoders import pick_device
-from nh2st_pipe.errors import RunError
+from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.heads.base import HeadModel, Samples
 from nh2st_pipe.heads.fitting import Fit, fit_by_steps
 from nh2st_pipe.heads.linear import Mean, Ridge
 from nh2st_pipe.heads.nh2st import NH2ST
 from nh2st_pipe.recipes import MeanHead, NH2STHead, RidgeHead, TrainRecipe
 
-__all__ = ["build", "fit", "is_solved", "load_model", "pick_head_device"]
+__all__ = ["build", "fit", "is_solved", "load_model"]
 
 _KINDS: dict[str, type[HeadModel]] = {"mean": Mean, "ridge": Ridge, "nh2st": NH2ST}
-
-
-def pick_head_device(name: str) -> torch.device:
-    """Return the device heads are trained on; Apple's MPS gives way to the CPU, for it has no float64."""
-    device = pick_device(name)
-    return torch.device("cpu") if device.type == "mps" else device
 
 
 def is_solved(recipe: TrainRecipe) -> bool:

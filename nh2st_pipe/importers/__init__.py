@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from nh2st_pipe.errors import UsageError, nearest
+from nh2st_pipe.core.errors import UsageError, nearest
 from nh2st_pipe.manifest import SlideRow, write_manifest
 
 __all__ = ["LAYOUTS", "import_dataset"]

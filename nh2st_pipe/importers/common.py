@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from nh2st_pipe.quiet import quiet_warnings
+from nh2st_pipe.core.quiet import quiet_warnings
 
 __all__ = ["estimate_mpp", "write_section"]
 

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 import scipy.sparse as sp
 
-from nh2st_pipe.errors import ExpressionError
+from nh2st_pipe.core.errors import ExpressionError
 from nh2st_pipe.importers.common import estimate_mpp, write_section
 from nh2st_pipe.manifest import SlideRow
 

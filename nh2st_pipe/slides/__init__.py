@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nh2st_pipe.errors import SlideError
+from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.slides.base import Slide
 
 __all__ = ["Slide", "open_slide"]

@@ -10,7 +10,7 @@ import numpy as np
 import openslide
 from numpy.typing import NDArray
 
-from nh2st_pipe.errors import SlideError
+from nh2st_pipe.core.errors import SlideError
 
 __all__ = ["OpenSlideSlide"]
 

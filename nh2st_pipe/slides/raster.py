@@ -16,7 +16,7 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from nh2st_pipe.errors import SlideError
+from nh2st_pipe.core.errors import SlideError
 
 __all__ = ["RasterSlide"]
 
