@@ -337,10 +337,10 @@ def encoders(
     name: Annotated[str | None, typer.Argument(help="Recipe to show whole.")] = None, as_json: Json = False
 ) -> None:
     """List the encoder recipes, or show one."""
-    from nh2st_pipe import resources
-    from nh2st_pipe.recipes import load_encoder_recipe
+    from nh2st_pipe.recipes import files
+    from nh2st_pipe.recipes.encoder import load_encoder_recipe
 
-    recipes = [load_encoder_recipe(each) for each in ([name] if name else resources.names("stages/embed"))]
+    recipes = [load_encoder_recipe(each) for each in ([name] if name else files.names("stages/embed"))]
     values = {recipe.name: recipe.model_dump(mode="json") for recipe in recipes}
 
     def say() -> None:

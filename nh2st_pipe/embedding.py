@@ -25,7 +25,7 @@ from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.expression import Spots, read_spots
 from nh2st_pipe.manifest import SlideRow, read_manifest
 from nh2st_pipe.neighbours import nearest_spots
-from nh2st_pipe.recipes import EncoderRecipe, Precision, load_encoder_recipe
+from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision, load_encoder_recipe
 from nh2st_pipe.slides import Slide, open_slide
 from nh2st_pipe.slides.base import read_tile, thumbnail
 from nh2st_pipe.store import (

@@ -22,7 +22,7 @@ from nh2st_pipe.core.errors import EncoderError, listed
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from nh2st_pipe.recipes import EncoderRecipe, Precision
+    from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision
 
 __all__ = ["Encoder", "dihedral", "load_encoder"]
 

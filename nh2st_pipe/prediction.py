@@ -14,7 +14,8 @@ from nh2st_pipe.core.errors import NH2STError, RunError, StoreError, UsageError
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.heads.base import HeadModel, Samples
 from nh2st_pipe.heads.registry import load_model
-from nh2st_pipe.recipes import EncoderRecipe, TargetRecipe
+from nh2st_pipe.recipes.encoder import EncoderRecipe
+from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.runs import write_prediction
 from nh2st_pipe.store import Contract, SlideData, Store, open_store
 from nh2st_pipe.targets import targets

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from nh2st_pipe.core.errors import TrainError, UsageError, listed
-from nh2st_pipe.recipes import TargetRecipe
+from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.store import SlideData
 
 __all__ = ["choose_panel", "read_gene_file", "targets"]

@@ -27,7 +27,8 @@ from nh2st_pipe.folds import Fold, hold_out, make_folds
 from nh2st_pipe.heads import registry
 from nh2st_pipe.heads.base import HeadModel, Samples
 from nh2st_pipe.metrics import gene_metrics, mean_of, summarise
-from nh2st_pipe.recipes import TrainRecipe, load_train_recipe, validate
+from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe
+from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.runs import RunFolder, write_prediction
 from nh2st_pipe.store import SlideData, Store, open_store
 from nh2st_pipe.targets import choose_panel, read_gene_file, targets

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nh2st_pipe.core.errors import EncoderError, UsageError
-from nh2st_pipe.recipes import EncoderRecipe
+from nh2st_pipe.recipes.encoder import EncoderRecipe
 
 __all__ = ["Weights", "find_weights"]
 

@@ -16,7 +16,7 @@ from PIL import Image
 from nh2st_pipe.core.errors import EncoderError, StoreError, UsageError
 from nh2st_pipe.embedding import embed
 from nh2st_pipe.encoders import load_encoder
-from nh2st_pipe.recipes import load_encoder_recipe
+from nh2st_pipe.recipes.encoder import load_encoder_recipe
 from nh2st_pipe.slides import open_slide
 from nh2st_pipe.slides.base import read_tile
 from nh2st_pipe.store import open_store

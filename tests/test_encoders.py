@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nh2st_pipe import resources
 from nh2st_pipe.core.devices import pick_device
 from nh2st_pipe.core.errors import EncoderError, RecipeError, UsageError
 from nh2st_pipe.encoders import Encoder, _argument, dihedral, load_encoder
-from nh2st_pipe.recipes import EncoderRecipe, load_encoder_recipe
+from nh2st_pipe.recipes import files
+from nh2st_pipe.recipes.encoder import EncoderRecipe, load_encoder_recipe
 from nh2st_pipe.weights import find_weights
 
 # What encoders.md of the design says of each: values per tile and prefix tokens before the patches.
@@ -181,7 +181,7 @@ def test_recipes_build_what_the_table_says(name: str) -> None:
 
 
 def test_every_recipe_is_valid_and_called_as_its_file() -> None:
-    for name in resources.names("stages/embed"):
+    for name in files.names("stages/embed"):
         assert load_encoder_recipe(name).name == name
 
 

@@ -17,7 +17,7 @@ from nh2st_pipe.heads.base import FeatureScaler, HeadModel, Samples
 from nh2st_pipe.heads.hypergraph import HypergraphConv, incidence, operator
 from nh2st_pipe.heads.linear import Mean, Ridge
 from nh2st_pipe.heads.nh2st import NH2ST, CrossAttention, contrastive_loss
-from nh2st_pipe.recipes import TrainRecipe, load_train_recipe
+from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe
 
 GENES = [f"g{i}" for i in range(5)]
 

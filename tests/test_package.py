@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import nh2st_pipe
-from nh2st_pipe import resources
-from nh2st_pipe.recipes import load_train_recipe
+from nh2st_pipe.recipes import files
+from nh2st_pipe.recipes.train import load_train_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,23 +54,23 @@ def test_recipes_are_found_by_name_in_a_wheel(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = (
-        "from nh2st_pipe import resources; import nh2st_pipe; "
+        "from nh2st_pipe.recipes import files; import nh2st_pipe; "
         "print(nh2st_pipe.__file__); "
-        "print(*[name for kind in ('stages/embed', 'stages/train', 'manifests') for name in resources.names(kind)]); "
-        "print(resources.find('stages/embed', 'uni'))"
+        "print(*[name for kind in ('stages/embed', 'stages/train', 'manifests') for name in files.names(kind)]); "
+        "print(files.find('stages/embed', 'uni'))"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path / "site"
     ).stdout.splitlines()
     assert all(str(tmp_path) in line for line in (run[0], run[2]))
-    here = [name for kind in ("stages/embed", "stages/train", "manifests") for name in resources.names(kind)]
+    here = [name for kind in ("stages/embed", "stages/train", "manifests") for name in files.names(kind)]
     assert run[1].split() == here
     assert (tmp_path / "site/nh2st_pipe/py.typed").is_file()
     assert (tmp_path / "site/nh2st_pipe/report_template.html").is_file()
 
 
 def test_every_training_recipe_is_valid_and_its_baselines_exist() -> None:
-    for name in resources.names("stages/train"):
+    for name in files.names("stages/train"):
         recipe = load_train_recipe(name)
         assert recipe.name == name
         for baseline in recipe.baselines:

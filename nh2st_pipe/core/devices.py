@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from nh2st_pipe.core.errors import EncoderError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["pick_device", "pick_head_device"]
 

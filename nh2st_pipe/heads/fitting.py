@@ -19,7 +19,7 @@ from nh2st_pipe.heads.nh2st import NH2ST
 from nh2st_pipe.metrics import summarise
 
 if TYPE_CHECKING:
-    from nh2st_pipe.recipes import FitRecipe
+    from nh2st_pipe.recipes.train import FitRecipe
 
 __all__ = ["Fit", "fit_by_steps"]
 

@@ -17,7 +17,7 @@ from nh2st_pipe.heads.base import HeadModel, Samples
 from nh2st_pipe.heads.fitting import Fit, fit_by_steps
 from nh2st_pipe.heads.linear import Mean, Ridge
 from nh2st_pipe.heads.nh2st import NH2ST
-from nh2st_pipe.recipes import MeanHead, NH2STHead, RidgeHead, TrainRecipe
+from nh2st_pipe.recipes.train import MeanHead, NH2STHead, RidgeHead, TrainRecipe
 
 __all__ = ["build", "fit", "is_solved", "load_model"]
 

@@ -15,7 +15,7 @@ from nh2st_pipe.core.errors import RecipeError, nearest
 
 __all__ = ["find", "load_yaml", "names"]
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parent.parent
 _SUFFIXES = (".yaml", ".yml")
 
 

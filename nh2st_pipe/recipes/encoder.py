@@ -1,0 +1,77 @@
+"""An encoder as data (stages/embed/*.yaml): where its weights are, how it is built, fed and read.
+
+Defaults are written here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from nh2st_pipe.recipes import files
+from nh2st_pipe.recipes.values import Strict, validate
+
+__all__ = ["EncoderRecipe", "Precision", "load_encoder_recipe"]
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+Channels = tuple[float, float, float]
+
+
+class EncoderRecipe(Strict):
+    """One frozen encoder: where its weights are, how it is built, fed and read."""
+
+    name: str
+    """What a store calls it."""
+    kind: Literal["timm", "fake"] = "timm"
+    """`timm` builds `architecture`; `fake` is the weightless encoder used in tests and dry runs."""
+    architecture: str = ""
+    """timm's name of the architecture."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the architecture. `mlp_layer` and `act_layer` may be names of timm and torch classes."""
+    repo: str | None = None
+    """Hugging Face repository of the weights; None where they must be given with --weights."""
+    file: str = "model.safetensors"
+    """File of the weights in `repo`."""
+    revision: str | None = None
+    """Commit or tag of `repo`; None takes its main branch. The weights' SHA-256 is recorded either way."""
+    url: str | None = None
+    """Page where a person gets weights that no hub serves."""
+    strip_prefixes: tuple[str, ...] = ()
+    """Prefixes taken off the names in the weight file, in this order, each where it is present."""
+    drop: tuple[str, ...] = ()
+    """Beginnings of names that belong to a head we do not use, dropped from the weight file."""
+    pooling: Literal["model", "cls", "mean", "cls+mean", "flatten"] = "model"
+    """`model` is the architecture's own pooled output; `cls` the class token; `mean` the mean of the patch
+    tokens; `cls+mean` both; `flatten` the whole feature map."""
+    dim: int = Field(gt=0)
+    """Values per tile, checked against what the encoder returns."""
+    input_px: int = Field(224, gt=0)
+    """Side of the encoder's input, px."""
+    mpp: float = Field(0.5, gt=0)
+    """Resolution the encoder expects, µm per px; `input_px · mpp` is the default tile size."""
+    mean: Channels = (0.485, 0.456, 0.406)
+    """Per channel, RGB, of values in 0..1."""
+    std: Channels = (0.229, 0.224, 0.225)
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    """Filter used when a tile is resampled to `input_px`; always antialiased."""
+    precision: Precision = "float32"
+    """Arithmetic on a GPU with `--precision auto`; a CPU always takes float32 then."""
+    licence: str = "unknown"
+    gated: bool = False
+    """Whether the hub asks for an agreement first."""
+    paper: str = ""
+    note: str = ""
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that decide the numbers: two stores may mix only where all of them agree."""
+        about = {"repo", "file", "revision", "url", "licence", "gated", "paper", "note", "precision"}
+        return self.model_dump(mode="json", exclude=about)
+
+
+def load_encoder_recipe(name: str | Path) -> EncoderRecipe:
+    """Return the encoder recipe called `name`, or the one in the YAML file `name`."""
+    path = files.find("stages/embed", name)
+    return validate(EncoderRecipe, files.load_yaml(path), path.name)
