@@ -28,6 +28,7 @@ from nh2st_pipe.neighbours import nearest_spots
 from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision, load_encoder_recipe
 from nh2st_pipe.slides import Slide, open_slide
 from nh2st_pipe.slides.base import read_tile, thumbnail
+from nh2st_pipe.slides.resolution import TileSize, choose_mpp
 from nh2st_pipe.store import (
     Contract,
     SlideWriter,
@@ -37,7 +38,7 @@ from nh2st_pipe.store import (
     fingerprint,
     open_store,
 )
-from nh2st_pipe.tiling import TileSize, check_on_image, choose_mpp, file_order, grid_spots
+from nh2st_pipe.tiles.grid import check_on_image, file_order, grid_spots
 from nh2st_pipe.weights import Weights, find_weights
 
 __all__ = ["DEFAULT_ENCODER", "NEIGHBOURS", "EmbedSummary", "embed"]

@@ -1,13 +1,9 @@
-"""Where the tiles of a slide lie, and how large they are.
+"""Tiles in a grid over the tissue, for slides without spots; the order in which tiles are read.
 
-A tile's size is given in level-0 px or in µm; µm need the slide's resolution, taken from the manifest, else
-from the file. Tiles are kept in the file's own order, so that neighbours in a store are neighbours on disk.
+Tiles are kept in the file's own order, so that neighbours in a store are neighbours on disk.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,44 +12,9 @@ from nh2st_pipe.core.errors import SlideError, listed
 from nh2st_pipe.expression import Spots
 from nh2st_pipe.slides.base import Slide
 
-__all__ = ["TileSize", "check_on_image", "choose_mpp", "file_order", "grid_spots"]
+__all__ = ["check_on_image", "file_order", "grid_spots"]
 
-_MPP_TOLERANCE = 0.05
 _BLOCK_PX = 1024  # height of the bands in which tiles are ordered
-
-
-@dataclass(frozen=True)
-class TileSize:
-    """Side of a tile on the slide: exactly one of µm and level-0 px."""
-
-    um: float | None = None
-    level0_px: float | None = None
-
-    def record(self) -> dict[str, Any]:
-        """Return what a store keeps of it."""
-        return {"size_um": self.um, "size_level0_px": self.level0_px}
-
-    def on_slide(self, mpp: float | None, slide: Slide) -> float:
-        """Return the side in level-0 px on a slide of `mpp` µm per px."""
-        if self.level0_px is not None:
-            return self.level0_px
-        assert self.um is not None
-        if mpp is None:
-            raise SlideError(
-                f"{slide.path} does not say its resolution, and tiles of {self.um:g} µm need it; give mpp in the "
-                "manifest (µm per px), or the tile's size in pixels with --tile-px"
-            )
-        return self.um / mpp
-
-
-def choose_mpp(in_manifest: float | None, in_file: float | None) -> tuple[float | None, str, str | None]:
-    """Return (µm per px, where it is from, a notice where manifest and file differ by more than 5 %)."""
-    if in_manifest is None:
-        return in_file, "file" if in_file else "unknown", None
-    notice = None
-    if in_file is not None and abs(in_manifest / in_file - 1) > _MPP_TOLERANCE:
-        notice = f"mpp is {in_manifest:g} in the manifest and {in_file:g} in the file; the manifest's is used"
-    return in_manifest, "manifest", notice
 
 
 def check_on_image(spots: Spots, slide: Slide) -> None:
