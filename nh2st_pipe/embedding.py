@@ -22,9 +22,6 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import NH2STError, UsageError
 from nh2st_pipe.core.progress import Progress
-from nh2st_pipe.expression import Spots, read_spots
-from nh2st_pipe.manifest import SlideRow, read_manifest
-from nh2st_pipe.neighbours import nearest_spots
 from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision, load_encoder_recipe
 from nh2st_pipe.slides import Slide, open_slide
 from nh2st_pipe.slides.base import read_tile, thumbnail
@@ -39,6 +36,9 @@ from nh2st_pipe.store import (
     open_store,
 )
 from nh2st_pipe.tiles.grid import check_on_image, file_order, grid_spots
+from nh2st_pipe.tiles.manifest import SlideRow, read_manifest
+from nh2st_pipe.tiles.neighbours import nearest_spots
+from nh2st_pipe.tiles.spots import Spots, read_spots
 from nh2st_pipe.weights import Weights, find_weights
 
 __all__ = ["DEFAULT_ENCODER", "NEIGHBOURS", "EmbedSummary", "embed"]
@@ -377,7 +377,7 @@ class _Readers:
             spots = read_spots(row.expression)
             check_on_image(spots, slide)
         else:
-            from nh2st_pipe.tissue import tissue_mask
+            from nh2st_pipe.tiles.tissue import tissue_mask
 
             spots = grid_spots(tissue_mask(slide, row.tissue), size, slide)
         spots = spots.take(file_order(spots.xy))

@@ -140,7 +140,7 @@ def _slides_of(store: Store, slides: str | Path | None, summary: PredictSummary)
     """Return the slides to predict: the manifest's, or all of the store."""
     if slides is None:
         return store.slides()
-    from nh2st_pipe.manifest import read_manifest
+    from nh2st_pipe.tiles.manifest import read_manifest
 
     return [row.slide_id for row in read_manifest(slides) if row.slide_id not in summary.failed]
 

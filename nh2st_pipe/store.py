@@ -26,8 +26,8 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from nh2st_pipe.core.errors import StoreError
 from nh2st_pipe.core.quiet import quiet_warnings
-from nh2st_pipe.expression import Spots
-from nh2st_pipe.manifest import SlideRow
+from nh2st_pipe.tiles.manifest import SlideRow
+from nh2st_pipe.tiles.spots import Spots
 
 __all__ = [
     "Contract",

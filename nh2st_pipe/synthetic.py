@@ -36,7 +36,7 @@ from scipy.ndimage import gaussian_filter
 
 from nh2st_pipe.core.errors import UsageError
 from nh2st_pipe.importers.common import write_section
-from nh2st_pipe.manifest import SlideRow, write_manifest
+from nh2st_pipe.tiles.manifest import SlideRow, write_manifest
 
 __all__ = ["generate", "neighbour_mean"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nh2st_pipe.core.errors import ExpressionError
-from nh2st_pipe.expression import read_spots
+from nh2st_pipe.tiles.spots import read_spots
 from tests.conftest import GENES, write_spots
 
 XY = np.array([[10.0, 20.0], [30.0, 40.0], [50.0, 60.0]])

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nh2st_pipe.core.errors import SlideError
-from nh2st_pipe.expression import Spots
-from nh2st_pipe.neighbours import nearest_spots
 from nh2st_pipe.slides import open_slide
 from nh2st_pipe.slides.resolution import TileSize, choose_mpp
 from nh2st_pipe.tiles.grid import check_on_image, file_order, grid_spots
-from nh2st_pipe.tissue import tissue_mask
+from nh2st_pipe.tiles.neighbours import nearest_spots
+from nh2st_pipe.tiles.spots import Spots
+from nh2st_pipe.tiles.tissue import tissue_mask
 
 places = hnp.arrays(np.float64, st.tuples(st.integers(1, 60), st.just(2)), elements=st.floats(0, 200_000, width=32))
 

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nh2st_pipe.core.errors import ManifestError
-from nh2st_pipe.manifest import SlideRow, read_manifest, write_manifest
+from nh2st_pipe.tiles.manifest import SlideRow, read_manifest, write_manifest
 
 
 def write(folder: Path, text: str) -> Path:

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nh2st_pipe.core.errors import StoreError
-from nh2st_pipe.expression import Spots
 from nh2st_pipe.store import Contract, SlideWriter, StoreWriter, fingerprint, open_store
+from nh2st_pipe.tiles.spots import Spots
 from tests.conftest import Study
 
 CONTRACT = Contract(

@@ -8,10 +8,10 @@ import openslide
 import pytest
 
 from nh2st_pipe.core.errors import UsageError
-from nh2st_pipe.expression import read_spots
-from nh2st_pipe.manifest import read_manifest
 from nh2st_pipe.slides import open_slide
 from nh2st_pipe.synthetic import GENES, generate, neighbour_mean
+from nh2st_pipe.tiles.manifest import read_manifest
+from nh2st_pipe.tiles.spots import read_spots
 
 GRID = 5
 

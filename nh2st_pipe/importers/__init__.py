@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nh2st_pipe.core.errors import UsageError, nearest
-from nh2st_pipe.manifest import SlideRow, write_manifest
+from nh2st_pipe.tiles.manifest import SlideRow, write_manifest
 
 __all__ = ["LAYOUTS", "import_dataset"]
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import SlideError, listed
-from nh2st_pipe.expression import Spots
 from nh2st_pipe.slides.base import Slide
+from nh2st_pipe.tiles.spots import Spots
 
 __all__ = ["check_on_image", "file_order", "grid_spots"]
 
