@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import NH2STError, UsageError
 from nh2st_pipe.core.progress import Progress
+from nh2st_pipe.encoders.weights import Weights, find_weights
 from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision, load_encoder_recipe
 from nh2st_pipe.slides import Slide, open_slide
 from nh2st_pipe.slides.base import read_tile, thumbnail
@@ -39,7 +40,6 @@ from nh2st_pipe.tiles.grid import check_on_image, file_order, grid_spots
 from nh2st_pipe.tiles.manifest import SlideRow, read_manifest
 from nh2st_pipe.tiles.neighbours import nearest_spots
 from nh2st_pipe.tiles.spots import Spots, read_spots
-from nh2st_pipe.weights import Weights, find_weights
 
 __all__ = ["DEFAULT_ENCODER", "NEIGHBOURS", "EmbedSummary", "embed"]
 
@@ -117,7 +117,7 @@ def embed(
     if todo:
         # Loaded before the store is made, so that weights that do not fit leave nothing behind.
         from nh2st_pipe.core.devices import pick_device
-        from nh2st_pipe.encoders import load_encoder
+        from nh2st_pipe.encoders.load import load_encoder
 
         encoder_on_device = load_encoder(
             recipe,

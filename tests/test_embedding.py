@@ -15,7 +15,7 @@ from PIL import Image
 
 from nh2st_pipe.core.errors import EncoderError, StoreError, UsageError
 from nh2st_pipe.embedding import embed
-from nh2st_pipe.encoders import load_encoder
+from nh2st_pipe.encoders.load import load_encoder
 from nh2st_pipe.recipes.encoder import load_encoder_recipe
 from nh2st_pipe.slides import open_slide
 from nh2st_pipe.slides.base import read_tile
@@ -43,7 +43,7 @@ def test_each_spot_has_the_embedding_of_its_own_tile(study: Study) -> None:
 
 def test_a_second_run_encodes_nothing_and_needs_no_encoder(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     study.embed()
-    monkeypatch.setattr("nh2st_pipe.encoders.load_encoder", None)
+    monkeypatch.setattr("nh2st_pipe.encoders.load.load_encoder", None)
     again = embed(study.manifest, store=study.folder / "store.zarr")  # encoder, tile and views are the store's
     assert (again.encoded_tiles, again.kept) == (0, ["s0", "s1", "s2"])
 

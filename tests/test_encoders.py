@@ -12,10 +12,12 @@ from safetensors.torch import save_file
 
 from nh2st_pipe.core.devices import pick_device
 from nh2st_pipe.core.errors import EncoderError, RecipeError, UsageError
-from nh2st_pipe.encoders import Encoder, _argument, dihedral, load_encoder
+from nh2st_pipe.encoders.encoder import Encoder
+from nh2st_pipe.encoders.load import _argument, load_encoder
+from nh2st_pipe.encoders.views import dihedral
+from nh2st_pipe.encoders.weights import find_weights
 from nh2st_pipe.recipes import files
 from nh2st_pipe.recipes.encoder import EncoderRecipe, load_encoder_recipe
-from nh2st_pipe.weights import find_weights
 
 # What encoders.md of the design says of each: values per tile and prefix tokens before the patches.
 TABLE = {

@@ -41,7 +41,7 @@ def test_model_and_encoder_modules_need_little() -> None:
         "import sys\n"
         "absent = ('zarr', 'anndata', 'polars', 'faiss', 'openslide', 'pydantic', 'pandas')\n"
         "sys.modules.update(dict.fromkeys(absent))\n"
-        "import nh2st_pipe.encoders, nh2st_pipe.heads.nh2st, nh2st_pipe.heads.linear, nh2st_pipe.heads.fitting"
+        "import nh2st_pipe.encoders.load, nh2st_pipe.heads.nh2st, nh2st_pipe.heads.linear, nh2st_pipe.heads.fitting"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

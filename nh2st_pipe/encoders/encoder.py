@@ -1,0 +1,103 @@
+"""Frozen encoders: a recipe and its weights → uint8 tiles in, embeddings out.
+
+Letters: b tiles, V dihedral views, c channels, h and w the tile's sides in px, d the embedding's dimension.
+
+This module imports torch and numpy alone; timm is imported when an encoder is built, the hub when weights are
+fetched. Weight files are read without unpickling code (safetensors, or `torch.load(weights_only=True)`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nh2st_pipe.core.errors import EncoderError
+from nh2st_pipe.encoders.views import dihedral
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision
+
+__all__ = ["Encoder"]
+
+
+class Encoder(nn.Module):
+    """A frozen encoder with its own preprocessing, on one device."""
+
+    def __init__(self, recipe: EncoderRecipe, backbone: nn.Module, device: torch.device, precision: Precision) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.device = device
+        self.dtype: torch.dtype = getattr(torch, precision)
+        # A CPU is fastest while the activations stay in its caches; a GPU wants all there is.
+        self.images_at_once = 16 if device.type == "cpu" else 1 << 30
+        self.backbone = backbone.eval().requires_grad_(False).to(device, self.dtype)
+        if device.type != "mps":
+            self.backbone = self.backbone.to(memory_format=torch.channels_last)
+        # uint8 → (x / 255 − mean) / std in one multiplication and one addition.
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (recipe.mean, recipe.std))
+        self.gain = (1 / (255 * std)).to(device)
+        self.bias = (-mean / std).to(device)
+
+    @torch.inference_mode()
+    def encode(self, tiles_bhwc: NDArray[np.uint8], views: int = 1) -> NDArray[np.float16]:
+        """Return the embeddings b × V × d of uint8 RGB tiles b × h × w × 3, h = w = the recipe's `input_px`.
+
+        Half the tiles at a time are tried where the device runs out of memory, down to a single one.
+        """
+        try:
+            return self._encode(tiles_bhwc, views)
+        except torch.OutOfMemoryError:
+            if len(tiles_bhwc) == 1:
+                raise
+            torch.cuda.empty_cache()
+            half = len(tiles_bhwc) // 2
+            return np.concatenate([self.encode(tiles_bhwc[:half], views), self.encode(tiles_bhwc[half:], views)])
+
+    def _encode(self, tiles_bhwc: NDArray[np.uint8], views: int) -> NDArray[np.float16]:
+        tiles = torch.from_numpy(np.require(tiles_bhwc, requirements=["C", "W"]))
+        if self.device.type == "cuda":
+            tiles = tiles.pin_memory()
+        tiles = tiles.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        images = torch.addcmul(self.bias, tiles.float(), self.gain).to(self.dtype)
+        b = len(images)
+        images_vb = torch.cat([dihedral(images, view) for view in range(views)])
+        if self.device.type != "mps":
+            images_vb = images_vb.contiguous(memory_format=torch.channels_last)
+        emb_vbd = torch.cat([self._pool(part) for part in images_vb.split(self.images_at_once)])
+        if emb_vbd.shape != (views * b, self.recipe.dim):
+            raise EncoderError(
+                f"encoder {self.recipe.name} returned {tuple(emb_vbd.shape[1:])} values per tile and its recipe says "
+                f"{self.recipe.dim}; check dim and pooling"
+            )
+        emb_bvd = emb_vbd.view(views, b, -1).transpose(0, 1)
+        half = emb_bvd.to(torch.float16)
+        if not torch.isfinite(half).all():
+            raise EncoderError(
+                f"encoder {self.recipe.name} returned values that are not finite in float16; "
+                "try --precision float32, and check that the weights are the recipe's"
+            )
+        return half.cpu().numpy()
+
+    def _pool(self, images: torch.Tensor) -> torch.Tensor:
+        pooling = self.recipe.pooling
+        if pooling == "model":
+            return self._features(self.backbone(images)).float()
+        out = self._features(self.backbone.forward_features(images))  # type: ignore[operator]
+        if pooling == "flatten":
+            return out.float().flatten(1)
+        if out.ndim != 3:
+            raise EncoderError(f"pooling '{pooling}' of {self.recipe.name} needs tokens; its architecture has none")
+        prefix = int(getattr(self.backbone, "num_prefix_tokens", 1))
+        cls, mean = out[:, 0].float(), out[:, prefix:].float().mean(1)
+        return {"cls": cls, "mean": mean, "cls+mean": torch.cat((cls, mean), 1)}[pooling]
+
+    @staticmethod
+    def _features(out: Any) -> torch.Tensor:
+        if not isinstance(out, torch.Tensor):
+            raise EncoderError(f"the encoder returned {type(out).__name__} where a tensor is expected")
+        return out

@@ -1,0 +1,115 @@
+"""From a recipe and a weight file to an encoder on a device.
+
+timm is imported when an encoder is built. Weight files are read without unpickling code (safetensors, or
+`torch.load(weights_only=True)`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from nh2st_pipe.core.errors import EncoderError, listed
+from nh2st_pipe.encoders.encoder import Encoder
+from nh2st_pipe.encoders.fake import FakeBackbone
+
+if TYPE_CHECKING:
+    from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision
+
+__all__ = ["load_encoder"]
+
+# Classes that recipes may name in `arguments`; nothing else is looked up.
+_CLASSES = {
+    "SwiGLUPacked": ("timm.layers", "SwiGLUPacked"),
+    "SiLU": ("torch.nn", "SiLU"),
+    "GELU": ("torch.nn", "GELU"),
+}
+
+
+def load_encoder(
+    recipe: EncoderRecipe,
+    weights: Path | None,
+    *,
+    device: torch.device | None = None,
+    precision: Precision = "float32",
+) -> Encoder:
+    """Build the recipe's encoder with the weights in the file `weights` (None for an encoder without weights).
+
+    Raises EncoderError where timm does not know the architecture or the weights do not fit it.
+    """
+    device = device or torch.device("cpu")
+    if recipe.kind == "fake":
+        return Encoder(recipe, FakeBackbone(), device, precision)
+    import timm
+
+    arguments = {key: _argument(value) for key, value in recipe.arguments.items()}
+    try:
+        backbone = timm.create_model(recipe.architecture, pretrained=False, num_classes=0, **arguments)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise EncoderError(f"timm cannot build {recipe.architecture} for encoder {recipe.name}: {error}") from error
+    if weights is None:
+        raise EncoderError(f"encoder {recipe.name} has no weights; give their file with --weights")
+    _load_weights(backbone, recipe, weights)
+    return Encoder(recipe, backbone, device, precision)
+
+
+def _argument(value: Any) -> Any:
+    if isinstance(value, str) and value in _CLASSES:
+        module, name = _CLASSES[value]
+        return getattr(importlib.import_module(module), name)
+    return value
+
+
+def _load_weights(backbone: nn.Module, recipe: EncoderRecipe, path: Path) -> None:
+    """Load `path` into `backbone`; every tensor must be there with its shape, and no other."""
+    state = {}
+    for name, tensor in _read_tensors(path).items():
+        for prefix in recipe.strip_prefixes:
+            name = name.removeprefix(prefix)
+        if not name.startswith(recipe.drop):
+            state[name] = tensor
+    own = backbone.state_dict()
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unknown = [name for name in state if name not in own]
+    shapes = [
+        f"{name} is {tuple(state[name].shape)} and should be {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    faults = [f"missing: {listed(missing, 3)}"] if missing else []
+    faults += [f"unknown: {listed(unknown, 3)}"] if unknown else []
+    faults += [f"of another shape: {listed(shapes, 3)}"] if shapes else []
+    if faults:
+        raise EncoderError(
+            f"{path} does not fit encoder {recipe.name} ({recipe.architecture}); tensors {'; '.join(faults)}. "
+            "Is it the file of another encoder?"
+        )
+    backbone.load_state_dict(state, strict=False)
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise EncoderError(
+            f"{path} holds more than tensors, and code in a pickle is never run here; convert it to .safetensors"
+        ) from error
+    except Exception as error:  # safetensors and torch raise many kinds for a broken file
+        raise EncoderError(f"{path} cannot be read as weights: {' '.join(str(error).split())[:200]}") from error
+    while isinstance(loaded, dict):
+        nested = next((loaded[key] for key in ("state_dict", "model", "teacher") if key in loaded), None)
+        if not isinstance(nested, dict):
+            break
+        loaded = nested
+    if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
+        raise EncoderError(f"{path} does not hold a state dict (names and tensors)")
+    return loaded
