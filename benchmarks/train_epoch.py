@@ -18,7 +18,7 @@ import torch
 from nh2st_pipe.heads import registry
 from nh2st_pipe.heads.base import Samples
 from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe
-from nh2st_pipe.store import open_store
+from nh2st_pipe.store.read import open_store
 from nh2st_pipe.targets import choose_panel, targets
 
 

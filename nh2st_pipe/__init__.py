@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nh2st_pipe.heads.nh2st import NH2ST
     from nh2st_pipe.prediction import predict
     from nh2st_pipe.reporting import report
-    from nh2st_pipe.store import open_store
+    from nh2st_pipe.store.read import open_store
     from nh2st_pipe.training import train
 
 __version__ = "0.1.0"

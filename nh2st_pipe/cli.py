@@ -290,7 +290,7 @@ def report(
 @app.command()
 def inspect(store: Annotated[Path, typer.Argument(help="Store to look at.")], as_json: Json = False) -> None:
     """Say what is in a store: encoder, weights, tiles, slides."""
-    from nh2st_pipe.store import open_store
+    from nh2st_pipe.store.read import open_store
 
     opened = open_store(store)
     contract = opened.contract

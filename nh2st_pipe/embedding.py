@@ -27,15 +27,9 @@ from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision, load_encoder_re
 from nh2st_pipe.slides import Slide, open_slide
 from nh2st_pipe.slides.base import read_tile, thumbnail
 from nh2st_pipe.slides.resolution import TileSize, choose_mpp
-from nh2st_pipe.store import (
-    Contract,
-    SlideWriter,
-    Store,
-    StoreWriter,
-    check_contract,
-    fingerprint,
-    open_store,
-)
+from nh2st_pipe.store.format import Contract, fingerprint
+from nh2st_pipe.store.read import Store, check_contract, open_store
+from nh2st_pipe.store.write import SlideWriter, StoreWriter
 from nh2st_pipe.tiles.grid import check_on_image, file_order, grid_spots
 from nh2st_pipe.tiles.manifest import SlideRow, read_manifest
 from nh2st_pipe.tiles.neighbours import nearest_spots

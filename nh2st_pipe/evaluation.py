@@ -11,7 +11,7 @@ import numpy as np
 
 from nh2st_pipe.core.errors import RunError, TrainError, listed
 from nh2st_pipe.metrics import summarise
-from nh2st_pipe.store import open_store
+from nh2st_pipe.store.read import open_store
 
 __all__ = ["evaluate"]
 

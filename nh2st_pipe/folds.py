@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nh2st_pipe.core.errors import TrainError, UsageError
-from nh2st_pipe.store import SlideData
+from nh2st_pipe.store.read import SlideData
 
 __all__ = ["Fold", "hold_out", "kfold", "make_folds"]
 

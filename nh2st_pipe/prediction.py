@@ -17,7 +17,8 @@ from nh2st_pipe.heads.registry import load_model
 from nh2st_pipe.recipes.encoder import EncoderRecipe
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.runs import write_prediction
-from nh2st_pipe.store import Contract, SlideData, Store, open_store
+from nh2st_pipe.store.format import Contract
+from nh2st_pipe.store.read import SlideData, Store, open_store
 from nh2st_pipe.targets import targets
 
 __all__ = ["PredictSummary", "predict"]

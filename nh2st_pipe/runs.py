@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.core.quiet import quiet_warnings
-from nh2st_pipe.store import SlideData
+from nh2st_pipe.store.read import SlideData
 
 __all__ = ["RunFolder", "read_metrics", "write_prediction"]
 

@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from nh2st_pipe.core.errors import TrainError, UsageError, listed
 from nh2st_pipe.recipes.train import TargetRecipe
-from nh2st_pipe.store import SlideData
+from nh2st_pipe.store.read import SlideData
 
 __all__ = ["choose_panel", "read_gene_file", "targets"]
 

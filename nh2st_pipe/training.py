@@ -30,7 +30,7 @@ from nh2st_pipe.metrics import gene_metrics, mean_of, summarise
 from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.runs import RunFolder, write_prediction
-from nh2st_pipe.store import SlideData, Store, open_store
+from nh2st_pipe.store.read import SlideData, Store, open_store
 from nh2st_pipe.targets import choose_panel, read_gene_file, targets
 
 __all__ = ["Run", "train"]

@@ -228,7 +228,7 @@ def test_sigterm_keeps_what_is_done_and_says_so(study: Study) -> None:
     assert process.returncode == 130
     assert "interrupted; what was finished is kept" in errors
     assert "Traceback" not in errors
-    from nh2st_pipe.store import open_store
+    from nh2st_pipe.store.read import open_store
 
     state = open_store(store).state("s0")
     assert state is not None

@@ -19,7 +19,7 @@ from nh2st_pipe.encoders.load import load_encoder
 from nh2st_pipe.recipes.encoder import load_encoder_recipe
 from nh2st_pipe.slides import open_slide
 from nh2st_pipe.slides.base import read_tile
-from nh2st_pipe.store import open_store
+from nh2st_pipe.store.read import open_store
 from tests.conftest import Study, picture, write_spots
 
 
@@ -85,7 +85,7 @@ def test_a_changed_slide_is_noticed_and_redone_only_when_asked(study: Study) -> 
 
 
 def test_an_unfinished_slide_that_changed_is_begun_anew(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nh2st_pipe.store import SlideWriter
+    from nh2st_pipe.store.write import SlideWriter
 
     def interrupted(self: SlideWriter, *_: object) -> None:
         self.checkpoint()
@@ -185,7 +185,7 @@ def test_a_killed_run_goes_on_where_it_was(study: Study, how: signal.Signals) ->
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_is_done(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nh2st_pipe.store import SlideWriter
+    from nh2st_pipe.store.write import SlideWriter
 
     plain = SlideWriter.finish
 

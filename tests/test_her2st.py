@@ -15,7 +15,7 @@ from PIL import Image
 from nh2st_pipe.core.errors import ExpressionError
 from nh2st_pipe.embedding import embed
 from nh2st_pipe.importers import import_dataset
-from nh2st_pipe.store import open_store
+from nh2st_pipe.store.read import open_store
 from nh2st_pipe.tiles.manifest import read_manifest
 from nh2st_pipe.training import train
 

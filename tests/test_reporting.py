@@ -16,7 +16,7 @@ from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.metrics import gene_metrics
 from nh2st_pipe.reporting import report
 from nh2st_pipe.runs import RunFolder, write_prediction
-from nh2st_pipe.store import SlideData
+from nh2st_pipe.store.read import SlideData
 from tests.conftest import grid_positions, picture
 
 HOSTILE = "</script><script>alert(1)</script>"

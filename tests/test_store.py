@@ -15,7 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nh2st_pipe.core.errors import StoreError
-from nh2st_pipe.store import Contract, SlideWriter, StoreWriter, fingerprint, open_store
+from nh2st_pipe.store.format import Contract, fingerprint
+from nh2st_pipe.store.read import open_store
+from nh2st_pipe.store.write import SlideWriter, StoreWriter
 from nh2st_pipe.tiles.spots import Spots
 from tests.conftest import Study
 

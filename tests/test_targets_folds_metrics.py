@@ -13,7 +13,7 @@ from nh2st_pipe.core.errors import TrainError, UsageError
 from nh2st_pipe.folds import hold_out, kfold, make_folds
 from nh2st_pipe.metrics import gene_metrics, mean_of, summarise
 from nh2st_pipe.recipes.train import TargetRecipe
-from nh2st_pipe.store import SlideData
+from nh2st_pipe.store.read import SlideData
 from nh2st_pipe.targets import choose_panel, read_gene_file, targets
 
 

@@ -186,7 +186,7 @@ def test_predictions_for_a_store_equal_the_models(study: Study) -> None:
     summary = predict(result.path, embeddings=study.folder / "store.zarr", out=study.folder / "pred")
     assert set(summary.files) == {"s0", "s1", "s2"}
     from nh2st_pipe.heads.base import Samples
-    from nh2st_pipe.store import open_store
+    from nh2st_pipe.store.read import open_store
 
     slide = open_store(study.folder / "store.zarr").read("s2")
     data = anndata.read_h5ad(summary.files["s2"])

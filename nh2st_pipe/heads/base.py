@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 if TYPE_CHECKING:
-    from nh2st_pipe.store import SlideData
+    from nh2st_pipe.store.read import SlideData
 
 __all__ = ["FeatureScaler", "HeadModel", "Samples"]
 

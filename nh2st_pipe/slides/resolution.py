@@ -1,6 +1,7 @@
 """Which resolution a slide has, and what a tile of a given size measures on it.
 
-A tile's size is given in level-0 px or in µm; µm need the slide's resolution, taken from the manifest, else from the file.
+A tile's size is given in level-0 px or in µm; µm need the slide's resolution, taken from the manifest, else
+from the file.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ MASK_PX = 2048  # longest side of the thumbnail the mask is made on
 
 
 def mask_from_image(path: Path) -> NDArray[np.bool_]:
+    """Return h × w: what is not black in the image at `path`. Raises SlideError where it is none."""
     try:
         with Image.open(path) as image:
             mask = np.asarray(image.convert("L")) > 0

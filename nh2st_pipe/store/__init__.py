@@ -1,0 +1,1 @@
+"""The cache between the stages. Its format is in stages/embed/STORE.md."""
