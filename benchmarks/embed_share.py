@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from nh2st_pipe.core.progress import PlainProgress
-from nh2st_pipe.embedding import embed
+from nh2st_pipe.embedding.run import embed
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nh2st_pipe.embedding import embed
+    from nh2st_pipe.embedding.run import embed
     from nh2st_pipe.evaluation import evaluate
     from nh2st_pipe.heads.nh2st import NH2ST
     from nh2st_pipe.prediction import predict

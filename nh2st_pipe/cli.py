@@ -19,7 +19,7 @@ import typer
 import nh2st_pipe
 
 if TYPE_CHECKING:
-    from nh2st_pipe.embedding import EmbedSummary
+    from nh2st_pipe.embedding.summary import EmbedSummary
     from nh2st_pipe.training import Run
 
 __all__ = ["app", "main"]
@@ -112,7 +112,7 @@ def embed(
     touched again; an interrupted run goes on where it was.
     """
     from nh2st_pipe.core.progress import progress_for_terminal
-    from nh2st_pipe.embedding import embed as run
+    from nh2st_pipe.embedding.run import embed as run
 
     with progress_for_terminal() as progress:
         summary = run(

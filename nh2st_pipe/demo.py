@@ -15,7 +15,7 @@ import polars as pl
 
 from nh2st_pipe.core.errors import EncoderError
 from nh2st_pipe.core.progress import Progress
-from nh2st_pipe.embedding import embed
+from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.reporting import report
 from nh2st_pipe.synthetic import generate

@@ -118,7 +118,7 @@ def _embed(
     progress: Progress,
 ) -> Path:
     """Embed a manifest as the model needs it, and return the store."""
-    from nh2st_pipe.embedding import embed
+    from nh2st_pipe.embedding.run import embed
 
     path = summary.out / "store.zarr"
     done = embed(

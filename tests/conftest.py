@@ -91,7 +91,7 @@ class Study:
         return self.folder / "manifest.csv"
 
     def embed(self, **options: Any) -> Any:
-        from nh2st_pipe.embedding import embed
+        from nh2st_pipe.embedding.run import embed
 
         options = {"encoder": "fake", "store": self.folder / "store.zarr", "tile_px": 48, **options}
         return embed(self.manifest, **options)

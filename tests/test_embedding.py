@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from nh2st_pipe.core.errors import EncoderError, StoreError, UsageError
-from nh2st_pipe.embedding import embed
+from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.encoders.load import load_encoder
 from nh2st_pipe.recipes.encoder import load_encoder_recipe
 from nh2st_pipe.slides import open_slide

@@ -1,0 +1,154 @@
+"""Stage one: every tile of every slide through a frozen encoder, once, into the store.
+
+The encoder and the writing share the calling thread. A slide that cannot be read is named and passed over. Whatever
+is interrupted goes on where it was, and a finished slide is never touched again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nh2st_pipe.core.errors import NH2STError, UsageError
+from nh2st_pipe.core.progress import Progress
+from nh2st_pipe.embedding.plan import choose_recipe, make_contract, pending
+from nh2st_pipe.embedding.readers import Job, Readers, finish
+from nh2st_pipe.embedding.summary import EmbedSummary
+from nh2st_pipe.encoders.weights import find_weights
+from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision
+from nh2st_pipe.store.read import check_contract, open_store
+from nh2st_pipe.store.write import StoreWriter
+from nh2st_pipe.tiles.manifest import SlideRow, read_manifest
+
+__all__ = ["embed"]
+
+
+def embed(
+    slides: str | Path,
+    *,
+    encoder: str | Path | EncoderRecipe | None = None,
+    weights: str | Path | None = None,
+    store: str | Path = "store.zarr",
+    views: int | None = None,
+    tile_um: float | None = None,
+    tile_px: float | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    precision: Precision | None = None,
+    redo_changed: bool = False,
+    progress: Progress | None = None,
+) -> EmbedSummary:
+    """Embed the slides of the manifest `slides` into `store`.
+
+    `encoder` is a recipe, its name or its YAML file; `weights` a file that takes the place of the hub's. `views` is 1
+    or 8. The tile's side is `tile_um` (µm) or `tile_px` (level-0 px). What is left None is as in the store
+    where there is one, else the recipe's default (1 view). `precision` None is the recipe's on a GPU and float32
+    on a CPU. `redo_changed` embeds slides anew whose files have changed.
+
+    Raises ManifestError, UsageError, EncoderError and StoreError before any work; faults of single slides are
+    in the summary.
+    """
+    began = time.perf_counter()
+    progress = progress or Progress()
+    if tile_um is not None and tile_px is not None:
+        raise UsageError("give the tile's size in µm or in px, not both")
+    if views not in (None, 1, 8):
+        raise UsageError(f"--views takes 1 or 8, not {views}")
+    rows = read_manifest(slides)
+    path = Path(store)
+    existing = open_store(path) if path.is_dir() and any(path.iterdir()) else None
+    recipe = choose_recipe(encoder, existing)
+    found = find_weights(recipe, None if weights is None else Path(weights))
+    contract = make_contract(recipe, found, existing, views, tile_um, tile_px, precision, device)
+    if existing is not None:
+        check_contract(existing, contract)
+
+    summary = EmbedSummary(store=path)
+    todo = pending(rows, existing, redo_changed, summary)
+    if todo:
+        # Loaded before the store is made, so that weights that do not fit leave nothing behind.
+        from nh2st_pipe.core.devices import pick_device
+        from nh2st_pipe.encoders.load import load_encoder
+
+        encoder_on_device = load_encoder(
+            recipe,
+            found.path,
+            device=pick_device(device),
+            precision=contract.precision,  # type: ignore[arg-type]
+        )
+        size = batch_size or (8 if encoder_on_device.device.type == "cpu" else 64)
+    with StoreWriter(path, contract) as writer:
+        writer.record([row for row in rows if row.slide_id not in summary.failed])
+        if todo:
+            _run(todo, writer, encoder_on_device.encode, size, workers or 2, summary, progress)
+    summary.seconds["total"] = time.perf_counter() - began
+    return summary
+
+
+def _run(
+    todo: list[tuple[SlideRow, dict[str, Any]]],
+    store: StoreWriter,
+    encode: Callable[[NDArray[np.uint8], int], NDArray[np.float16]],
+    batch_size: int,
+    workers: int,
+    summary: EmbedSummary,
+    progress: Progress,
+) -> None:
+    jobs = [Job(row, source) for row, source in todo]
+    views = store.contract.views
+    progress.start("embedding", len(jobs), "tiles")
+    with Readers(jobs, store, batch_size, workers) as readers:
+        for item in readers:
+            job = item.job
+            try:
+                if job.failed is None and item.batch is not None:
+                    with _timed(summary, "reading"):
+                        tiles = item.batch.result()
+                    with _timed(summary, "encoder"):
+                        embeddings = encode(tiles, views)
+                    with _timed(summary, "writing"):
+                        assert job.writer is not None
+                        job.writer.append(embeddings)
+                    summary.encoded_tiles += len(tiles)
+                    progress.advance(summary.encoded_tiles, readers.expected_tiles(), job.row.slide_id)
+                elif job.failed is None:
+                    with _timed(summary, "writing"):
+                        finish(job)
+                    summary.done.append(job.row.slide_id)
+            except (NH2STError, OSError, MemoryError) as error:
+                if isinstance(error, OSError) and not isinstance(error, NH2STError) and error.errno is not None:
+                    raise  # the disk is full or gone: no slide's own fault
+                if isinstance(error, NH2STError) and not _of_one_slide(error):
+                    raise
+                job.failed = str(error) or type(error).__name__
+            if item.batch is None:
+                readers.release(job)
+                if job.failed is not None:
+                    summary.failed[job.row.slide_id] = job.failed
+                    progress.say(f"{job.row.slide_id} passed over: {job.failed}")
+                elif job.spots is not None:
+                    summary.notices += [f"{job.row.slide_id}: {notice}" for notice in job.spots.notices]
+                    progress.say(f"{job.row.slide_id}: {len(job.spots):,} tiles done")
+                job.spots = job.writer = None  # counts of a thousand slides are not for keeping
+
+
+def _of_one_slide(error: NH2STError) -> bool:
+    from nh2st_pipe.core.errors import ExpressionError, SlideError
+
+    return isinstance(error, (SlideError, ExpressionError))
+
+
+@contextmanager
+def _timed(summary: EmbedSummary, what: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        summary.seconds[what] += time.perf_counter() - start
