@@ -325,7 +325,7 @@ def manifest(
     ),
 ) -> None:
     """Turn a published dataset into a manifest and one .h5ad per section."""
-    from nh2st_pipe.importers import import_dataset
+    from nh2st_pipe.datasets import import_dataset
 
     rows = import_dataset(layout, folder, out, typer.echo)
     patients = len({row.patient for row in rows})

@@ -35,7 +35,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from scipy.ndimage import gaussian_filter
 
 from nh2st_pipe.core.errors import UsageError
-from nh2st_pipe.importers.common import write_section
+from nh2st_pipe.datasets.common import write_section
 from nh2st_pipe.tiles.manifest import SlideRow, write_manifest
 
 __all__ = ["generate", "neighbour_mean"]

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from nh2st_pipe.core.errors import ExpressionError
+from nh2st_pipe.datasets import import_dataset
 from nh2st_pipe.embedding.run import embed
-from nh2st_pipe.importers import import_dataset
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.tiles.manifest import read_manifest
 from nh2st_pipe.training import train

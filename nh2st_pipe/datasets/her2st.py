@@ -18,7 +18,7 @@ import polars as pl
 import scipy.sparse as sp
 
 from nh2st_pipe.core.errors import ExpressionError
-from nh2st_pipe.importers.common import estimate_mpp, write_section
+from nh2st_pipe.datasets.common import estimate_mpp, write_section
 from nh2st_pipe.tiles.manifest import SlideRow
 
 __all__ = ["import_her2st"]

@@ -14,7 +14,7 @@ Importer = Callable[[Path, Path, Callable[[str], None]], list[SlideRow]]
 
 
 def _her2st(folder: Path, expression_dir: Path, say: Callable[[str], None]) -> list[SlideRow]:
-    from nh2st_pipe.importers.her2st import import_her2st
+    from nh2st_pipe.datasets.her2st import import_her2st
 
     return import_her2st(folder, expression_dir, say)
 
