@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nh2st_pipe.embedding.run import embed
-    from nh2st_pipe.evaluation import evaluate
+    from nh2st_pipe.evaluation.judge import evaluate
     from nh2st_pipe.heads.nh2st import NH2ST
     from nh2st_pipe.prediction import predict
     from nh2st_pipe.reporting import report

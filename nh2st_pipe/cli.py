@@ -269,7 +269,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Judge predictions against the expression in a store."""
-    from nh2st_pipe.evaluation import evaluate as run
+    from nh2st_pipe.evaluation.judge import evaluate as run
 
     figures = run(predictions, embeddings, out)
     rows = [{"head": name, **values} for name, values in {**figures["slides"], "mean": figures["summary"]}.items()]

@@ -23,10 +23,10 @@ import nh2st_pipe
 from nh2st_pipe.core.devices import pick_head_device
 from nh2st_pipe.core.errors import TrainError, UsageError, listed
 from nh2st_pipe.core.progress import Progress
+from nh2st_pipe.evaluation.metrics import gene_metrics, mean_of, summarise
 from nh2st_pipe.folds import Fold, hold_out, make_folds
 from nh2st_pipe.heads import registry
 from nh2st_pipe.heads.base import HeadModel, Samples
-from nh2st_pipe.metrics import gene_metrics, mean_of, summarise
 from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.runs import RunFolder, write_prediction

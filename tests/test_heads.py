@@ -241,7 +241,7 @@ def test_the_best_watched_epoch_is_kept_and_patience_ends_training() -> None:
     scores = [row["watched_pcc"] for row in trained.history]
     assert trained.best_epoch == int(np.argmax(scores)) + 1
     assert len(scores) == min(60, trained.best_epoch + 4)
-    from nh2st_pipe.metrics import summarise
+    from nh2st_pipe.evaluation.metrics import summarise
 
     assert watched.target is not None
     assert summarise(trained.model.predict(watched), watched.target.numpy())["pcc"] == pytest.approx(max(scores))

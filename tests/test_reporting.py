@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe import reporting
 from nh2st_pipe.core.errors import RunError
-from nh2st_pipe.metrics import gene_metrics
+from nh2st_pipe.evaluation.metrics import gene_metrics
 from nh2st_pipe.reporting import report
 from nh2st_pipe.runs import RunFolder, write_prediction
 from nh2st_pipe.store.read import SlideData

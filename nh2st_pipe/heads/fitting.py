@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from nh2st_pipe.core.errors import TrainError
+from nh2st_pipe.evaluation.metrics import summarise
 from nh2st_pipe.heads.base import Samples
 from nh2st_pipe.heads.nh2st import NH2ST
-from nh2st_pipe.metrics import summarise
 
 if TYPE_CHECKING:
     from nh2st_pipe.recipes.train import FitRecipe

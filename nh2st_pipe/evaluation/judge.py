@@ -10,7 +10,7 @@ import anndata
 import numpy as np
 
 from nh2st_pipe.core.errors import RunError, TrainError, listed
-from nh2st_pipe.metrics import summarise
+from nh2st_pipe.evaluation.metrics import summarise
 from nh2st_pipe.store.read import open_store
 
 __all__ = ["evaluate"]
