@@ -15,11 +15,12 @@ import time
 import timm
 import torch
 
+from nh2st_pipe.data.panels import choose_panel
+from nh2st_pipe.data.samples import Samples
+from nh2st_pipe.data.targets import targets
 from nh2st_pipe.heads import registry
-from nh2st_pipe.heads.base import Samples
 from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe
 from nh2st_pipe.store.read import open_store
-from nh2st_pipe.targets import choose_panel, targets
 
 
 def reference_seconds_per_spot(batch: int = 8, steps: int = 3) -> float:

@@ -23,15 +23,17 @@ import nh2st_pipe
 from nh2st_pipe.core.devices import pick_head_device
 from nh2st_pipe.core.errors import TrainError, UsageError, listed
 from nh2st_pipe.core.progress import Progress
+from nh2st_pipe.data.folds import Fold, hold_out, make_folds
+from nh2st_pipe.data.panels import choose_panel, read_gene_file
+from nh2st_pipe.data.samples import Samples
+from nh2st_pipe.data.targets import targets
 from nh2st_pipe.evaluation.metrics import gene_metrics, mean_of, summarise
-from nh2st_pipe.folds import Fold, hold_out, make_folds
 from nh2st_pipe.heads import registry
-from nh2st_pipe.heads.base import HeadModel, Samples
+from nh2st_pipe.heads.base import HeadModel
 from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.runs import RunFolder, write_prediction
 from nh2st_pipe.store.read import SlideData, Store, open_store
-from nh2st_pipe.targets import choose_panel, read_gene_file, targets
 
 __all__ = ["Run", "train"]
 

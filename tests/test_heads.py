@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from nh2st_pipe.core.errors import RunError, TrainError
+from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.heads import registry
-from nh2st_pipe.heads.base import FeatureScaler, HeadModel, Samples
+from nh2st_pipe.heads.base import FeatureScaler, HeadModel
 from nh2st_pipe.heads.hypergraph import HypergraphConv, incidence, operator
 from nh2st_pipe.heads.linear import Mean, Ridge
 from nh2st_pipe.heads.nh2st import NH2ST, CrossAttention, contrastive_loss

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nh2st_pipe.core.errors import TrainError, UsageError
+from nh2st_pipe.data.folds import hold_out, kfold, make_folds
+from nh2st_pipe.data.panels import choose_panel, read_gene_file
+from nh2st_pipe.data.targets import targets
 from nh2st_pipe.evaluation.metrics import gene_metrics, mean_of, summarise
-from nh2st_pipe.folds import hold_out, kfold, make_folds
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.store.read import SlideData
-from nh2st_pipe.targets import choose_panel, read_gene_file, targets
 
 
 def slide(

@@ -185,7 +185,7 @@ def test_predictions_for_a_store_equal_the_models(study: Study) -> None:
     result = run(study, recipe="ridge-context", settings=())
     summary = predict(result.path, embeddings=study.folder / "store.zarr", out=study.folder / "pred")
     assert set(summary.files) == {"s0", "s1", "s2"}
-    from nh2st_pipe.heads.base import Samples
+    from nh2st_pipe.data.samples import Samples
     from nh2st_pipe.store.read import open_store
 
     slide = open_store(study.folder / "store.zarr").read("s2")

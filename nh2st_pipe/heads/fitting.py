@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from nh2st_pipe.core.errors import TrainError
+from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.evaluation.metrics import summarise
-from nh2st_pipe.heads.base import Samples
 from nh2st_pipe.heads.nh2st import NH2ST
 
 if TYPE_CHECKING:

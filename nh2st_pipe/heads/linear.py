@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nh2st_pipe.heads.base import FeatureScaler, HeadModel, Samples
+from nh2st_pipe.data.samples import Samples
+from nh2st_pipe.heads.base import FeatureScaler, HeadModel
 
 __all__ = ["Mean", "Ridge"]
 

@@ -23,7 +23,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nh2st_pipe.heads.base import FeatureScaler, HeadModel, Samples
+from nh2st_pipe.data.samples import Samples
+from nh2st_pipe.heads.base import FeatureScaler, HeadModel
 from nh2st_pipe.heads.hypergraph import HypergraphConv, incidence, operator
 
 __all__ = ["NH2ST", "CrossAttention", "contrastive_loss"]

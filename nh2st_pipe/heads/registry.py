@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from nh2st_pipe.core.errors import RunError
-from nh2st_pipe.heads.base import HeadModel, Samples
+from nh2st_pipe.data.samples import Samples
+from nh2st_pipe.heads.base import HeadModel
 from nh2st_pipe.heads.fitting import Fit, fit_by_steps
 from nh2st_pipe.heads.linear import Mean, Ridge
 from nh2st_pipe.heads.nh2st import NH2ST

@@ -1,0 +1,1 @@
+"""What stage two learns from: targets, panels, folds, samples."""
