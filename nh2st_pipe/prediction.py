@@ -15,10 +15,10 @@ from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.data.targets import targets
 from nh2st_pipe.heads.base import HeadModel
-from nh2st_pipe.heads.registry import load_model
 from nh2st_pipe.recipes.encoder import EncoderRecipe
 from nh2st_pipe.recipes.train import TargetRecipe
-from nh2st_pipe.runs import write_prediction
+from nh2st_pipe.runs.model import load_model
+from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.store.format import Contract
 from nh2st_pipe.store.read import SlideData, Store, open_store
 

@@ -29,7 +29,7 @@ from scipy.spatial import cKDTree
 from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.evaluation.metrics import gene_metrics
-from nh2st_pipe.runs import read_metrics
+from nh2st_pipe.runs.folder import read_metrics
 
 __all__ = ["report"]
 

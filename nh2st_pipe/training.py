@@ -32,7 +32,8 @@ from nh2st_pipe.heads import registry
 from nh2st_pipe.heads.base import HeadModel
 from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe
 from nh2st_pipe.recipes.values import validate
-from nh2st_pipe.runs import RunFolder, write_prediction
+from nh2st_pipe.runs.folder import RunFolder
+from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.store.read import SlideData, Store, open_store
 
 __all__ = ["Run", "train"]

@@ -15,7 +15,8 @@ from nh2st_pipe import reporting
 from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.evaluation.metrics import gene_metrics
 from nh2st_pipe.reporting import report
-from nh2st_pipe.runs import RunFolder, write_prediction
+from nh2st_pipe.runs.folder import RunFolder
+from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.store.read import SlideData
 from tests.conftest import grid_positions, picture
 

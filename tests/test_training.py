@@ -15,8 +15,8 @@ import yaml
 from nh2st_pipe.core.errors import RunError, StoreError, TrainError, UsageError
 from nh2st_pipe.evaluation.judge import evaluate
 from nh2st_pipe.evaluation.metrics import summarise
-from nh2st_pipe.heads.registry import load_model
 from nh2st_pipe.prediction import predict
+from nh2st_pipe.runs.model import load_model
 from nh2st_pipe.training import Run, train
 from tests.conftest import GENES, Study, write_spots
 

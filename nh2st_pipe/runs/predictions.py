@@ -1,0 +1,44 @@
+"""One slide's predictions as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from nh2st_pipe.core.quiet import quiet_warnings
+from nh2st_pipe.store.read import SlideData
+
+__all__ = ["write_prediction"]
+
+
+def write_prediction(
+    path: Path,
+    slide: SlideData,
+    genes: list[str],
+    predicted: NDArray[np.float32],
+    target: NDArray[np.float32] | None,
+    about: dict[str, Any],
+) -> None:
+    """Write one slide's predictions: X n × G, layers["target"] where the truth is known, obsm["spatial"] in
+    level-0 px, the thumbnail where scanpy and squidpy look for it, and `about` in uns["nh2st_pipe"].
+    """
+    obs = pd.DataFrame(index=pd.Index(slide.barcodes, name="barcode", dtype=object))
+    for name, values in (("array_row", slide.array_row), ("array_col", slide.array_col)):
+        if values is not None:
+            obs[name] = values
+    data = anndata.AnnData(predicted, obs=obs, var=pd.DataFrame(index=pd.Index(genes, name="gene", dtype=object)))
+    data.obsm["spatial"] = slide.xy
+    if target is not None:
+        data.layers["target"] = target
+    data.uns["nh2st_pipe"] = {"slide_id": slide.slide_id, "patient": slide.patient, **about}
+    if "spatial" in slide.uns:
+        data.uns["spatial"] = slide.uns["spatial"]
+    part = path.with_name(path.name + ".part")
+    with quiet_warnings():
+        data.write_h5ad(part, compression="gzip")
+    part.replace(path)
