@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nh2st_pipe.prediction import predict
     from nh2st_pipe.reporting import report
     from nh2st_pipe.store.read import open_store
-    from nh2st_pipe.training import train
+    from nh2st_pipe.training.run import train
 
 __version__ = "0.1.0"
 

@@ -20,7 +20,7 @@ import nh2st_pipe
 
 if TYPE_CHECKING:
     from nh2st_pipe.embedding.summary import EmbedSummary
-    from nh2st_pipe.training import Run
+    from nh2st_pipe.training.run import Run
 
 __all__ = ["app", "main"]
 
@@ -175,7 +175,7 @@ def train(
 ) -> None:
     """Stage two: train a head on kept embeddings and judge it, its baselines beside it."""
     from nh2st_pipe.core.progress import progress_for_terminal
-    from nh2st_pipe.training import train as run
+    from nh2st_pipe.training.run import train as run
 
     with progress_for_terminal() as progress:
         result = run(

@@ -19,7 +19,7 @@ from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.reporting import report
 from nh2st_pipe.synthetic import generate
-from nh2st_pipe.training import Run, train
+from nh2st_pipe.training.run import Run, train
 
 __all__ = ["Demo", "run_demo"]
 

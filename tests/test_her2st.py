@@ -17,7 +17,7 @@ from nh2st_pipe.datasets import import_dataset
 from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.tiles.manifest import read_manifest
-from nh2st_pipe.training import train
+from nh2st_pipe.training.run import train
 
 
 def layout(folder: Path, section: str = "B1") -> Path:

@@ -17,7 +17,7 @@ from nh2st_pipe.evaluation.judge import evaluate
 from nh2st_pipe.evaluation.metrics import summarise
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.runs.model import load_model
-from nh2st_pipe.training import Run, train
+from nh2st_pipe.training.run import Run, train
 from tests.conftest import GENES, Study, write_spots
 
 SMALL = ("head.width=16", "head.hidden=12", "head.decoder_hidden=6", "head.heads=4", "fit.epochs=4", "fit.patience=2")

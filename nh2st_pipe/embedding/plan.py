@@ -22,6 +22,7 @@ DEFAULT_ENCODER = "h-optimus-0"
 
 
 def choose_recipe(encoder: str | Path | EncoderRecipe | None, existing: Store | None) -> EncoderRecipe:
+    """Return the encoder asked for, else the store's, else the default."""
     if isinstance(encoder, EncoderRecipe):
         return encoder
     if encoder is not None or existing is None:

@@ -48,6 +48,7 @@ class Job:
     failed: str | None = None
 
     def close(self) -> None:
+        """Close the slide, if it is open."""
         if self.slide is not None:
             self.slide.close()
             self.slide = None

@@ -85,6 +85,7 @@ class Contract:
 
 
 def tile_words(tile: dict[str, float | None]) -> str:
+    """Return a tile size with its unit."""
     return f"{tile['size_um']:g} µm" if tile["size_um"] is not None else f"{tile['size_level0_px']:g} px"
 
 

@@ -50,6 +50,7 @@ def open_store(path: str | Path) -> Store:
 
 
 def open_root(path: Path, mode: str) -> zarr.Group:
+    """Open the root group. Raises StoreError where there is no store, or one of another format."""
     if not path.exists():
         raise StoreError(f"there is no store at {path}; make one with nh2st-pipe embed")
     try:

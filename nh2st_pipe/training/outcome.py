@@ -1,0 +1,76 @@
+"""What one head reached, fold by fold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nh2st_pipe.data.folds import Fold
+from nh2st_pipe.evaluation.metrics import gene_metrics, mean_of, summarise
+from nh2st_pipe.heads import registry
+from nh2st_pipe.training.bench import Split
+
+__all__ = ["Outcome"]
+
+
+class Outcome:
+    """What one head reached, fold by fold."""
+
+    def __init__(self) -> None:
+        self.folds: list[dict[str, Any]] = []
+        self.epochs: list[int] = []
+        self.history: list[dict[str, Any]] = []
+        self._genes: dict[str, list[dict[str, float]]] = {}
+        self._slides: list[dict[str, Any]] = []
+
+    def add(
+        self,
+        fold: Fold,
+        split: Split,
+        predicted: dict[str, NDArray[np.float32]],
+        seconds: float,
+        trained: registry.Trained,
+    ) -> None:
+        """Judge the predictions of one test fold, its spots pooled."""
+        p = np.concatenate([predicted[name] for name in fold.test])
+        t = np.concatenate([split.target[name] for name in fold.test])
+        figures = {
+            "fold": fold.name,
+            "test_slides": list(fold.test),
+            **summarise(p, t),
+            "train_seconds": seconds,
+        }
+        if trained.best_epoch:
+            figures["epochs"] = trained.best_epoch
+            self.epochs.append(trained.best_epoch)
+        self.folds.append(figures)
+        self.history += [{"fold": fold.name, **row} for row in trained.history]
+        by_gene = gene_metrics(p, t)
+        for i, gene in enumerate(split.panel):
+            row = {key: float(values[i]) for key, values in by_gene.items()}
+            row["target_mean"] = float(np.mean(t[:, i])) if len(t) else float("nan")
+            self._genes.setdefault(gene, []).append(row)
+        for name in fold.test:
+            row_of_slide = summarise(predicted[name], split.target[name])
+            self._slides.append({"fold": fold.name, "slide_id": name, **row_of_slide})
+
+    def per_gene(self, head: str) -> list[dict[str, Any]]:
+        """Return one row per gene: the number of folds it was in, and means over those where it is defined."""
+        rows = []
+        for gene, folds in self._genes.items():
+            row: dict[str, Any] = {"head": head, "gene": gene, "n_folds": len(folds)}
+            for key in folds[0]:
+                values = [fold[key] for fold in folds if np.isfinite(fold[key])]
+                row[key] = float(np.mean(values)) if values else None
+            rows.append(row)
+        return sorted(rows, key=lambda row: (row["pcc"] is None, -(row["pcc"] or 0.0)))
+
+    def per_slide(self, head: str) -> list[dict[str, Any]]:
+        """Return one row per test slide."""
+        return [{"head": head, **row} for row in self._slides]
+
+    def record(self) -> dict[str, Any]:
+        """Return `summary` (None without folds) and `folds`."""
+        return {"summary": mean_of(self.folds) if self.folds else None, "folds": self.folds}
