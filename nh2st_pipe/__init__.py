@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nh2st_pipe.evaluation.judge import evaluate
     from nh2st_pipe.heads.nh2st import NH2ST
     from nh2st_pipe.prediction import predict
-    from nh2st_pipe.reporting import report
+    from nh2st_pipe.reporting.page import report
     from nh2st_pipe.store.read import open_store
     from nh2st_pipe.training.run import train
 

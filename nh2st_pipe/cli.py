@@ -282,7 +282,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="File to write; default: RUN/report.html.")] = None,
 ) -> None:
     """Write one self-contained report.html for a run: figures, genes, true and predicted maps."""
-    from nh2st_pipe.reporting import report as write
+    from nh2st_pipe.reporting.page import report as write
 
     typer.echo(str(write(run, out)))
 

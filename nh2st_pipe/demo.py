@@ -17,7 +17,7 @@ from nh2st_pipe.core.errors import EncoderError
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.prediction import predict
-from nh2st_pipe.reporting import report
+from nh2st_pipe.reporting.page import report
 from nh2st_pipe.synthetic import generate
 from nh2st_pipe.training.run import Run, train
 

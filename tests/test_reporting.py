@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nh2st_pipe import reporting
 from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.evaluation.metrics import gene_metrics
-from nh2st_pipe.reporting import report
+from nh2st_pipe.reporting import maps
+from nh2st_pipe.reporting.page import report
 from nh2st_pipe.runs.folder import RunFolder
 from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.store.read import SlideData
@@ -269,9 +269,9 @@ def test_a_run_without_folds_says_that_nothing_was_judged(tmp_path: Path) -> Non
 
 
 def test_a_large_run_keeps_its_best_genes_in_fewer_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporting, "_FINE_UP_TO", 10)
-    monkeypatch.setattr(reporting, "_MOST_VALUES", 10)
-    monkeypatch.setattr(reporting, "_FEWEST_GENES", 1)
+    monkeypatch.setattr(maps, "_FINE_UP_TO", 10)
+    monkeypatch.setattr(maps, "_MOST_VALUES", 10)
+    monkeypatch.setattr(maps, "_FEWEST_GENES", 1)
     first, second = page_data(report(make_run(tmp_path / "run")))["slides"]
     assert first["genes"] == second["genes"] == [0], "ACTB stands first in per_gene.csv"
     assert first["panel"] == [0, 1, 2]
