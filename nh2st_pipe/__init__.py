@@ -15,21 +15,23 @@ if TYPE_CHECKING:
     from nh2st_pipe.heads.nh2st import NH2ST
     from nh2st_pipe.prediction import predict
     from nh2st_pipe.reporting.page import report
+    from nh2st_pipe.runs.model import load_model
     from nh2st_pipe.store.read import open_store
     from nh2st_pipe.training.run import train
 
 __version__ = "0.1.0"
 
-__all__ = ["NH2ST", "__version__", "embed", "evaluate", "open_store", "predict", "report", "train"]
+__all__ = ["NH2ST", "__version__", "embed", "evaluate", "load_model", "open_store", "predict", "report", "train"]
 
 _HOME = {
     "NH2ST": "nh2st_pipe.heads.nh2st",
-    "embed": "nh2st_pipe.embedding",
-    "evaluate": "nh2st_pipe.evaluation",
-    "open_store": "nh2st_pipe.store",
+    "embed": "nh2st_pipe.embedding.run",
+    "evaluate": "nh2st_pipe.evaluation.judge",
+    "load_model": "nh2st_pipe.runs.model",
+    "open_store": "nh2st_pipe.store.read",
     "predict": "nh2st_pipe.prediction",
-    "report": "nh2st_pipe.reporting",
-    "train": "nh2st_pipe.training",
+    "report": "nh2st_pipe.reporting.page",
+    "train": "nh2st_pipe.training.run",
 }
 
 

@@ -18,7 +18,7 @@ from unittest import mock
 import anndata
 import pytest
 
-from nh2st_pipe import cli
+from nh2st_pipe.cli import app as cli
 from tests.conftest import Study
 
 QUICK = ["--set", "head.width=16", "--set", "head.hidden=12", "--set", "fit.epochs=3"]
@@ -68,7 +68,7 @@ def embedded(study: Study) -> Study:
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys, nh2st_pipe.cli; "
+        "import sys, nh2st_pipe.cli.app; "
         "heavy = {'torch', 'zarr', 'anndata', 'polars', 'faiss', 'timm', 'numpy', 'pydantic'} & set(sys.modules); "
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )

@@ -19,6 +19,7 @@ from nh2st_pipe.heads.hypergraph import HypergraphConv, incidence, operator
 from nh2st_pipe.heads.linear import Mean, Ridge
 from nh2st_pipe.heads.nh2st import NH2ST, CrossAttention, contrastive_loss
 from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe
+from nh2st_pipe.runs.model import load_model
 
 GENES = [f"g{i}" for i in range(5)]
 
@@ -204,7 +205,7 @@ def test_a_saved_head_predicts_the_same(kind: str, tmp_path: Path) -> None:
     trained = registry.fit(recipe(kind), data, GENES, {"store": {"x": 1}})
     trained.model.save_pretrained(tmp_path / "model")
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["README.md", "config.json", "model.safetensors"]
-    loaded = registry.load_model(tmp_path)
+    loaded = load_model(tmp_path)
     assert loaded.genes == GENES
     assert loaded.about == {"store": {"x": 1}}
     assert np.array_equal(loaded.predict(data), trained.model.predict(data))
@@ -221,17 +222,17 @@ def test_a_head_with_missing_weights_is_never_loaded(tmp_path: Path) -> None:
     del state["query.weight"]
     save_file(state, path)
     with pytest.raises(RunError, match=r"cannot be loaded: .*query\.weight"):
-        registry.load_model(tmp_path)
+        load_model(tmp_path)
     path.write_bytes(b"cut")
     with pytest.raises(RunError, match="cannot be loaded"):
-        registry.load_model(tmp_path)
+        load_model(tmp_path)
     (tmp_path / "model" / "config.json").write_text(json.dumps({"kind": "novel"}))
     with pytest.raises(RunError, match="a head of kind 'novel'; this version knows mean, ridge, nh2st"):
-        registry.load_model(tmp_path)
+        load_model(tmp_path)
     with pytest.raises(RunError, match="there is no run at"):
-        registry.load_model(tmp_path / "none")
+        load_model(tmp_path / "none")
     with pytest.raises(RunError, match="holds no trained model"):
-        registry.load_model(tmp_path.parent)
+        load_model(tmp_path.parent)
 
 
 def test_the_best_watched_epoch_is_kept_and_patience_ends_training() -> None:

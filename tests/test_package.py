@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_public_names_are_there_and_no_others() -> None:
     assert sorted(nh2st_pipe.__all__) == sorted(
-        ["NH2ST", "__version__", "embed", "evaluate", "open_store", "predict", "report", "train"]
+        ["NH2ST", "__version__", "embed", "evaluate", "load_model", "open_store", "predict", "report", "train"]
     )
     for name in nh2st_pipe.__all__:
         assert getattr(nh2st_pipe, name) is not None
@@ -80,7 +80,7 @@ def test_every_training_recipe_is_valid_and_its_baselines_exist() -> None:
 def test_the_readmes_options_exist() -> None:
     from typer.main import get_command
 
-    from nh2st_pipe.cli import app
+    from nh2st_pipe.cli.app import app
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     lines = re.findall(r"^\$? ?nh2st-pipe (\w+)(.*)$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)

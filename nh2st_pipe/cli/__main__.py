@@ -1,0 +1,5 @@
+"""`python -m nh2st_pipe.cli`."""
+
+from nh2st_pipe.cli.app import main
+
+main()

@@ -1,0 +1,101 @@
+"""The command line: arguments in, one library call, its result in words (or JSON).
+
+Exit status: 0 done; 1 something failed; 2 the call itself is wrong; 130 interrupted. Errors that the package
+raises on purpose are printed in one or two lines, without a traceback unless --debug is given.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+import nh2st_pipe
+from nh2st_pipe.cli import datasets, embedding, training
+
+__all__ = ["app", "main"]
+
+_INTERRUPTED = 130  # what typer makes of KeyboardInterrupt
+
+app = typer.Typer(
+    name="nh2st-pipe",
+    help="Predict spatial gene expression from H&E slides: embed once, train in seconds.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"nh2st-pipe {nh2st_pipe.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Predict spatial gene expression from H&E slides: embed once, train in seconds."""
+    if debug:
+        os.environ["NH2ST_PIPE_DEBUG"] = "1"
+
+
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    embedding.embed,
+    training.train,
+    training.predict,
+    training.evaluate,
+    training.report,
+    embedding.inspect,
+    datasets.manifest,
+    embedding.encoders,
+    datasets.demo,
+)
+for _command in _COMMANDS:
+    app.command()(_command)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """A batch system's SIGTERM ends work as Ctrl-C does: what is done is kept."""
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    from nh2st_pipe.core.errors import NH2STError
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except NH2STError as error:
+        if os.environ.get("NH2ST_PIPE_DEBUG"):
+            raise
+        print(f"nh2st-pipe: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            print("nh2st-pipe: interrupted; what was finished is kept", file=sys.stderr)
+        raise
+    except OSError as error:
+        if os.environ.get("NH2ST_PIPE_DEBUG"):
+            raise
+        print(f"nh2st-pipe: {error}; what was finished is kept", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("NH2ST_PIPE_DEBUG"):
+            raise
+        print(
+            f"nh2st-pipe: an error nobody foresaw, {type(error).__name__}: {error}; what was finished is kept. "
+            "nh2st-pipe --debug … shows where it arose; please report it",
+            file=sys.stderr,
+        )
+        sys.exit(1)

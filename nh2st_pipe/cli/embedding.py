@@ -1,0 +1,144 @@
+"""Stage one: embed, and what can be asked about stores and encoders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nh2st_pipe.cli.options import Device, Json, Precision, Weights, exit_for, say_failed, show
+
+if TYPE_CHECKING:
+    from nh2st_pipe.embedding.summary import EmbedSummary
+
+__all__ = ["embed", "encoders", "inspect"]
+
+
+def embed(
+    slides: Annotated[Path, typer.Option(help="manifest.csv: slide_id, slide and, where known, expression.")],
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Encoder recipe by name or YAML file; default: the store's, else h-optimus-0. "
+            "`nh2st-pipe encoders` lists them."
+        ),
+    ] = None,
+    weights: Weights = None,
+    store: Annotated[Path, typer.Option(help="Zarr store to write or go on with.")] = Path("store.zarr"),
+    views: Annotated[
+        int | None, typer.Option(help="Dihedral views kept per tile, 1 or 8; default: the store's, else 1.")
+    ] = None,
+    tile_um: Annotated[
+        float | None, typer.Option(help="Side of a tile, µm; default: the recipe's, mostly 112.", min=0)
+    ] = None,
+    tile_px: Annotated[
+        float | None,
+        typer.Option(help="Side of a tile, px of the slide's full resolution, in place of --tile-um.", min=0),
+    ] = None,
+    device: Device = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(help="Tiles encoded at once; default: 64 on a GPU, 8 on a CPU.", min=1)
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Threads that read tiles.", min=1)] = 2,
+    precision: Annotated[
+        Precision,
+        typer.Option(help="Encoder arithmetic; auto: the store's, else the recipe's on a GPU, float32 on a CPU."),
+    ] = Precision.auto,
+    redo_changed: Annotated[
+        bool, typer.Option("--redo-changed", help="Embed slides anew whose files changed since.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Stage one: encode every tile of every slide once, into a store.
+
+    Tiles are the spots of a slide's expression file, else a grid over its tissue. Finished slides are never
+    touched again; an interrupted run goes on where it was.
+    """
+    from nh2st_pipe.core.progress import progress_for_terminal
+    from nh2st_pipe.embedding.run import embed as run
+
+    with progress_for_terminal() as progress:
+        summary = run(
+            slides,
+            encoder=encoder,
+            weights=weights,
+            store=store,
+            views=views,
+            tile_um=tile_um,
+            tile_px=tile_px,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            precision=None if precision is Precision.auto else precision.value,  # type: ignore[arg-type]
+            redo_changed=redo_changed,
+            progress=progress,
+        )
+    show(summary.record(), as_json, lambda: _say_embed(summary))
+    exit_for(summary.failed)
+
+
+def _say_embed(summary: EmbedSummary) -> None:
+    seconds = summary.seconds
+    for notice in summary.notices:
+        typer.echo(f"note: {notice}")
+    typer.echo(
+        f"{summary.store}: {summary.encoded_tiles:,} tiles encoded, {len(summary.done)} slides finished, "
+        f"{len(summary.kept)} were complete already, {len(summary.failed)} failed; {seconds['total']:.1f} s"
+    )
+    if summary.encoded_tiles:
+        shares = ", ".join(f"{seconds[k] / seconds['total']:.0%} {k}" for k in ("encoder", "reading", "writing"))
+        rate = summary.encoded_tiles / seconds["total"]
+        typer.echo(f"{rate:.1f} tiles/s; of the time {shares} (reading: waiting for tiles)")
+    say_failed(summary.failed)
+
+
+def inspect(store: Annotated[Path, typer.Argument(help="Store to look at.")], as_json: Json = False) -> None:
+    """Say what is in a store: encoder, weights, tiles, slides."""
+    from nh2st_pipe.store.read import open_store
+
+    opened = open_store(store)
+    contract = opened.contract
+    slides = {
+        name: {
+            "tiles": opened.tiles(name),
+            "patient": opened.manifest.get(name, {}).get("patient", name),
+            "expression": opened.has_expression(name),
+        }
+        for name in opened.slides()
+    }
+    values = {**contract.attributes(), "slides": slides, "incomplete": opened.incomplete()}
+
+    def say() -> None:
+        typer.echo(repr(opened))
+        typer.echo(f"weights: {contract.weights_source}, SHA-256 {contract.weights_sha256}; {contract.precision}")
+        for name, slide in slides.items():
+            what = "with expression" if slide["expression"] else "without expression"
+            typer.echo(f"  {name}: {slide['tiles']:,} tiles, patient {slide['patient']}, {what}")
+        for name in values["incomplete"]:
+            typer.echo(f"  {name}: unfinished; nh2st-pipe embed goes on with it")
+
+    show(values, as_json, say)
+
+
+def encoders(
+    name: Annotated[str | None, typer.Argument(help="Recipe to show whole.")] = None, as_json: Json = False
+) -> None:
+    """List the encoder recipes, or show one."""
+    from nh2st_pipe.recipes import files
+    from nh2st_pipe.recipes.encoder import load_encoder_recipe
+
+    recipes = [load_encoder_recipe(each) for each in ([name] if name else files.names("stages/embed"))]
+    values = {recipe.name: recipe.model_dump(mode="json") for recipe in recipes}
+
+    def say() -> None:
+        if name:
+            for key, value in values[recipes[0].name].items():
+                typer.echo(f"{key}: {value}")
+            return
+        for recipe in recipes:
+            gate = "gated" if recipe.gated else "free" if recipe.repo or recipe.kind == "fake" else "own download"
+            tile = f"{recipe.input_px} px at {recipe.mpp:g} µm/px"
+            typer.echo(f"{recipe.name:20} {recipe.dim:>6} values  {tile:22}  {gate:12}  {recipe.licence}")
+
+    show(values, as_json, say)

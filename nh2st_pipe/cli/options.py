@@ -1,0 +1,50 @@
+"""Options that several commands share, and how a result is shown."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["Device", "Json", "Precision", "Weights", "exit_for", "say_failed", "show"]
+
+
+class Precision(StrEnum):
+    """Arithmetic of the encoder."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")]
+
+Weights = Annotated[
+    Path | None, typer.Option(help="Weight file of the encoder, in place of the one on the Hugging Face hub.")
+]
+
+
+def show(values: dict[str, Any], as_json: bool, say: Any) -> None:
+    """Print `values` as JSON, or let `say` print them in words."""
+    if as_json:
+        typer.echo(json.dumps(values, indent=2, ensure_ascii=False, default=str))
+    else:
+        say()
+
+
+def say_failed(failed: dict[str, str]) -> None:
+    """Print each slide that failed, with its cause, on stderr."""
+    for slide_id, cause in failed.items():
+        typer.echo(f"failed: {slide_id}: {cause}", err=True)
+
+
+def exit_for(failed: dict[str, str]) -> None:
+    """Exit with status 1 where something failed."""
+    if failed:
+        raise typer.Exit(1)

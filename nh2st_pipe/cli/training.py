@@ -1,0 +1,150 @@
+"""Stage two: train, and what is done with a trained head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nh2st_pipe.cli.options import Device, Json, Weights, exit_for, say_failed, show
+
+if TYPE_CHECKING:
+    from nh2st_pipe.training.run import Run
+
+__all__ = ["evaluate", "predict", "report", "say_run", "table", "train"]
+
+
+def train(
+    embeddings: Annotated[Path, typer.Option(help="Store made by `nh2st-pipe embed`, with expression.")],
+    recipe: Annotated[str, typer.Option(help="Training recipe by name or YAML file.")] = "nh2st",
+    genes: Annotated[
+        str | None,
+        typer.Option(help="Size of the gene panel, or a file with one gene a line; default: the recipe's."),
+    ] = None,
+    folds: Annotated[
+        str | None,
+        typer.Option(
+            help="patient or slide: leave one out in turn; a number: so many folds of patients; "
+            "none: train only. Default: the recipe's (patient)."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to make; default: runs/RECIPE.")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a field of the recipe: key=value, e.g. fit.epochs=50."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed; default: the recipe's (2021).")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Stage two: train a head on kept embeddings and judge it, its baselines beside it."""
+    from nh2st_pipe.core.progress import progress_for_terminal
+    from nh2st_pipe.training.run import train as run
+
+    with progress_for_terminal() as progress:
+        result = run(
+            embeddings,
+            recipe=recipe,
+            genes=genes,
+            folds=folds,
+            out=out,
+            settings=setting or (),
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    show({"path": str(result.path), **result.metrics}, as_json, lambda: say_run(result))
+
+
+def say_run(run: Run) -> None:
+    """Print a run's table and where it is."""
+    metrics = run.metrics
+    if metrics["summary"] is not None:
+        typer.echo(
+            f"{len(metrics['folds'])} folds by {metrics['folds_by']}, protocol {metrics['protocol']}: "
+            f"{metrics['protocol_in_words']}"
+        )
+        typer.echo(table(run.table()))
+    typer.echo(f"run: {run.path} (model/ is trained on all {metrics['n_slides']} slides; nh2st-pipe report {run.path})")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return heads and their figures as aligned text; what is undefined is a dash."""
+    keys = {
+        "local": "local",
+        "neigh": "neigh",
+        "noise": "noise",
+        "pcc": "PCC",
+        "pcc_top50": "PCC top 50",
+        "mse": "MSE",
+        "mae": "MAE",
+        "train_seconds": "train s",
+    }
+    keys = {key: title for key, title in keys.items() if any(key in row for row in rows)}
+    width = max(len("head"), *(len(row["head"]) for row in rows))
+    lines = ["  ".join([f"{'head':<{width}}", *(f"{title:>10}" for title in keys.values())])]
+    for row in rows:
+        cells = [
+            "–" if row.get(k) is None else f"{row[k]:.1f}" if k == "train_seconds" else f"{row[k]:.4f}" for k in keys
+        ]
+        lines.append("  ".join([f"{row['head']:<{width}}", *(f"{cell:>10}" for cell in cells)]))
+    return "\n".join(lines)
+
+
+def predict(
+    model: Annotated[str, typer.Option(help="Run folder, its model/, or a Hugging Face repository.")],
+    embeddings: Annotated[Path | None, typer.Option(help="Store to predict for.")] = None,
+    slides: Annotated[
+        Path | None, typer.Option(help="Manifest to predict for; embedded first, into OUT/store.zarr.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for one .h5ad per slide.")] = Path("predictions"),
+    weights: Weights = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Predict expression with a trained head, one .h5ad per slide."""
+    from nh2st_pipe.core.progress import progress_for_terminal
+    from nh2st_pipe.prediction import predict as run
+
+    with progress_for_terminal() as progress:
+        summary = run(
+            model,
+            embeddings=embeddings,
+            slides=slides,
+            out=out,
+            weights=weights,
+            device=device,
+            progress=progress,
+        )
+
+    def say() -> None:
+        typer.echo(f"{len(summary.files)} slides predicted into {summary.out}")
+        say_failed(summary.failed)
+
+    show(summary.record(), as_json, say)
+    exit_for(summary.failed)
+
+
+def evaluate(
+    predictions: Annotated[Path, typer.Option(help="Folder of .h5ad files made by `nh2st-pipe predict`.")],
+    embeddings: Annotated[Path, typer.Option(help="Store with the expression of these slides.")],
+    out: Annotated[Path | None, typer.Option(help="File to write the figures to, as JSON.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge predictions against the expression in a store."""
+    from nh2st_pipe.evaluation.judge import evaluate as run
+
+    figures = run(predictions, embeddings, out)
+    rows = [{"head": name, **values} for name, values in {**figures["slides"], "mean": figures["summary"]}.items()]
+    show(figures, as_json, lambda: typer.echo(table(rows).replace("head", "slide", 1)))
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path | None, typer.Option(help="File to write; default: RUN/report.html.")] = None,
+) -> None:
+    """Write one self-contained report.html for a run: figures, genes, true and predicted maps."""
+    from nh2st_pipe.reporting.page import report as write
+
+    typer.echo(str(write(run, out)))
