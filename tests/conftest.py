@@ -16,9 +16,36 @@ from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
 
+from nh2st_pipe.store.read import SlideData
+
 # The same examples every time, and no time limit for one of them: a slow machine is not a fault.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
+
+
+def blank(folder: Path, size: tuple[int, int] = (400, 300)) -> Path:
+    path = folder / "slide.png"
+    Image.new("RGB", size, "white").save(path)
+    return path
+
+
+def slide(
+    slide_id: str = "s", patient: str = "p", counts: Any = None, genes: list[str] | None = None, **more: Any
+) -> SlideData:
+    counts = np.ones((4, 3)) if counts is None else np.asarray(counts)
+    n = len(counts)
+    values: dict[str, Any] = {
+        "extra": {},
+        "barcodes": [f"b{i}" for i in range(n)],
+        "xy": np.zeros((n, 2)),
+        "array_row": np.arange(n),
+        "array_col": np.zeros(n, int),
+        "views": np.zeros((n, 1, 2), np.float16),
+        "neighbours": np.zeros((n, 9), np.int32),
+        **more,
+    }
+    return SlideData(slide_id, patient, counts=sp.csr_matrix(counts), genes=genes or ["a", "b", "c"], **values)
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 GENES = [f"G{i:02d}" for i in range(12)]

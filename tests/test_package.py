@@ -93,3 +93,9 @@ def test_the_readmes_options_exist() -> None:
 def test_no_host_is_named_where_packages_come_from() -> None:
     assert "://" not in (ROOT / "constraints.txt").read_text()
     assert "index-url" not in (ROOT / "Makefile").read_text()
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "stages").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]:
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"

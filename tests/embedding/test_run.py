@@ -143,14 +143,15 @@ def test_slides_without_spots_are_tiled_over_their_tissue(make_study: Callable[.
 
 SLOW = """
 import sys, time
-from nh2st_pipe import encoders, store
-from nh2st_pipe.embedding import embed
-store._CHECKPOINT_SECONDS = 0.0
-plain = encoders.Encoder.encode
+from nh2st_pipe.embedding.run import embed
+from nh2st_pipe.encoders.encoder import Encoder
+from nh2st_pipe.store import write
+write._CHECKPOINT_SECONDS = 0.0
+plain = Encoder.encode
 def slow(self, tiles, views=1):
     time.sleep(0.15)
     return plain(self, tiles, views)
-encoders.Encoder.encode = slow
+Encoder.encode = slow
 embed(sys.argv[1], encoder="fake", store=sys.argv[2], tile_px=48, views=8, batch_size=2, device="cpu")
 """
 

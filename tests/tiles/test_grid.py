@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from nh2st_pipe.core.errors import SlideError
+from nh2st_pipe.slides import open_slide
+from nh2st_pipe.tiles.grid import check_on_image, file_order, grid_spots
+from nh2st_pipe.tiles.spots import Spots
+from tests.conftest import blank
+
+places = hnp.arrays(np.float64, st.tuples(st.integers(1, 60), st.just(2)), elements=st.floats(0, 200_000, width=32))
+
+
+@given(xy=places)
+def test_file_order_is_a_permutation_by_bands(xy: NDArray[np.float64]) -> None:
+    order = file_order(xy)
+    assert sorted(order) == list(range(len(xy)))
+    bands, x = xy[order, 1] // 1024, xy[order, 0]
+    assert (np.diff(bands) >= 0).all()
+    assert all((np.diff(x[bands == band]) >= 0).all() for band in set(bands))
+
+
+def test_spots_outside_the_image_are_named(tmp_path: Path) -> None:
+    slide = open_slide(blank(tmp_path))
+    check_on_image(Spots(["a", "b"], np.array([[0.0, 0.0], [400.0, 300.0]])), slide)
+    with pytest.raises(SlideError, match=r"1 of 2 spots lie outside .*: b; b is at x=300, y=400"):
+        check_on_image(Spots(["a", "b"], np.array([[0.0, 0.0], [300.0, 400.0]])), slide)
+
+
+def test_a_grid_covers_the_tissue_and_only_it(tmp_path: Path) -> None:
+    slide = open_slide(blank(tmp_path))
+    mask = np.zeros((30, 40), bool)
+    mask[10:20, 20:40] = True  # x from 200 to 400, y from 100 to 200
+    spots = grid_spots(mask, 50.0, slide)
+    assert {tuple(p) for p in spots.xy} == {(x, y) for x in (225, 275, 325, 375) for y in (125, 175)}
+    assert spots.barcodes[0] == "x4_y2"
+    with pytest.raises(SlideError, match="no tissue was found"):
+        grid_spots(np.zeros((30, 40), bool), 50.0, slide)

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nh2st_pipe.core.errors import SlideError
+from nh2st_pipe.slides import open_slide
+from nh2st_pipe.tiles.tissue import tissue_mask
+from tests.conftest import blank
+
+
+def test_tissue_is_found_by_its_colour(tmp_path: Path) -> None:
+    pixels = np.full((300, 400, 3), 245, np.uint8)
+    pixels[80:220, 100:300] = (200, 120, 170)
+    pixels[:, :10] = 0  # the black border of a scan
+    Image.fromarray(pixels).save(tmp_path / "slide.png")
+    mask = tissue_mask(open_slide(tmp_path / "slide.png"))
+    truth = np.zeros((300, 400), bool)
+    truth[80:220, 100:300] = True
+    assert (mask & truth).sum() / (mask | truth).sum() > 0.93
+
+
+def test_tissue_given_as_mask_or_geojson(tmp_path: Path) -> None:
+    slide = open_slide(blank(tmp_path))
+    mask = np.zeros((30, 40), np.uint8)
+    mask[10:20, 20:30] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    assert np.array_equal(tissue_mask(slide, tmp_path / "mask.png"), mask > 0)
+    ring = [[100, 50], [300, 50], [300, 250], [100, 250], [100, 50]]
+    hole = [[150, 100], [200, 100], [200, 150], [150, 150], [150, 100]]
+    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring, hole]}}
+    (tmp_path / "t.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    drawn = tissue_mask(slide, tmp_path / "t.geojson")
+    assert drawn.sum() == pytest.approx(200 * 200 - 50 * 50, rel=0.03)
+    assert drawn[200, 250]
+    assert not drawn[125, 175]
+    for text in ("no json", "[]", '{"type": "Point", "coordinates": [1, 2]}', '{"type": "FeatureCollection"}'):
+        (tmp_path / "bad.geojson").write_text(text)
+        with pytest.raises(SlideError, match=r"bad\.geojson"):
+            tissue_mask(slide, tmp_path / "bad.geojson")
