@@ -52,7 +52,7 @@ def main() -> None:
     epoch = min(row["train_seconds"] for row in history)
     median = sorted(row["train_seconds"] for row in history)[len(history) // 2]
     reference = reference_seconds_per_spot()
-    n, views = samples.views.shape[:2]
+    n, views = len(samples), samples.n_views
     print(f"{n} spots × {views} views, {len(panel)} genes, {torch.get_num_threads()} threads")
     print(
         f"one epoch of nh2st: {epoch:.2f} s at best, {median:.2f} s in the median ({1e3 * epoch / n:.2f} ms per spot)"

@@ -90,7 +90,12 @@ def predict(
         progress.advance(number, len(names), name)
         try:
             slide = store.read(name, first_view_only=features["views"] == "first")
-            samples = Samples.of([slide], neighbours=features["neighbours"], device=torch_device)
+            samples = Samples.of(
+                [slide],
+                neighbours=features["neighbours"],
+                device=torch_device,
+                smoothed=recipe.smooth != "none",
+            )
             path = summary.out / f"{name}.h5ad"
             about = {"recipe": head.about["recipe"], "out_of_fold": False}
             write_prediction(path, slide, head.genes, head.predict(samples), _truth(slide, head.genes, recipe), about)
@@ -152,6 +157,6 @@ def _truth(slide: SlideData, genes: list[str], recipe: TargetRecipe) -> NDArray[
     if slide.counts is None:
         return None
     try:
-        return targets(slide, genes, recipe)
+        return targets(slide, genes, recipe).values
     except NH2STError:  # no grid to smooth over: a prediction needs no truth
         return None

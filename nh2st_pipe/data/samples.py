@@ -1,65 +1,232 @@
-"""Spots as tensors on a device: what a head sees.
+"""Spots as a head sees them: embeddings gathered from a cache, and what is known of each spot beside them.
 
-Letters: N spots (of all slides at hand), V dihedral views, d values per embedding, K spots in a neighbourhood,
-G genes.
+The embeddings of a study are put on the device once (`Cache`). `Samples` are rows of it: those of a fold's training
+slides, or of one slide that is predicted. They copy nothing; `gather` is all that a head asks of the embeddings, so
+that a cache which streams from the store can take the resident one's place.
+
+Letters: N spots of the samples, V dihedral views, d values per embedding, K spots in a neighbourhood, G genes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nh2st_pipe.data.smoothing import grid_mean, near_mean
+
 if TYPE_CHECKING:
+    from nh2st_pipe.data.targets import Targets
     from nh2st_pipe.store.read import SlideData
 
-__all__ = ["Samples"]
+__all__ = ["Cache", "Part", "ResidentCache", "Samples"]
 
-_CHUNK_SPOTS = 4096
+_CHUNK_VALUES = 1 << 23  # of all views together: 64 MiB where they are taken to float64
+
+
+class Cache(Protocol):
+    """The embeddings of all spots of a study, M × V × d."""
+
+    @property
+    def n_views(self) -> int:
+        """V."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """d."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where `gather` puts what it returns."""
+        ...
+
+    def gather(self, rows: torch.Tensor, views: int | torch.Tensor | slice) -> torch.Tensor:
+        """Return the embeddings of `rows` (int64, any shape), each in its view of `views`, … × d, float16.
+
+        `views` is one view for all, a tensor that broadcasts with `rows`, or slice(None) for all views, … × V × d.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ResidentCache:
+    """A cache that lies on the device, whole."""
+
+    views: torch.Tensor
+    """M × V × d, float16."""
+
+    @property
+    def n_views(self) -> int:
+        """See Cache."""
+        return self.views.shape[1]
+
+    @property
+    def dim(self) -> int:
+        """See Cache."""
+        return self.views.shape[2]
+
+    @property
+    def device(self) -> torch.device:
+        """See Cache."""
+        return self.views.device
+
+    def gather(self, rows: torch.Tensor, views: int | torch.Tensor | slice) -> torch.Tensor:
+        """See Cache."""
+        return self.views[rows, views]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The spots of one slide among samples: rows `start` to `stop`."""
+
+    slide_id: str
+    start: int
+    stop: int
+    xy: NDArray[np.float64]
+    """n × 2, level-0 px."""
+    grid: NDArray[np.int64] | None = None
+    """n × 2: array_row, array_col."""
+
+    @property
+    def rows(self) -> slice:
+        """The slide's rows."""
+        return slice(self.start, self.stop)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Spots of one or more slides, on one device."""
+    """Spots of one or more slides, slide by slide, on the cache's device."""
 
-    views: torch.Tensor
-    """N × V × d, float16."""
+    cache: Cache
+    rows: torch.Tensor
+    """N, int64: each spot's row of the cache."""
     neighbours: torch.Tensor
-    """N × K, int64: rows of `views`, the spot itself first; the spot stands in where it has fewer neighbours."""
-    target: torch.Tensor | None
-    """N × G, float32."""
+    """N × K, int64: rows of these samples, the spot itself first; it stands in where it has fewer neighbours."""
+    target: torch.Tensor | None = None
+    """N × G, float32: what is judged."""
+    raw: torch.Tensor | None = None
+    """N × G, float32: the target before smoothing (`target` itself where nothing is smoothed)."""
+    depth: torch.Tensor | None = None
+    """N, float64: counts of the panel's genes in each spot."""
+    parts: tuple[Part, ...] = ()
+    smoothed: bool = False
+    """Whether the target is a mean over grid neighbours."""
 
     def __len__(self) -> int:
-        return len(self.views)
+        return len(self.rows)
+
+    @property
+    def n_views(self) -> int:
+        """V."""
+        return self.cache.n_views
+
+    @property
+    def dim(self) -> int:
+        """d."""
+        return self.cache.dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything lies."""
+        return self.rows.device
 
     @classmethod
     def of(
         cls,
         slides: Sequence[SlideData],
-        targets: Sequence[NDArray[np.float32]] | None = None,
+        targets: Sequence[Targets] | None = None,
         *,
         neighbours: int,
         device: torch.device | None = None,
+        cache: Cache | None = None,
+        starts: Sequence[int] | None = None,
+        smoothed: bool = False,
     ) -> Samples:
-        """Put slides behind each other; rows of neighbours count on from slide to slide."""
-        tables, offset = [], 0
-        for slide in slides:
-            rows = slide.neighbours[:, :neighbours].astype(np.int64)
-            rows = np.where(rows < 0, np.arange(len(slide))[:, None], rows)
-            tables.append(rows + offset)
-            offset += len(slide)
-        views = np.concatenate([slide.views for slide in slides])
-        target = None if targets is None else torch.from_numpy(np.concatenate(targets)).to(device)
+        """Put slides behind each other; rows of neighbours count on from slide to slide.
+
+        The slides' rows of `cache` begin at `starts`. Without a cache one is made of the slides' own views.
+        """
+        if cache is None:
+            views = slides[0].views if len(slides) == 1 else np.concatenate([slide.views for slide in slides])
+            cache = ResidentCache(torch.from_numpy(np.ascontiguousarray(views)).to(device))
+            starts = np.concatenate(([0], np.cumsum([len(slide) for slide in slides])[:-1])).tolist()
+        assert starts is not None
+        device = cache.device
+        tables, rows, parts, offset = [], [], [], 0
+        for slide, start in zip(slides, starts, strict=True):
+            n = len(slide)
+            table = slide.neighbours[:, :neighbours].astype(np.int64)
+            tables.append(np.where(table < 0, np.arange(n)[:, None], table) + offset)
+            rows.append(np.arange(start, start + n))
+            parts.append(Part(slide.slide_id, offset, offset + n, slide.xy, slide.grid))
+            offset += n
+        made = targets or []
+        values, raw = ([getattr(each, name) for each in made] for name in ("values", "raw"))
+        same = all(v is r for v, r in zip(values, raw, strict=True))
+        target = torch.from_numpy(np.concatenate(values)).to(device) if made else None
         return cls(
-            views=torch.from_numpy(np.ascontiguousarray(views)).to(device),
+            cache=cache,
+            rows=torch.from_numpy(np.concatenate(rows)).to(device),
             neighbours=torch.from_numpy(np.concatenate(tables)).to(device),
             target=target,
+            raw=target if same else torch.from_numpy(np.concatenate(raw)).to(device),
+            depth=torch.from_numpy(np.concatenate([each.depth for each in made])).to(device) if made else None,
+            parts=tuple(parts),
+            smoothed=smoothed,
         )
 
+    def gather(self, rows: torch.Tensor, views: int | torch.Tensor | slice) -> torch.Tensor:
+        """Return the embeddings of `rows` of these samples, each in its view; see Cache.gather."""
+        return self.cache.gather(self.rows[rows], views)
+
     def chunks(self) -> list[slice]:
-        """Return slices of at most a few thousand spots, for work that need not hold all of them in float32."""
-        return [slice(i, i + _CHUNK_SPOTS) for i in range(0, len(self), _CHUNK_SPOTS)]
+        """Return slices of the spots, small enough that work in float64 takes little beside the cache."""
+        step = max(1, _CHUNK_VALUES // (self.n_views * self.dim))
+        return [slice(i, min(i + step, len(self))) for i in range(0, len(self), step)]
+
+    def subset(self, kept: torch.Tensor) -> Samples:
+        """Return the spots that the N booleans `kept` mark; a spot stands in for neighbours that were left out."""
+        rows = torch.nonzero(kept)[:, 0]
+        own = torch.arange(len(rows), device=rows.device)
+        place = torch.full((len(self),), -1, dtype=torch.int64, device=rows.device)
+        place[rows] = own
+        around = place[self.neighbours[rows]]
+        parts, offset = [], 0
+        for part in self.parts:
+            inside = kept[part.rows].cpu().numpy()
+            n = int(inside.sum())
+            grid = None if part.grid is None else part.grid[inside]
+            parts.append(Part(part.slide_id, offset, offset + n, part.xy[inside], grid))
+            offset += n
+        return replace(
+            self,
+            rows=self.rows[rows],
+            neighbours=torch.where(around < 0, own[:, None], around),
+            target=None if self.target is None else self.target[rows],
+            raw=None if self.raw is None else self.raw[rows],
+            depth=None if self.depth is None else self.depth[rows],
+            parts=tuple(parts),
+        )
+
+    @cached_property
+    def _means(self) -> list[tuple[Part, object]]:
+        return [(p, grid_mean(p.grid) if p.grid is not None else near_mean(p.xy)) for p in self.parts]
+
+    def smooth(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return N × G predictions of the raw target as predictions of the target: smoothed where that is.
+
+        On a slide without array positions the spots within 1.5 pitches stand in for the grid neighbours.
+        """
+        if not self.smoothed:
+            return values
+        out = np.empty_like(values)
+        for part, mean in self._means:
+            out[part.rows] = mean @ values[part.rows]  # type: ignore[operator]
+        return out

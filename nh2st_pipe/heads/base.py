@@ -2,12 +2,14 @@
 
 Letters: N spots (of all slides at hand), V dihedral views, d values per embedding, G genes, b spots in a batch.
 
-This module imports torch, numpy and huggingface_hub alone.
+This module imports torch, numpy, scipy and huggingface_hub alone.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -17,7 +19,32 @@ from torch import nn
 
 from nh2st_pipe.data.samples import Samples
 
-__all__ = ["FeatureScaler", "HeadModel"]
+if TYPE_CHECKING:
+    from nh2st_pipe.recipes.train import FitRecipe, TrainRecipe
+
+__all__ = ["FeatureScaler", "Fit", "HeadModel", "Plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a head is to be trained, besides what it is."""
+
+    seed: int
+    steps: FitRecipe
+    """For heads that learn `by_epochs`."""
+    epochs: int | None = None
+    """Exactly so many; None where they are chosen on `watched`, or are the head's own."""
+    watched: Samples | None = None
+    """Samples on which the best epoch is chosen."""
+    on_epoch: Callable[[int], None] | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How training went: the epoch the head was left at, and one record per epoch (none where it was solved)."""
+
+    best_epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
 
 
 class FeatureScaler(nn.Module):
@@ -40,13 +67,16 @@ class FeatureScaler(nn.Module):
         """Take mean and scale from all spots and views of `samples`."""
         total = torch.zeros_like(self.mean, dtype=torch.float64)
         squares = torch.zeros_like(total)
-        shift = samples.views[0, 0].double()  # keeps the sum of squares from swallowing a small variance
+        shift = samples.gather(torch.zeros(1, dtype=torch.int64, device=samples.device), 0)[
+            0
+        ].double()  # keeps the sum of squares from swallowing a small variance
         count = 0
         for part in samples.chunks():
-            values = samples.views[part].flatten(0, 1).double() - shift
+            rows = torch.arange(part.start, part.stop, device=samples.device)
+            values = samples.gather(rows, slice(None)).flatten(0, 1).double().sub_(shift)
             total += values.sum(0)
-            squares += values.square().sum(0)
             count += len(values)
+            squares += values.square_().sum(0)
         mean = total / count
         std = (squares / count - mean.square()).clamp(min=0).sqrt()
         floor = 0.1 * std.quantile(0.5)
@@ -67,6 +97,17 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
 
     genes: list[str]
     about: dict[str, Any]
+    by_epochs: ClassVar[bool] = False
+    """Whether the number of epochs is chosen on slides held out of the training slides."""
+
+    @classmethod
+    def build(cls, recipe: TrainRecipe, dim: int, genes: list[str], about: dict[str, Any]) -> Self:
+        """Return an untrained head for embeddings of `dim` values, as `recipe` describes it."""
+        raise NotImplementedError
+
+    def fit(self, train: Samples, plan: Plan) -> Fit:
+        """Train on `train`, in place."""
+        raise NotImplementedError
 
     @classmethod
     def _load_as_safetensor(  # type: ignore[override]
@@ -86,8 +127,8 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
         self.eval()
         out = []
         for part in samples.chunks():
-            rows = torch.arange(len(samples), device=samples.views.device)[part]
-            views = range(samples.views.shape[1])
+            rows = torch.arange(part.start, part.stop, device=samples.device)
+            views = range(samples.n_views)
             total = sum((self.forward_view(samples, rows, view) for view in views), torch.zeros(()))
             out.append((total / len(views)).float().cpu().numpy())
         return np.concatenate(out) if out else np.empty((0, len(self.genes)), np.float32)

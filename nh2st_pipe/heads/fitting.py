@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,40 +15,31 @@ import torch
 from nh2st_pipe.core.errors import TrainError
 from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.evaluation.metrics import summarise
-from nh2st_pipe.heads.nh2st import NH2ST
+from nh2st_pipe.heads.base import Fit, HeadModel, Plan
 
 if TYPE_CHECKING:
-    from nh2st_pipe.recipes.train import FitRecipe
+    pass
 
-__all__ = ["Fit", "fit_by_steps"]
-
-
-@dataclass(frozen=True)
-class Fit:
-    """The epoch the model was left at, and one record per epoch."""
-
-    best_epoch: int
-    history: list[dict[str, float]]
+__all__ = ["fit_by_steps"]
 
 
 def fit_by_steps(
-    model: NH2ST,
-    recipe: FitRecipe,
+    model: HeadModel,
+    losses: Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]],
     train: Samples,
-    watched: Samples | None,
-    epochs: int,
-    seed: int,
-    on_epoch: Callable[[int], None] | None = None,
+    plan: Plan,
 ) -> Fit:
-    """Train `model` in place for at most `epochs` epochs, each showing every spot once in a view drawn at random.
+    """Train `model` in place, each epoch showing every spot of `train` once in a view drawn at random.
 
-    With `watched` the model is left as it was at its best epoch there (by `recipe.select_by`), and training
-    stops `recipe.patience` epochs after it. Raises TrainError where the loss is no longer a number.
+    `losses(rows, views)` returns `total` and its parts for the spots `rows`, each in its view. Exactly `plan.epochs`
+    epochs are run; or, with `plan.watched`, the model is left as it was at its best epoch there (by
+    `plan.steps.select_by`) and training stops `plan.steps.patience` epochs after it. Raises TrainError where the loss
+    is no longer a number.
     """
-    device = train.views.device
-    draw = torch.Generator().manual_seed(seed)  # on the CPU, so that every device sees the same batches
-    model.prepare(train)
-    operators = model.operators(train)
+    recipe, watched, on_epoch = plan.steps, plan.watched, plan.on_epoch
+    epochs = plan.epochs or recipe.epochs
+    device = train.device
+    draw = torch.Generator().manual_seed(plan.seed)  # on the CPU, so that every device sees the same batches
     optimiser = torch.optim.AdamW(
         model.parameters(),
         lr=recipe.lr,
@@ -57,7 +47,7 @@ def fit_by_steps(
         fused=device.type in ("cpu", "cuda"),
     )
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, recipe.lr_step, recipe.lr_gamma)
-    n, n_views = train.views.shape[:2]
+    n, n_views = len(train), train.n_views
     best, best_epoch, best_state = -float("inf"), epochs, None
     history = []
     for epoch in range(1, epochs + 1):
@@ -67,11 +57,11 @@ def fit_by_steps(
         views = torch.randint(n_views, (n,), generator=draw).to(device)
         sums: dict[str, torch.Tensor] = {}
         for rows in order.split(recipe.batch_size):
-            losses = model.losses(train, operators, rows, views[rows])
+            parts = losses(rows, views[rows])
             optimiser.zero_grad(set_to_none=True)
-            losses["total"].backward()
+            parts["total"].backward()
             optimiser.step()
-            for name, value in losses.items():
+            for name, value in parts.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach() * len(rows)
         schedule.step()
         record = {"epoch": float(epoch), **{f"loss_{name}": float(value) / n for name, value in sums.items()}}

@@ -6,13 +6,16 @@ embedding, beside it (with `context`) the mean of the scaled embeddings of the s
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
 
 from nh2st_pipe.data.samples import Samples
-from nh2st_pipe.heads.base import FeatureScaler, HeadModel
+from nh2st_pipe.heads.base import FeatureScaler, Fit, HeadModel, Plan
+
+if TYPE_CHECKING:
+    from nh2st_pipe.recipes.train import TrainRecipe
 
 __all__ = ["Mean", "Ridge"]
 
@@ -27,10 +30,16 @@ class Mean(HeadModel):
         self.genes, self.about, self.kind = list(genes), about or {}, kind
         self.register_buffer("mean", torch.zeros(len(self.genes)))
 
-    def fit(self, samples: Samples) -> None:
+    @classmethod
+    def build(cls, recipe: TrainRecipe, dim: int, genes: list[str], about: dict[str, Any]) -> Self:
+        """See HeadModel."""
+        return cls(genes, about=about)
+
+    def fit(self, train: Samples, plan: Plan) -> Fit:
         """Take the mean of the targets."""
-        assert samples.target is not None
-        self.mean.copy_(samples.target.double().mean(0))
+        assert train.target is not None
+        self.mean.copy_(train.target.double().mean(0))
+        return Fit()
 
     def forward_view(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
         """See HeadModel."""
@@ -63,38 +72,54 @@ class Ridge(HeadModel):
 
     def features(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
         """Return b × d, or b × 2d with context, float32."""
-        own: torch.Tensor = self.scaler(samples.views[rows, view]).float()
+        own: torch.Tensor = self.scaler(samples.gather(rows, view)).float()
         if not self.context:
             return own
-        around: torch.Tensor = self.scaler(samples.views[samples.neighbours[rows], view]).float()
+        around: torch.Tensor = self.scaler(samples.gather(samples.neighbours[rows], view)).float()
         return torch.cat((own, around.mean(1)), 1)
 
     def forward_view(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
         """See HeadModel."""
         return self.features(samples, rows, view) @ self.weight + self.bias
 
-    def fit(self, samples: Samples) -> None:
-        """Solve for `weight` and `bias` on all spots and views of `samples`, in float64."""
-        assert samples.target is not None
+    @classmethod
+    def build(cls, recipe: TrainRecipe, dim: int, genes: list[str], about: dict[str, Any]) -> Self:
+        """See HeadModel."""
+        head, features = recipe.head, recipe.features
+        assert head.kind == "ridge"
+        return cls(
+            dim,
+            genes,
+            context=head.context,
+            alpha=head.alpha,
+            scale_features=features.scale == "robust",
+            clip=features.clip,
+            about=about,
+        )
+
+    def fit(self, train: Samples, plan: Plan) -> Fit:
+        """Solve for `weight` and `bias` on all spots and views of `train`, in float64."""
+        assert train.target is not None
         if isinstance(self.scaler, FeatureScaler):
-            self.scaler.fit(samples)
-        n_views = samples.views.shape[1]
-        rows_of = torch.arange(len(samples), device=samples.views.device)
+            self.scaler.fit(train)
+        n_views = train.n_views
+        rows_of = torch.arange(len(train), device=train.device)
         width = len(self.weight)
         gram = torch.zeros((width, width), dtype=torch.float64, device=rows_of.device)
         cross = torch.zeros((width, len(self.genes)), dtype=torch.float64, device=rows_of.device)
         total = torch.zeros(width, dtype=torch.float64, device=rows_of.device)
-        target_mean = samples.target.double().mean(0)
-        for part in samples.chunks():
-            y = samples.target[part].double() - target_mean
+        target_mean = train.target.double().mean(0)
+        for part in train.chunks():
+            y = train.target[part].double() - target_mean
             for view in range(n_views):
-                x = self.features(samples, rows_of[part], view).double()
+                x = self.features(train, rows_of[part], view).double()
                 gram += x.T @ x
                 cross += x.T @ y
                 total += x.sum(0)
-        mean = total / (len(samples) * n_views)
-        gram -= len(samples) * n_views * torch.outer(mean, mean)  # Σ(x − x̄)(x − x̄)ᵀ; Σy is zero already
+        mean = total / (len(train) * n_views)
+        gram -= len(train) * n_views * torch.outer(mean, mean)  # Σ(x − x̄)(x − x̄)ᵀ; Σy is zero already
         gram.diagonal().add_(self.alpha * n_views)
         weight = torch.linalg.solve(gram, cross)
         self.weight.copy_(weight)
         self.bias.copy_(target_mean - mean @ weight)
+        return Fit()

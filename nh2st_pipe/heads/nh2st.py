@@ -7,7 +7,8 @@ Departures from the paper, each because the encoder is frozen and its output cac
 - the hyperedges come from the embeddings of view 0 and are computed once;
 - a spot's neighbours are shown in the same dihedral view as the spot;
 - the decoder's last bias begins at the mean of the training targets (`prepare`). Begun at zero, the first epochs go
-  into learning that offset, through every weight.
+  into learning that offset, through every weight;
+- a prediction is the mean over the eight views, where the paper predicts from the tile as it is.
 
 Prediction uses the spot's own tile alone: the decoder reads hᵖ before the cross-attention. The neighbours reach
 it through training only.
@@ -17,15 +18,19 @@ Letters: b spots of a batch, K spots of a neighbourhood, d embedding, w width, G
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from nh2st_pipe.data.samples import Samples
-from nh2st_pipe.heads.base import FeatureScaler, HeadModel
+from nh2st_pipe.heads.base import FeatureScaler, Fit, HeadModel, Plan
+from nh2st_pipe.heads.fitting import fit_by_steps
 from nh2st_pipe.heads.hypergraph import HypergraphConv, incidence, operator
+
+if TYPE_CHECKING:
+    from nh2st_pipe.recipes.train import TrainRecipe
 
 __all__ = ["NH2ST", "CrossAttention", "contrastive_loss"]
 
@@ -100,6 +105,8 @@ class _NeighbourBranch(nn.Module):
 class NH2ST(HeadModel):
     """Query branch, neighbour branch, shared cross-attention, two contrastive losses, linear decoder."""
 
+    by_epochs: ClassVar[bool] = True
+
     def __init__(
         self,
         dim: int,
@@ -134,6 +141,19 @@ class NH2ST(HeadModel):
         self.cross = nn.ModuleList(CrossAttention(width, heads, mlp_ratio, dropout) for _ in range(depth))
         self.decoder = nn.Sequential(nn.Linear(width, decoder_hidden), nn.Linear(decoder_hidden, n_genes))
 
+    @classmethod
+    def build(cls, recipe: TrainRecipe, dim: int, genes: list[str], about: dict[str, Any]) -> Self:
+        """See HeadModel."""
+        features = recipe.features
+        scaling: dict[str, Any] = {"scale_features": features.scale == "robust", "clip": features.clip}
+        return cls(dim, genes, **recipe.head.model_dump(), **scaling, about=about)
+
+    def fit(self, train: Samples, plan: Plan) -> Fit:
+        """Train by steps; see `fit_by_steps`."""
+        self.prepare(train)
+        operators = self.operators(train)
+        return fit_by_steps(self, lambda rows, views: self.losses(train, operators, rows, views), train, plan)
+
     def features(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Return … × d, float32, as the branches take them."""
         return embeddings.float() if self.scaler is None else self.scaler(embeddings)
@@ -150,13 +170,13 @@ class NH2ST(HeadModel):
 
     def forward_view(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
         """See HeadModel."""
-        out: torch.Tensor = self.decoder(self.query(self.features(samples.views[rows, view])))
+        out: torch.Tensor = self.decoder(self.query(self.features(samples.gather(rows, view))))
         return out
 
     def operators(self, samples: Samples) -> torch.Tensor:
         """Return the hypergraph operator of every spot's neighbourhood, N × K × K."""
         parts = [
-            operator(incidence(samples.views[samples.neighbours[part], 0], self.similar)) for part in samples.chunks()
+            operator(incidence(samples.gather(samples.neighbours[part], 0), self.similar)) for part in samples.chunks()
         ]
         return torch.cat(parts)
 
@@ -168,9 +188,9 @@ class NH2ST(HeadModel):
         target = samples.target[rows]
         around_bk = samples.neighbours[rows]
         # A spot stands in several neighbourhoods; each distinct (spot, view) goes through a projection once.
-        n_views = samples.views.shape[1]
+        n_views = samples.n_views
         key, place_bk = torch.unique(around_bk * n_views + views[:, None], return_inverse=True)
-        image_ud = self.features(samples.views[key // n_views, key % n_views])
+        image_ud = self.features(samples.gather(key // n_views, key % n_views))
         own_b = place_bk[:, 0]  # the spot itself is first in its neighbourhood
         spot, gene_place_bk = torch.unique(around_bk, return_inverse=True)
         gene_uw = self.gene_encoder(samples.target[spot])

@@ -5,9 +5,10 @@ Every field is checked when the value is made and saved with the run. Defaults a
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import yaml
 from pydantic import Field
@@ -16,7 +17,7 @@ from nh2st_pipe.core.errors import UsageError
 from nh2st_pipe.recipes import files
 from nh2st_pipe.recipes.values import Strict, validate
 
-__all__ = ["MeanHead", "NH2STHead", "RidgeHead", "TargetRecipe", "TrainRecipe", "load_train_recipe"]
+__all__ = ["HEADS", "MeanHead", "NH2STHead", "RidgeHead", "TargetRecipe", "TrainRecipe", "load_train_recipe"]
 
 
 class TargetRecipe(Strict):
@@ -64,15 +65,24 @@ class FitRecipe(Strict):
     weight_decay: float = Field(0.0, ge=0)
 
 
-class MeanHead(Strict):
+class HeadRecipe(Strict):
+    """What every head's fields have in common."""
+
+    model: ClassVar[str]
+    """The head's class, "module:class"; imported when it is built or loaded."""
+
+
+class MeanHead(HeadRecipe):
     """Predict each gene's mean over the training spots: the floor under every error."""
 
+    model: ClassVar[str] = "nh2st_pipe.heads.linear:Mean"
     kind: Literal["mean"]
 
 
-class RidgeHead(Strict):
+class RidgeHead(HeadRecipe):
     """Ridge regression in closed form."""
 
+    model: ClassVar[str] = "nh2st_pipe.heads.linear:Ridge"
     kind: Literal["ridge"]
     context: bool = False
     """Whether the mean embedding of the spot's neighbourhood stands beside its own."""
@@ -80,9 +90,10 @@ class RidgeHead(Strict):
     """Penalty per view: the objective is Σ‖y − xW‖² + alpha · views · ‖W‖² over all spots and views."""
 
 
-class NH2STHead(Strict):
+class NH2STHead(HeadRecipe):
     """NH2ST (Qu et al., MICCAI 2025, arXiv 2506.23827) on frozen embeddings."""
 
+    model: ClassVar[str] = "nh2st_pipe.heads.nh2st:NH2ST"
     kind: Literal["nh2st"]
     width: int = Field(512, gt=0)
     """d: size of the embeddings that are compared."""
@@ -105,6 +116,10 @@ class NH2STHead(Strict):
 
 
 Head = Annotated[MeanHead | RidgeHead | NH2STHead, Field(discriminator="kind")]
+HEADS: dict[str, type[HeadRecipe]] = {
+    typing.get_args(head.model_fields["kind"].annotation)[0]: head for head in typing.get_args(typing.get_args(Head)[0])
+}
+"""Every head by its kind."""
 
 
 class TrainRecipe(Strict):

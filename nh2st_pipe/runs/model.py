@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.heads.base import HeadModel
-from nh2st_pipe.heads.registry import KINDS
+from nh2st_pipe.heads.registry import head_class
 
 __all__ = ["load_model"]
 
@@ -31,11 +31,13 @@ def load_model(path: str | Path) -> HeadModel:
         kind = json.loads(config_file.read_text(encoding="utf-8")).get("kind")
     except (ValueError, AttributeError) as error:
         raise RunError(f"{config_file} is damaged: {error}") from error
-    if kind not in KINDS:
-        raise RunError(f"{config_file} describes a head of kind {kind!r}; this version knows {', '.join(KINDS)}")
+    try:
+        kind_of_head = head_class(kind)
+    except RunError as error:
+        raise RunError(f"{config_file} describes {error}") from None
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the mixin announces itself on stdout
-            model = KINDS[kind].from_pretrained(str(folder) if folder.exists() else str(path))
+            model = kind_of_head.from_pretrained(str(folder) if folder.exists() else str(path))
     except Exception as error:  # a truncated weight file, tensors that do not fit
         raise RunError(f"the model at {path} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
     return model.eval()

@@ -18,6 +18,8 @@ from nh2st_pipe.store.format import FORMAT, KEY, Contract, SlideState, tile_word
 
 __all__ = ["SlideData", "Store", "check_contract", "open_root", "open_store"]
 
+_ROWS_AT_ONCE = 1024  # a whole number of shards
+
 
 @dataclass(frozen=True)
 class SlideData:
@@ -42,6 +44,13 @@ class SlideData:
 
     def __len__(self) -> int:
         return len(self.barcodes)
+
+    @property
+    def grid(self) -> NDArray[np.int64] | None:
+        """n × 2: array_row and array_col, None where the slide has not both."""
+        if self.array_row is None or self.array_col is None:
+            return None
+        return np.column_stack((self.array_row, self.array_col))
 
 
 def open_store(path: str | Path) -> Store:
@@ -115,15 +124,20 @@ class Store:
             raise StoreError(f"{self.path} holds no complete slide {slide_id}; run nh2st-pipe embed again")
         return state.tiles
 
-    def read(self, slide_id: str, *, first_view_only: bool = False) -> SlideData:
-        """Read one slide to memory. Raises StoreError where it is incomplete or does not fit together."""
+    def read(
+        self, slide_id: str, *, first_view_only: bool = False, into: NDArray[np.float16] | None = None
+    ) -> SlideData:
+        """Read one slide to memory, its embeddings `into` an array of n × V × d where one is given.
+
+        Raises StoreError where it is incomplete or does not fit together.
+        """
         n = self.tiles(slide_id)
         group: Any = self._root[f"slides/{slide_id}"]
         try:
             emb = group["embedding"]
             obs = read_elem(emb["obs"])
             use_views = "views" in emb["obsm"] and not first_view_only
-            views = emb["obsm/views"][:] if use_views else emb["X"][:][:, None]
+            views = _read_embeddings(emb["obsm/views"] if use_views else emb["X"], into)
             xy, neighbours = emb["obsm/spatial"][:], emb["obsm/neighbors"][:]
             uns = read_elem(emb["uns"])
             barcodes = [str(name) for name in obs.index]
@@ -157,6 +171,17 @@ class Store:
             genes=genes,
             uns=uns,
         )
+
+
+def _read_embeddings(array: Any, into: NDArray[np.float16] | None) -> NDArray[np.float16]:
+    """Return n × V × d, read shard by shard, so that only one shard of it is ever in memory twice."""
+    n, d = array.shape[0], array.shape[-1]
+    views = array.shape[1] if len(array.shape) == 3 else 1
+    out = np.empty((n, views, d), np.float16) if into is None else into
+    for start in range(0, n, _ROWS_AT_ONCE):
+        rows = slice(start, min(start + _ROWS_AT_ONCE, n))
+        out[rows] = array[rows].reshape(-1, views, d)
+    return out
 
 
 def check_contract(store: Store, wanted: Contract) -> None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from nh2st_pipe.data.folds import Fold
 from nh2st_pipe.evaluation.metrics import gene_metrics, mean_of, summarise
-from nh2st_pipe.heads import registry
-from nh2st_pipe.training.bench import Split
+from nh2st_pipe.training.fold import FoldResult
 
 __all__ = ["Outcome"]
 
@@ -27,33 +24,30 @@ class Outcome:
 
     def add(
         self,
-        fold: Fold,
-        split: Split,
-        predicted: dict[str, NDArray[np.float32]],
-        seconds: float,
-        trained: registry.Trained,
+        result: FoldResult,
     ) -> None:
         """Judge the predictions of one test fold, its spots pooled."""
+        fold, predicted, target = result.fold, result.predicted, result.target
         p = np.concatenate([predicted[name] for name in fold.test])
-        t = np.concatenate([split.target[name] for name in fold.test])
+        t = np.concatenate([target[name] for name in fold.test])
         figures = {
             "fold": fold.name,
             "test_slides": list(fold.test),
             **summarise(p, t),
-            "train_seconds": seconds,
+            "train_seconds": result.train_seconds,
         }
-        if trained.best_epoch:
-            figures["epochs"] = trained.best_epoch
-            self.epochs.append(trained.best_epoch)
+        if result.best_epoch:
+            figures["epochs"] = result.best_epoch
+            self.epochs.append(result.best_epoch)
         self.folds.append(figures)
-        self.history += [{"fold": fold.name, **row} for row in trained.history]
+        self.history += [{"fold": fold.name, **row} for row in result.history]
         by_gene = gene_metrics(p, t)
-        for i, gene in enumerate(split.panel):
+        for i, gene in enumerate(result.panel):
             row = {key: float(values[i]) for key, values in by_gene.items()}
             row["target_mean"] = float(np.mean(t[:, i])) if len(t) else float("nan")
             self._genes.setdefault(gene, []).append(row)
         for name in fold.test:
-            row_of_slide = summarise(predicted[name], split.target[name])
+            row_of_slide = summarise(predicted[name], target[name])
             self._slides.append({"fold": fold.name, "slide_id": name, **row_of_slide})
 
     def per_gene(self, head: str) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ test fold, as in published tables; its figures are optimistic and the run says s
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import nh2st_pipe
 from nh2st_pipe.core.devices import pick_head_device
@@ -25,13 +23,14 @@ from nh2st_pipe.core.errors import TrainError, UsageError, listed
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.data.folds import Fold, make_folds
 from nh2st_pipe.data.panels import read_gene_file
-from nh2st_pipe.heads.base import HeadModel
+from nh2st_pipe.data.study import Study
+from nh2st_pipe.heads.registry import Trained
 from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.runs.folder import RunFolder
 from nh2st_pipe.runs.predictions import write_prediction
-from nh2st_pipe.store.read import SlideData, Store, open_store
-from nh2st_pipe.training.bench import Bench, Split
+from nh2st_pipe.store.read import Store, open_store
+from nh2st_pipe.training.fold import FoldResult, FoldTask, fit_all, run_fold
 from nh2st_pipe.training.outcome import Outcome
 
 __all__ = ["Run", "train"]
@@ -75,41 +74,36 @@ def train(
     Raises UsageError, StoreError, TrainError and RunError; the run folder appears only when it is whole.
     """
     resolved = _resolve(recipe, settings, genes, folds, seed)
-    baselines = [_as_baseline(name, resolved) for name in resolved.baselines]
     store = open_store(embeddings)
     progress = progress or Progress()
-    slides = _load(store, resolved, progress.say)
-    splits = make_folds(slides, resolved.folds, resolved.seed)
+    study = _load(store, resolved, pick_head_device(device), progress.say)
+    splits = make_folds(list(study.slides.values()), resolved.folds, resolved.seed)
     folder = RunFolder(Path(out) if out is not None else Path("runs") / resolved.name)
-    bench = Bench(store, slides, resolved, pick_head_device(device), progress)
-    folder.log("start", version=nh2st_pipe.__version__, slides=[slide.slide_id for slide in slides])
+    folder.log("start", version=nh2st_pipe.__version__, slides=list(study.slides))
 
-    heads = [resolved, *baselines]
+    heads = [resolved, *(_as_baseline(name, resolved) for name in resolved.baselines)]
     outcomes = {recipe.name: Outcome() for recipe in heads}
-    for number, fold in enumerate(splits, start=1):
-        split = bench.split(fold)
+    progress.start("training", max(len(splits), 1), "folds")
+    for done, fold in enumerate(splits):
         for each in heads:
-            bench.at(number - 1, len(splits), each.name)
-            began = time.perf_counter()
-            trained = bench.fit(each, split, fold)
-            seconds = time.perf_counter() - began
-            predicted = bench.predict(trained.model, fold.test)
-            outcomes[each.name].add(fold, split, predicted, seconds, trained)
+            task = FoldTask(str(store.path), each, fold, str(study.device))
+            result = run_fold(task, study, _tell(progress, done, len(splits), each.name))
+            outcomes[each.name].add(result)
             if each is resolved:
-                _write_predictions(folder, bench, split, predicted, fold)
-            folder.log("fold", head=each.name, fold=fold.name, train_seconds=round(seconds, 3))
+                _write_predictions(folder, study, result)
+            folder.log("fold", head=each.name, fold=fold.name, train_seconds=round(result.train_seconds, 3))
 
     own = outcomes[resolved.name]
-    bench.at(len(splits), max(len(splits), 1), resolved.name)
-    model, epochs = bench.final(own.epochs)
-    model.cpu().save_pretrained(folder.part / "model")
+    tell = _tell(progress, len(splits), max(len(splits), 1), resolved.name)
+    final = fit_all(study, resolved, own.epochs, _about(study, resolved), tell)
+    final.model.cpu().save_pretrained(folder.part / "model")
     (folder.part / "model" / "README.md").unlink(missing_ok=True)  # the hub's empty model card
-    metrics = _metrics(resolved, store, slides, splits, outcomes, model, epochs, bench.device)
+    metrics = _metrics(resolved, study, splits, outcomes, final)
     folder.write_yaml("recipe.yaml", resolved.model_dump(mode="json"))
     folder.write_json("metrics.json", metrics)
     folder.write_table("per_gene.csv", [row for name, o in outcomes.items() for row in o.per_gene(name)])
     folder.write_table("per_slide.csv", [row for name, o in outcomes.items() for row in o.per_slide(name)])
-    folder.write_table("history.csv", own.history + bench.final_history)
+    folder.write_table("history.csv", own.history + final.history)
     folder.log("end")
     folder.commit()
     return Run(folder.path, metrics)
@@ -143,7 +137,24 @@ def _as_baseline(name: str, main: TrainRecipe) -> TrainRecipe:
     return load_train_recipe(name).model_copy(update=shared)
 
 
-def _load(store: Store, recipe: TrainRecipe, say: Callable[[str], None]) -> list[SlideData]:
+def _tell(progress: Progress, done: int, folds: int, head: str) -> Callable[[str], None]:
+    """Say which head is trained now, `done` of `folds` folds being done."""
+    progress.advance(done, folds, head)
+    return lambda words: progress.advance(done, folds, f"{head}, {words}")
+
+
+def _about(study: Study, recipe: TrainRecipe) -> dict[str, Any]:
+    """Return what a model says about itself."""
+    return {
+        "recipe": recipe.name,
+        "targets": recipe.targets.model_dump(mode="json"),
+        "features": recipe.features.model_dump(mode="json"),
+        "store": study.contract.attributes(),
+        "version": nh2st_pipe.__version__,
+    }
+
+
+def _load(store: Store, recipe: TrainRecipe, device: torch.device, say: Callable[[str], None]) -> Study:
     """Read every complete slide with expression; say what is left out."""
     unfinished = store.incomplete()
     if unfinished:
@@ -159,34 +170,31 @@ def _load(store: Store, recipe: TrainRecipe, say: Callable[[str], None]) -> list
         )
     if without:
         say(f"not in this training: {listed(without)}, without expression")
-    first_only = recipe.features.views == "first"
-    slides = [store.read(name, first_view_only=first_only) for name in names if name not in without]
-    kept = slides[0].neighbours.shape[1]
-    if recipe.features.neighbours > kept:
-        raise TrainError(f"features.neighbours is {recipe.features.neighbours}, and {store.path} keeps {kept} per spot")
-    return slides
+    kept = [name for name in names if name not in without]
+    study = Study.load(store, kept, first_view_only=recipe.features.views == "first", device=device)
+    width = min(slide.neighbours.shape[1] for slide in study.slides.values())
+    if recipe.features.neighbours > width:
+        raise TrainError(
+            f"features.neighbours is {recipe.features.neighbours}, and {store.path} keeps {width} per spot"
+        )
+    return study
 
 
-def _write_predictions(
-    folder: RunFolder, bench: Bench, split: Split, predicted: dict[str, NDArray[np.float32]], fold: Fold
-) -> None:
-    for name in fold.test:
+def _write_predictions(folder: RunFolder, study: Study, result: FoldResult) -> None:
+    about = {"recipe": result.head, "fold": result.fold.name, "out_of_fold": True}
+    for name, predicted in result.predicted.items():
         path = folder.part / "predictions" / f"{name}.h5ad"
-        about = {"recipe": bench.recipe.name, "fold": fold.name, "out_of_fold": True}
-        write_prediction(path, bench.slides[name], split.panel, predicted[name], split.target[name], about)
+        write_prediction(path, study.slides[name], result.panel, predicted, result.target[name], about)
 
 
 def _metrics(
     recipe: TrainRecipe,
-    store: Store,
-    slides: list[SlideData],
+    study: Study,
     folds: list[Fold],
     outcomes: dict[str, Outcome],
-    model: HeadModel,
-    epochs: int,
-    device: torch.device,
+    final: Trained,
 ) -> dict[str, Any]:
-    contract = store.contract
+    contract, slides = study.contract, study.slides.values()
     return {
         "head": recipe.name,
         "protocol": recipe.protocol,
@@ -195,12 +203,12 @@ def _metrics(
         "n_slides": len(slides),
         "n_patients": len({slide.patient for slide in slides}),
         "n_spots": sum(map(len, slides)),
-        "views": slides[0].views.shape[1],
+        "views": study.cache.n_views,
         **outcomes[recipe.name].record(),
         "baselines": {name: o.record() for name, o in outcomes.items() if name != recipe.name},
-        "model": {"genes": len(model.genes), "epochs": epochs, "slides": sorted(s.slide_id for s in slides)},
+        "model": {"genes": len(final.model.genes), "epochs": final.best_epoch, "slides": sorted(study.slides)},
         "store": {
-            "path": str(store.path),
+            "path": str(study.path),
             "encoder": contract.identity["name"],
             "weights_sha256": contract.weights_sha256,
             "weights_source": contract.weights_source,
@@ -214,6 +222,6 @@ def _metrics(
             "torch": torch.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),
-            "device": str(device),
+            "device": str(study.device),
         },
     }

@@ -12,16 +12,28 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from nh2st_pipe.core.errors import RunError, TrainError
-from nh2st_pipe.data.samples import Samples
+from nh2st_pipe.data.samples import ResidentCache, Samples
 from nh2st_pipe.heads import registry
-from nh2st_pipe.heads.base import FeatureScaler, HeadModel
+from nh2st_pipe.heads.base import FeatureScaler, HeadModel, Plan
 from nh2st_pipe.heads.hypergraph import HypergraphConv, incidence, operator
 from nh2st_pipe.heads.linear import Mean, Ridge
 from nh2st_pipe.heads.nh2st import NH2ST, CrossAttention, contrastive_loss
-from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe
+from nh2st_pipe.recipes.train import FitRecipe, TrainRecipe, load_train_recipe
 from nh2st_pipe.runs.model import load_model
 
 GENES = [f"g{i}" for i in range(5)]
+
+
+def resident(x: torch.Tensor, neighbours: torch.Tensor, target: torch.Tensor) -> Samples:
+    return Samples(ResidentCache(x), torch.arange(len(x)), neighbours, target, target)
+
+
+def everything(data: Samples) -> torch.Tensor:
+    """N × V × d."""
+    return data.gather(torch.arange(len(data)), slice(None))
+
+
+PLAN = Plan(seed=1, steps=FitRecipe())
 
 
 def samples(n: int = 30, views: int = 8, dim: int = 7, seed: int = 0) -> Samples:
@@ -29,7 +41,7 @@ def samples(n: int = 30, views: int = 8, dim: int = 7, seed: int = 0) -> Samples
     x = rng.normal(size=(n, views, dim)).astype(np.float16)
     neighbours = np.stack([np.r_[i, rng.permutation(np.delete(np.arange(n), i))[:8]] for i in range(n)])
     target = x.mean(1)[:, :5] + x[neighbours].mean((1, 2))[:, :5] + rng.normal(size=(n, 5)) * 0.1
-    return Samples(torch.from_numpy(x), torch.from_numpy(neighbours), torch.from_numpy(target.astype(np.float32)))
+    return resident(torch.from_numpy(x), torch.from_numpy(neighbours), torch.from_numpy(target.astype(np.float32)))
 
 
 def small(**changes: Any) -> NH2ST:
@@ -116,9 +128,9 @@ def test_losses_are_those_of_a_plain_forward_spot_by_spot() -> None:
     z_g: list[torch.Tensor] = []
     for row, view in zip(rows.tolist(), views.tolist(), strict=True):
         around = data.neighbours[row]
-        image = model.scaler(data.views[around, view])
+        image = model.scaler(data.gather(around, view))
         gene = model.gene_encoder(data.target[around])
-        a = operator(incidence(data.views[around, 0][None], 3))
+        a = operator(incidence(data.gather(around, 0)[None], 3))
         h_p.append(model.query(image[0]))
         h_g.append(gene[0])
         for branch, x, out in ((model.image_neighbours, image, z_p), (model.gene_neighbours, gene, z_g)):
@@ -150,10 +162,10 @@ def test_every_parameter_learns_and_prediction_is_the_mean_over_views() -> None:
 
 def test_scaling_is_robust_and_clipped() -> None:
     data = samples()
-    x = data.views.clone()
+    x = everything(data).clone()
     x[:, :, 0] = 3.0  # never varies
     x[:, :, 1] += 1000.0
-    data = Samples(x, data.neighbours, data.target)
+    data = resident(x, data.neighbours, data.target)  # type: ignore[arg-type]
     scaler = FeatureScaler(7, 8.0)
     scaler.fit(data)
     flat = x.flatten(0, 1).double()
@@ -170,8 +182,8 @@ def test_scaling_is_robust_and_clipped() -> None:
 def test_ridge_solves_its_normal_equations(context: bool, views: int) -> None:
     data = samples(views=views)
     model = Ridge(7, GENES, context=context, alpha=20.0)
-    model.fit(data)
-    x = (data.views.double() - model.scaler.mean) / model.scaler.scale  # type: ignore[operator]
+    model.fit(data, PLAN)
+    x = (everything(data).double() - model.scaler.mean) / model.scaler.scale  # type: ignore[operator]
     x = x.clamp(-8, 8)
     if context:
         x = torch.cat((x, x[data.neighbours].mean(1)), 2)
@@ -186,7 +198,7 @@ def test_ridge_solves_its_normal_equations(context: bool, views: int) -> None:
 
 def test_mean_is_the_mean() -> None:
     data, model = samples(), Mean(GENES)
-    model.fit(data)
+    model.fit(data, PLAN)
     assert data.target is not None
     assert np.allclose(model.predict(data), data.target.mean(0))
 
@@ -259,7 +271,7 @@ def test_the_same_seed_gives_the_same_model_bit_for_bit() -> None:
 
 def test_a_loss_that_is_no_number_stops_training() -> None:
     data = samples()
-    broken = Samples(data.views, data.neighbours, torch.full_like(data.target, float("nan")))  # type: ignore[arg-type]
+    broken = resident(everything(data), data.neighbours, torch.full_like(data.target, float("nan")))  # type: ignore[arg-type]
     with pytest.raises(TrainError, match="not a number from epoch 1 on"):
         registry.fit(recipe("nh2st"), broken, GENES, {})
 

@@ -1,0 +1,41 @@
+"""Means over neighbouring spots: on the array's grid, or by distance; and the pitch of spots."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+__all__ = ["grid_mean", "near_mean", "pitch_px"]
+
+_NEAR_PITCHES = 1.5  # reaches the diagonal neighbour of a square grid (1.41), not the next but one (2)
+
+
+def grid_mean(grid: NDArray[np.int64]) -> sp.csr_matrix:
+    """Return the n × n matrix that takes the mean over each spot and its up to eight grid neighbours.
+
+    `grid` is n × 2 (array_row, array_col); neighbours have |Δrow| ≤ 1 and |Δcol| ≤ 1 (Qu et al. 2025).
+    """
+    return _mean_over(cKDTree(grid.astype(np.float64)).query_pairs(1.0, p=np.inf, output_type="ndarray"), len(grid))
+
+
+def near_mean(xy: NDArray[np.float64]) -> sp.csr_matrix:
+    """Return the n × n matrix that takes the mean over each spot and those within 1.5 pitches of it."""
+    reach = _NEAR_PITCHES * pitch_px(xy)
+    return _mean_over(cKDTree(xy).query_pairs(reach, output_type="ndarray"), len(xy))
+
+
+def pitch_px(xy: NDArray[np.float64]) -> float:
+    """Return the median distance of the n × 2 spots to their nearest other spot, px; 0 for a single spot."""
+    if len(xy) < 2:
+        return 0.0
+    distances = np.asarray(cKDTree(xy).query(xy, k=2)[0])
+    return float(np.median(distances[:, 1]))
+
+
+def _mean_over(pairs: NDArray[np.int64], n: int) -> sp.csr_matrix:
+    own = np.arange(n)
+    i, j = np.concatenate((pairs[:, 0], pairs[:, 1], own)), np.concatenate((pairs[:, 1], pairs[:, 0], own))
+    near = sp.csr_matrix((np.ones(len(i)), (i, j)), shape=(n, n))
+    return sp.csr_matrix(sp.diags(1 / np.asarray(near.sum(axis=1)).ravel()) @ near)

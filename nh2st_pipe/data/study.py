@@ -1,0 +1,79 @@
+"""The slides a run learns from: what is known of their spots, and their embeddings on the device, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nh2st_pipe.core.errors import TrainError
+from nh2st_pipe.data.samples import Cache, ResidentCache, Samples
+from nh2st_pipe.data.targets import Targets, targets
+from nh2st_pipe.recipes.train import TrainRecipe
+from nh2st_pipe.store.format import Contract
+from nh2st_pipe.store.read import SlideData, Store
+
+__all__ = ["Study"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Slides by slide_id, their embeddings behind each other in one cache. Nothing of it is copied per head or fold."""
+
+    path: Path
+    contract: Contract
+    slides: dict[str, SlideData]
+    starts: dict[str, int]
+    """Each slide's first row of the cache."""
+    cache: Cache
+
+    @classmethod
+    def load(
+        cls, store: Store, names: Sequence[str], *, first_view_only: bool = False, device: torch.device | None = None
+    ) -> Study:
+        """Read the slides `names` of `store`, each straight into its place in the cache."""
+        device = device or torch.device("cpu")
+        sizes = [store.tiles(name) for name in names]
+        starts = dict(zip(names, np.concatenate(([0], np.cumsum(sizes)[:-1])).tolist(), strict=True))
+        n_views = 1 if first_view_only else store.contract.views
+        views = torch.empty((sum(sizes), n_views, store.contract.dim), dtype=torch.float16, device=device)
+        slides = {}
+        for name, n in zip(names, sizes, strict=True):
+            place = views[starts[name] : starts[name] + n]
+            if device.type == "cpu":
+                slides[name] = store.read(name, first_view_only=first_view_only, into=place.numpy())
+            else:
+                slide = store.read(name, first_view_only=first_view_only)
+                place.copy_(torch.from_numpy(slide.views))
+                slides[name] = replace(slide, views=slide.views[:0])
+        return cls(store.path, store.contract, slides, starts, ResidentCache(views))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings lie."""
+        return self.cache.device
+
+    def targets(self, names: Sequence[str], panel: Sequence[str], recipe: TrainRecipe) -> dict[str, Targets]:
+        """Return the targets of slides by slide_id."""
+        return {name: targets(self.slides[name], panel, recipe.targets) for name in names}
+
+    def samples(self, names: Sequence[str], recipe: TrainRecipe, target: Mapping[str, Targets] | None) -> Samples:
+        """Return the spots of slides; with targets, every gene of the panel must be in every one of them."""
+        for name in names if target is not None else ():
+            missing = np.isnan(target[name].raw).all(axis=0)  # type: ignore[index]
+            if missing.any():
+                raise TrainError(
+                    f"slide {name} lacks {int(missing.sum())} genes of the panel that is trained on; "
+                    "leave those genes out of the gene file, or the slide out of the manifest"
+                )
+        return Samples.of(
+            [self.slides[name] for name in names],
+            None if target is None else [target[name] for name in names],
+            neighbours=recipe.features.neighbours,
+            cache=self.cache,
+            starts=[self.starts[name] for name in names],
+            smoothed=recipe.targets.smooth != "none",
+        )

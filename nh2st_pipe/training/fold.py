@@ -1,0 +1,163 @@
+"""One head on one fold, as a task that can be pickled and a function from task to result.
+
+Whoever has many of them may run them one after another, side by side, or on other machines. Protocols: `nested`
+takes panel, scaling and the number of epochs from the training slides: epochs are chosen on some of them that are held
+out, then the head is trained on all of them for that long. `paper` takes the panel from all slides and the best epoch
+on the test fold, as published tables did.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nh2st_pipe.data.folds import Fold, hold_out
+from nh2st_pipe.data.panels import choose_panel
+from nh2st_pipe.data.samples import Samples
+from nh2st_pipe.data.study import Study
+from nh2st_pipe.data.targets import Targets
+from nh2st_pipe.heads import registry
+from nh2st_pipe.recipes.train import TrainRecipe
+from nh2st_pipe.store.read import open_store
+
+__all__ = ["FoldResult", "FoldTask", "fit_all", "run_fold"]
+
+Tell = Callable[[str], None]
+_RIGHT_FIFTH = 0.8
+
+
+@dataclass(frozen=True)
+class FoldTask:
+    """All that decides what a head reaches on a fold."""
+
+    store: str
+    recipe: TrainRecipe
+    """The head's own; its baselines are tasks of their own."""
+    fold: Fold
+    device: str = "cpu"
+
+    def load(self) -> Study:
+        """Read the fold's slides."""
+        names = sorted((*self.fold.train, *self.fold.test))
+        first_only = self.recipe.features.views == "first"
+        return Study.load(open_store(self.store), names, first_view_only=first_only, device=torch.device(self.device))
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """What a head predicted for the slides it had not seen."""
+
+    head: str
+    fold: Fold
+    panel: list[str]
+    predicted: dict[str, NDArray[np.float32]]
+    """slide_id → n × G."""
+    target: dict[str, NDArray[np.float32]]
+    """The same, as it was measured; NaN for genes that a slide does not have."""
+    train_seconds: float
+    best_epoch: int
+    """0 where the head has no epochs to choose."""
+    history: list[dict[str, Any]]
+
+
+def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = None) -> FoldResult:
+    """Train and predict. A `study` that holds the fold's slides is used as it is; else they are read.
+
+    `tell` hears what is being done, often.
+    """
+    study = study or task.load()
+    recipe, fold, tell = task.recipe, task.fold, tell or (lambda words: None)
+    chosen_on = fold.train if recipe.protocol == "nested" else (*fold.train, *fold.test)
+    panel = choose_panel([study.slides[name] for name in sorted(chosen_on)], recipe.targets)
+    target = study.targets((*fold.train, *fold.test), panel, recipe)
+    began = time.perf_counter()
+    trained = _fit(study, recipe, panel, target, fold, tell)
+    seconds = time.perf_counter() - began
+    return FoldResult(
+        head=recipe.name,
+        fold=fold,
+        panel=panel,
+        predicted={name: trained.model.predict(study.samples([name], recipe, None)) for name in fold.test},
+        target={name: target[name].values for name in fold.test},
+        train_seconds=seconds,
+        best_epoch=trained.best_epoch,
+        history=trained.history,
+    )
+
+
+def _fit(
+    study: Study, recipe: TrainRecipe, panel: list[str], target: Mapping[str, Targets], fold: Fold, tell: Tell
+) -> registry.Trained:
+    train = study.samples(fold.train, recipe, target)
+    if not registry.head_class(recipe.head.kind).by_epochs:
+        return registry.fit(recipe, train, panel, {})
+
+    def on_epoch(epoch: int) -> None:
+        tell(f"{fold.name}, epoch {epoch}")
+
+    if recipe.protocol == "paper":
+        seen = {name: Targets(*map(np.nan_to_num, vars(target[name]).values())) for name in fold.test}
+        test = study.samples(fold.test, recipe, seen)
+        return registry.fit(recipe, train, panel, {}, watched=test, on_epoch=on_epoch)
+    chosen = _choose_epochs(study, recipe, panel, target, fold.train, fold.name, tell)
+    trained = registry.fit(recipe, train, panel, {}, epochs=chosen.best_epoch, on_epoch=on_epoch)
+    history = [{"phase": "choose", **row} for row in chosen.history]
+    history += [{"phase": "train", **row} for row in trained.history]
+    return registry.Trained(trained.model, chosen.best_epoch, history)
+
+
+def _choose_epochs(
+    study: Study,
+    recipe: TrainRecipe,
+    panel: list[str],
+    target: Mapping[str, Targets],
+    names: Sequence[str],
+    label: str,
+    tell: Tell,
+) -> registry.Trained:
+    """Find the number of epochs on training slides alone: train on some, watch the one held out."""
+    held = hold_out([study.slides[name] for name in names], recipe.seed)
+    if held:
+        inner = study.samples([name for name in names if name not in held], recipe, target)
+        watched = study.samples(held, recipe, target)
+    else:  # a single slide: its right-hand fifth is held out
+        inner, watched = _halves(study.samples(names, recipe, target))
+    return registry.fit(
+        recipe, inner, panel, {}, watched=watched, on_epoch=lambda n: tell(f"{label}, choosing epochs, epoch {n}")
+    )
+
+
+def _halves(samples: Samples) -> tuple[Samples, Samples]:
+    """Split one slide's spots at the 80th percentile of x."""
+    x = samples.parts[0].xy[:, 0]
+    right = torch.from_numpy(x > np.quantile(x, _RIGHT_FIFTH)).to(samples.device)
+    return samples.subset(~right), samples.subset(right)
+
+
+def fit_all(
+    study: Study, recipe: TrainRecipe, epochs: Sequence[int], about: dict[str, Any], tell: Tell | None = None
+) -> registry.Trained:
+    """Train the head that is kept: on all slides of `study`, for the median of the folds' `epochs` (or chosen anew)."""
+    names, tell = sorted(study.slides), tell or (lambda words: None)
+    panel = choose_panel([study.slides[name] for name in names], recipe.targets)
+    target = study.targets(names, panel, recipe)
+    chosen: int | None = None
+    history: list[dict[str, Any]] = []
+    if registry.head_class(recipe.head.kind).by_epochs:
+        if epochs:
+            chosen = round(float(np.median(epochs)))
+        else:
+            choice = _choose_epochs(study, recipe, panel, target, names, "all slides", tell)
+            chosen, history = choice.best_epoch, [{"phase": "choose", **row} for row in choice.history]
+    samples = study.samples(names, recipe, target)
+    trained = registry.fit(
+        recipe, samples, panel, about, epochs=chosen, on_epoch=lambda n: tell(f"all slides, epoch {n}")
+    )
+    history += [{"phase": "train", **row} for row in trained.history]
+    return registry.Trained(trained.model, chosen or 0, [{"fold": "all slides", **row} for row in history])
