@@ -23,9 +23,8 @@ from nh2st_pipe.training.run import Run, train
 
 __all__ = ["Demo", "run_demo"]
 
-# Raw targets, so that genes that follow the spot stay apart from genes that follow its neighbours; and fewer epochs
-# than the recipe's, so that the demo stays short on two cores.
-_SETTINGS = ("targets.smooth=none", "fit.epochs=30", "fit.patience=8")
+# Raw targets, so that genes that follow the spot stay apart from genes that follow its neighbours.
+_SETTINGS = ("targets.smooth=none",)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ __all__ = ["evaluate", "predict", "report", "say_run", "table", "train"]
 
 def train(
     embeddings: Annotated[Path, typer.Option(help="Store made by `nh2st-pipe embed`, with expression.")],
-    recipe: Annotated[str, typer.Option(help="Training recipe by name or YAML file.")] = "nh2st",
+    recipe: Annotated[str, typer.Option(help="Training recipe by name or YAML file.")] = "nh2st-context",
     genes: Annotated[
         str | None,
         typer.Option(help="Size of the gene panel, or a file with one gene a line; default: the recipe's."),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from nh2st_pipe.data.samples import Samples
 if TYPE_CHECKING:
     from nh2st_pipe.recipes.train import FitRecipe, TrainRecipe
 
-__all__ = ["FeatureScaler", "Fit", "HeadModel", "Plan"]
+__all__ = ["FeatureScaler", "Fit", "HeadModel", "Plan", "Prediction"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Plan:
     """How a head is to be trained, besides what it is."""
 
     seed: int
-    steps: FitRecipe
-    """For heads that learn `by_epochs`."""
+    steps: FitRecipe | None = None
+    """For heads whose number of epochs is chosen (`HeadRecipe.by_epochs`)."""
     epochs: int | None = None
     """Exactly so many; None where they are chosen on `watched`, or are the head's own."""
     watched: Samples | None = None
@@ -45,6 +45,16 @@ class Fit:
 
     best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a head says about N spots."""
+
+    values: NDArray[np.float32]
+    """N × G."""
+    likeness: NDArray[np.float32] | None = None
+    """N: how like each spot is to the training spots, 0 to 1; None where the head cannot tell."""
 
 
 class FeatureScaler(nn.Module):
@@ -97,8 +107,6 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
 
     genes: list[str]
     about: dict[str, Any]
-    by_epochs: ClassVar[bool] = False
-    """Whether the number of epochs is chosen on slides held out of the training slides."""
 
     @classmethod
     def build(cls, recipe: TrainRecipe, dim: int, genes: list[str], about: dict[str, Any]) -> Self:
@@ -121,9 +129,13 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
         """Return predictions b × G for the spots `rows` in one view."""
         raise NotImplementedError
 
-    @torch.inference_mode()
     def predict(self, samples: Samples) -> NDArray[np.float32]:
-        """Return predictions N × G: the mean over the views at hand."""
+        """Return predictions N × G."""
+        return self.predict_spots(samples).values
+
+    @torch.inference_mode()
+    def predict_spots(self, samples: Samples) -> Prediction:
+        """Return predictions with what the head can say about them: the mean over the views at hand."""
         self.eval()
         out = []
         for part in samples.chunks():
@@ -131,4 +143,4 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
             views = range(samples.n_views)
             total = sum((self.forward_view(samples, rows, view) for view in views), torch.zeros(()))
             out.append((total / len(views)).float().cpu().numpy())
-        return np.concatenate(out) if out else np.empty((0, len(self.genes)), np.float32)
+        return Prediction(np.concatenate(out) if out else np.empty((0, len(self.genes)), np.float32))

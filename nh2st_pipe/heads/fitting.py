@@ -37,6 +37,7 @@ def fit_by_steps(
     is no longer a number.
     """
     recipe, watched, on_epoch = plan.steps, plan.watched, plan.on_epoch
+    assert recipe is not None
     epochs = plan.epochs or recipe.epochs
     device = train.device
     draw = torch.Generator().manual_seed(plan.seed)  # on the CPU, so that every device sees the same batches

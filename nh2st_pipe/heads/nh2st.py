@@ -18,7 +18,7 @@ Letters: b spots of a batch, K spots of a neighbourhood, d embedding, w width, G
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -104,8 +104,6 @@ class _NeighbourBranch(nn.Module):
 
 class NH2ST(HeadModel):
     """Query branch, neighbour branch, shared cross-attention, two contrastive losses, linear decoder."""
-
-    by_epochs: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -8,10 +8,10 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nh2st_pipe.core.errors import UsageError
 from nh2st_pipe.recipes import files
@@ -70,6 +70,8 @@ class HeadRecipe(Strict):
 
     model: ClassVar[str]
     """The head's class, "module:class"; imported when it is built or loaded."""
+    by_epochs: ClassVar[bool] = False
+    """Whether it is trained by `fit`, its number of epochs chosen on slides held out of the training slides."""
 
 
 class MeanHead(HeadRecipe):
@@ -94,6 +96,7 @@ class NH2STHead(HeadRecipe):
     """NH2ST (Qu et al., MICCAI 2025, arXiv 2506.23827) on frozen embeddings."""
 
     model: ClassVar[str] = "nh2st_pipe.heads.nh2st:NH2ST"
+    by_epochs: ClassVar[bool] = True
     kind: Literal["nh2st"]
     width: int = Field(512, gt=0)
     """d: size of the embeddings that are compared."""
@@ -115,7 +118,73 @@ class NH2STHead(HeadRecipe):
     neighbour_weight: float = Field(0.5, ge=0)
 
 
-Head = Annotated[MeanHead | RidgeHead | NH2STHead, Field(discriminator="kind")]
+class KernelPart(Strict):
+    """Kernel ridge regression on blocks of features; see `heads.kernel`."""
+
+    ridge: float = Field(0.2, gt=0)
+    """a: penalty."""
+    low_count: float = Field(0.4, ge=0)
+    """h: a spot of N counts weighs 1 / (1 + h · median(N) / N)."""
+    rank: int = Field(8, gt=0)
+    """Directions over the genes that are predicted."""
+    exact_up_to: int = Field(3000, gt=0)
+    """Training spots up to which every one of them is compared with; beyond, `landmarks` stand in for them."""
+    landmarks: int = Field(1000, gt=0)
+    """Spots drawn at random that stand in for all."""
+
+
+class NetworkPart(Strict):
+    """A small network, several members in one batched model; see `heads.members`."""
+
+    components: int = Field(256, gt=0)
+    """Principal components of each block; at most the embedding's dimension."""
+    width: int = Field(256, gt=0)
+    members: int = Field(4, gt=0)
+    low_count: float = Field(0.2, ge=0)
+    """A spot of N counts weighs 1 / (1 + low_count · median(N) / N)."""
+    input_dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.5, ge=0, lt=1)
+    output_scale: float = Field(0.3, gt=0)
+    """Factor on the output layer's first weights."""
+    epochs: int = Field(50, gt=0)
+    """Fixed: nothing is held out to choose it."""
+    batch_size: int = Field(64, gt=0)
+    lr: float = Field(5e-4, gt=0)
+    """At its highest: it rises over `warmup` steps and falls to 0 as a cosine."""
+    warmup: int = Field(20, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+
+
+class ContextHead(HeadRecipe):
+    """nh2st-context: a kernel part and a network part on a spot and what surrounds it, mixed."""
+
+    model: ClassVar[str] = "nh2st_pipe.heads.context:Context"
+    kind: Literal["nh2st-context"]
+    centring: float = Field(0.5, ge=0, le=1)
+    """Share of a slide's own mean embedding that is taken off its embeddings."""
+    sigmas: tuple[Annotated[float, Field(gt=0)], ...] = (1.0, 2.0, 4.0)
+    """Widths of the Gaussian means beside the spot itself, in spot pitches."""
+    kernel: KernelPart | None = KernelPart()
+    """None leaves the network part alone."""
+    network: NetworkPart | None = NetworkPart()
+    """None leaves the kernel part alone."""
+    kernel_share: float = Field(0.5, ge=0, le=1)
+    """The kernel part's share of the output on a slide that is like the training slides."""
+    gate_from: float = 0.3
+    """Likeness (median best kernel similarity of a slide's spots to the training spots) up to which it has none."""
+    gate_to: float = 0.5
+    """Likeness from which it has `kernel_share`."""
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> Self:
+        if self.kernel is None and self.network is None:
+            raise ValueError("kernel and network are both left out; one of them has to predict")
+        if self.gate_to <= self.gate_from:
+            raise ValueError(f"gate_to ({self.gate_to:g}) has to lie above gate_from ({self.gate_from:g})")
+        return self
+
+
+Head = Annotated[MeanHead | RidgeHead | NH2STHead | ContextHead, Field(discriminator="kind")]
 HEADS: dict[str, type[HeadRecipe]] = {
     typing.get_args(head.model_fields["kind"].annotation)[0]: head for head in typing.get_args(typing.get_args(Head)[0])
 }
@@ -130,8 +199,8 @@ class TrainRecipe(Strict):
     targets: TargetRecipe = Field(default_factory=TargetRecipe)
     features: FeatureRecipe = Field(default_factory=FeatureRecipe)
     head: Head
-    fit: FitRecipe = Field(default_factory=FitRecipe)
-    """Without effect for heads solved in closed form."""
+    fit: FitRecipe | None = None
+    """For heads that are trained by steps (`nh2st`); the others' numbers stand in `head`."""
     protocol: Literal["nested", "paper"] = "nested"
     """`nested`: panel, scaling and epochs come from the training slides alone. `paper`: the panel comes from
     all slides and the best epoch from the test fold, as in published tables."""
@@ -141,6 +210,22 @@ class TrainRecipe(Strict):
     """`patient` or `slide` leaves one out in turn; a number makes that many folds of patients; `none` judges
     nothing."""
     seed: int = 2021
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fit_where_it_acts(cls, values: Any) -> Any:
+        """Give heads trained by steps their defaults, and refuse `fit` where nothing would read it."""
+        head = values.get("head") if isinstance(values, dict) else None
+        kind = head.get("kind") if isinstance(head, dict) else getattr(head, "kind", None)
+        if kind not in HEADS:
+            return values
+        if HEADS[kind].by_epochs and values.get("fit") is None:
+            return {**values, "fit": {}}
+        if not HEADS[kind].by_epochs and values.get("fit") is not None:
+            if values["fit"] == FitRecipe().model_dump():  # as recipe.yaml of earlier versions has it
+                return {**values, "fit": None}
+            raise ValueError(f"fit has no effect on a head of kind {kind}, whose numbers stand in head; leave it out")
+        return values
 
 
 def load_train_recipe(name: str | Path, settings: Iterable[str] = ()) -> TrainRecipe:

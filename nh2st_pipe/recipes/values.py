@@ -32,6 +32,8 @@ def faults_in_words(error: pydantic.ValidationError, model: type[BaseModel]) -> 
             lines.append(f"{where}: there is no such key{nearest(str(fault['loc'][-1]), _keys(model))}")
         elif fault["type"] == "missing":
             lines.append(f"{where}: is missing")
+        elif fault["type"] == "value_error":  # our own words, which name what they are about
+            lines.append(": ".join(filter(None, (where, str(fault["ctx"]["error"])))))
         else:
             lines.append(f"{where}: {fault['msg'][0].lower()}{fault['msg'][1:]} (got {fault['input']!r})")
     return "; ".join(lines)

@@ -95,12 +95,12 @@ def _fit(
     study: Study, recipe: TrainRecipe, panel: list[str], target: Mapping[str, Targets], fold: Fold, tell: Tell
 ) -> registry.Trained:
     train = study.samples(fold.train, recipe, target)
-    if not registry.head_class(recipe.head.kind).by_epochs:
-        return registry.fit(recipe, train, panel, {})
 
     def on_epoch(epoch: int) -> None:
         tell(f"{fold.name}, epoch {epoch}")
 
+    if not recipe.head.by_epochs:
+        return registry.fit(recipe, train, panel, {}, on_epoch=on_epoch)
     if recipe.protocol == "paper":
         seen = {name: Targets(*map(np.nan_to_num, vars(target[name]).values())) for name in fold.test}
         test = study.samples(fold.test, recipe, seen)
@@ -149,7 +149,7 @@ def fit_all(
     target = study.targets(names, panel, recipe)
     chosen: int | None = None
     history: list[dict[str, Any]] = []
-    if registry.head_class(recipe.head.kind).by_epochs:
+    if recipe.head.by_epochs:
         if epochs:
             chosen = round(float(np.median(epochs)))
         else:

@@ -57,7 +57,7 @@ class Run:
 def train(
     embeddings: str | Path,
     *,
-    recipe: str | Path | TrainRecipe = "nh2st",
+    recipe: str | Path | TrainRecipe = "nh2st-context",
     genes: int | str | Path | None = None,
     folds: str | None = None,
     out: str | Path | None = None,

@@ -21,7 +21,7 @@ import pytest
 from nh2st_pipe.cli import app as cli
 from tests.conftest import Study
 
-QUICK = ["--set", "head.width=16", "--set", "head.hidden=12", "--set", "fit.epochs=3"]
+QUICK = ["--set", "head.network.width=16", "--set", "head.network.epochs=3"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def test_two_commands_from_slides_to_predictions(study: Study) -> None:
     assert json.loads(second.stdout)["encoded_tiles"] == 0
     trained = call("train", "--embeddings", store, "--genes", 10, "--out", run, *QUICK)
     assert trained.returncode == 0, trained.stderr
-    for head in ("nh2st", "mean", "ridge", "ridge-context"):
+    for head in ("nh2st-context", "mean", "ridge", "ridge-context"):
         assert f"\n{head} " in trained.stdout
     assert "each test fold touched once" in trained.stdout
     predicted = call("predict", "--model", run, "--embeddings", store, "--out", out)
@@ -180,7 +180,18 @@ def test_bad_training(embedded: Study, make_study: Callable[..., Study], tmp_pat
         "nhst",
     )
     refused(2, "--genes takes a number from 1 on", "train", "--embeddings", store, "--genes", 0)
-    refused(2, "did you mean 'patience'", "train", "--embeddings", store, "--set", "fit.patiense=3")
+    refused(
+        2, "did you mean 'patience'", "train", "--embeddings", store, "--recipe", "nh2st", "--set", "fit.patiense=3"
+    )
+    refused(
+        2,
+        "nh2st-context.yaml: fit has no effect on a head of kind nh2st-context",
+        "train",
+        "--embeddings",
+        store,
+        "--set",
+        "fit.epochs=3",
+    )
     refused(2, "--folds takes patient, slide, none or a number", "train", "--embeddings", store, "--folds", "donor")
     one = make_study(1, name="one")
     one.embed()

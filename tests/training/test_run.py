@@ -75,7 +75,7 @@ def test_the_resolved_recipe_repeats_the_run(study: Study) -> None:
         }
 
 
-@pytest.mark.parametrize("recipe", ["nh2st", "ridge-context"])
+@pytest.mark.parametrize("recipe", ["nh2st", "ridge-context", "nh2st-context"])
 def test_the_test_slides_choose_nothing(study: Study, recipe: str) -> None:
     """Other counts on the test slide: the same genes, epochs and predictions for it."""
     settings = SMALL if recipe == "nh2st" else ()

@@ -1,0 +1,90 @@
+"""A spot and what surrounds it, at several widths: the features of `nh2st-context`.
+
+Each slide's embeddings less a share of the slide's own mean (what tissue it is made of stays in, what its stain adds
+goes out in part), then Gaussian means over all spots of the slide.
+
+Letters: n spots of a slide, V views, d values, B blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from nh2st_pipe.core.errors import TrainError
+from nh2st_pipe.core.quiet import quiet_warnings
+from nh2st_pipe.data.samples import Part, Samples
+from nh2st_pipe.data.smoothing import pitch_px
+
+__all__ = ["Blur", "centred_views", "stain_basis", "without"]
+
+_DENSE_SPOTS = 4096
+_CUT_SIGMAS = 3.0  # where the weights are sparse: what lies beyond weighs 1 % of the spot itself at most
+
+
+class Blur:
+    """Gaussian means over the spots of one slide: weights exp(−½ (distance / (σ · pitch))²), rows summing to 1.
+
+    Every spot counts, the spot itself included; on slides of more than 4,096 spots, those within 3 σ.
+    """
+
+    def __init__(self, part: Part, sigmas: Sequence[float], device: torch.device, dtype: torch.dtype) -> None:
+        pitch = pitch_px(part.xy)
+        if pitch == 0 and len(part.xy) > 1:
+            raise TrainError(
+                f"slide {part.slide_id}: half of its spots or more lie on top of another: there is no neighbourhood; "
+                "obsm['spatial'] should hold each spot's own centre"
+            )
+        pitch = pitch or 1.0  # a single spot: its own mean
+        self._means = [self._weights(part.xy, sigma * pitch, device, dtype) for sigma in sigmas]
+
+    @staticmethod
+    def _weights(xy: NDArray[np.float64], sigma_px: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        if len(xy) <= _DENSE_SPOTS:
+            at = torch.from_numpy(xy).to(device)
+            weights = torch.cdist(at, at, compute_mode="donot_use_mm_for_euclid_dist").div_(sigma_px).square_()
+            weights = weights.mul_(-0.5).exp_()
+            return (weights / weights.sum(1, keepdim=True)).to(dtype)
+        tree = cKDTree(xy)
+        near = tree.sparse_distance_matrix(tree, _CUT_SIGMAS * sigma_px, output_type="coo_matrix")
+        values = np.exp(-0.5 * (near.data / sigma_px) ** 2)
+        weights_csr = sp.csr_matrix((values, (near.row, near.col)), shape=near.shape)
+        weights_csr.setdiag(1.0)  # scipy leaves distances of 0 out
+        weights_csr = sp.csr_matrix(sp.diags(1 / np.asarray(weights_csr.sum(axis=1)).ravel()) @ weights_csr)
+        with quiet_warnings():  # torch calls its CSR tensors a beta
+            return torch.sparse_csr_tensor(
+                torch.from_numpy(weights_csr.indptr.astype(np.int64)),
+                torch.from_numpy(weights_csr.indices.astype(np.int64)),
+                torch.from_numpy(weights_csr.data).to(dtype),
+                size=weights_csr.shape,
+            ).to(device)
+
+    def __call__(self, x_nd: torch.Tensor) -> list[torch.Tensor]:
+        """Return the B blocks of n × d: `x_nd` itself, then its Gaussian means."""
+        return [x_nd, *(mean @ x_nd for mean in self._means)]
+
+
+def centred_views(samples: Samples, part: Part, centring: float, dtype: torch.dtype) -> torch.Tensor:
+    """Return one slide's embeddings n × V × d, less `centring` times their mean over spots and views."""
+    rows = torch.arange(part.start, part.stop, device=samples.device)
+    x = samples.gather(rows, slice(None)).to(dtype)
+    return x.sub_(centring * x.mean((0, 1), dtype=torch.float64).to(dtype))
+
+
+def stain_basis(shifts_sd: torch.Tensor, directions: int) -> torch.Tensor:
+    """Return d × r: the first right singular vectors of mean embedding shifts under synthetic stains, uncentred."""
+    right: torch.Tensor = torch.linalg.svd(shifts_sd, full_matrices=False)[2]
+    return right[:directions].T.contiguous()
+
+
+def without(x: torch.Tensor, basis_dr: torch.Tensor | None) -> torch.Tensor:
+    """Return … × d without its part along the basis: x − UUᵀx."""
+    if basis_dr is None:
+        return x
+    along: torch.Tensor = torch.matmul(torch.matmul(x, basis_dr), basis_dr.T)
+    return torch.sub(x, along)

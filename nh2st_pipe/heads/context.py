@@ -1,0 +1,250 @@
+"""nh2st-context: a kernel part and a network part on a spot and what surrounds it, mixed. The default head.
+
+Ours, and not the published NH2ST: what that adds beside the tile itself (neighbours, ties between image and expression)
+is here at prediction time, on frozen embeddings, with what was found to be worth it on real sections.
+
+- Features: each slide's embeddings less half of the slide's own mean, and their Gaussian means at several widths
+  (`blocks`). They need no expression, so they are the same for a slide that is predicted.
+- Targets: trained on the target before smoothing, and the predictions are smoothed; each training slide's own
+  weighted mean is taken off, and the mean over training slides is added to a prediction. Spots with few counts weigh
+  less.
+- Kernel part (`kernel`): closed form, on the mean over views, in float64.
+- Network part (`members`): the leading principal components of each block, one scale per block, a network of one hidden
+  layer, several members in one batched model; a random view per spot and step, the mean over views at prediction.
+- Output: the kernel part's share of the mean of the two follows how like the slide is to the training spots
+  (`likeness`): where a slide resembles nothing the head was trained on, the kernel steps back.
+
+Letters: N spots, n spots of a slide, V views, d values, B blocks, p components, G genes, m spots the kernel keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+
+from nh2st_pipe.core.errors import TrainError
+from nh2st_pipe.data.samples import Part, Samples
+from nh2st_pipe.heads.base import Fit, HeadModel, Plan, Prediction
+from nh2st_pipe.heads.blocks import Blur, centred_views, without
+from nh2st_pipe.heads.kernel import Kernel, low_count_weights, solve, solve_landmarks
+from nh2st_pipe.heads.members import Members, fit_members
+
+if TYPE_CHECKING:
+    from nh2st_pipe.recipes.train import TrainRecipe
+
+__all__ = ["Context"]
+
+_FITTED = ("target_mean", "kernel_blocks", "kernel_medians", "kernel_coefficients", "basis")
+
+
+class Context(HeadModel):
+    """The head; `head` is its recipe's fields (see `recipes.train.ContextHead`) as values."""
+
+    target_mean: torch.Tensor
+    target_scale: torch.Tensor
+    kernel_blocks: torch.Tensor
+    kernel_medians: torch.Tensor
+    kernel_coefficients: torch.Tensor
+    centre: torch.Tensor
+    components: torch.Tensor
+    component_scale: torch.Tensor
+    basis: torch.Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        genes: list[str],
+        head: dict[str, Any],
+        about: dict[str, Any] | None = None,
+        kind: str = "nh2st-context",
+    ) -> None:
+        from nh2st_pipe.recipes.train import ContextHead
+
+        super().__init__()
+        self.genes, self.about, self.kind = list(genes), about or {}, kind
+        self.recipe = ContextHead.model_validate(head)
+        n_blocks, n_genes = 1 + len(self.recipe.sigmas), len(self.genes)
+        self.register_buffer("target_mean", torch.zeros(n_genes))
+        self.register_buffer("target_scale", torch.ones(()))
+        self.register_buffer("basis", torch.zeros(dim, 0))
+        kernel, network = self.recipe.kernel, self.recipe.network
+        if kernel is not None:
+            self.register_buffer("kernel_blocks", torch.zeros(n_blocks, 0, dim))
+            self.register_buffer("kernel_medians", torch.ones(n_blocks))
+            self.register_buffer("kernel_coefficients", torch.zeros(0, n_genes))
+        if network is not None:
+            kept = min(network.components, dim)
+            self.register_buffer("centre", torch.zeros(n_blocks, dim))
+            self.register_buffer("components", torch.zeros(n_blocks, dim, kept))
+            self.register_buffer("component_scale", torch.ones(n_blocks))
+            self.members = Members(network.members, n_blocks * kept, network.width, n_genes, network.output_scale)
+
+    @classmethod
+    def build(cls, recipe: TrainRecipe, dim: int, genes: list[str], about: dict[str, Any]) -> Self:
+        """See HeadModel."""
+        return cls(dim, genes, head=recipe.head.model_dump(mode="json"), about=about)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take the sizes that training decides (how many spots the kernel keeps) from what is loaded."""
+        for name in _FITTED:
+            saved = state_dict.get(prefix + name)
+            if saved is not None and name in self._buffers:
+                setattr(self, name, torch.empty_like(saved))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    # ---- fitting
+
+    def fit(self, train: Samples, plan: Plan) -> Fit:
+        """See HeadModel. Panel, scaling and every number come from `train` alone."""
+        assert train.raw is not None
+        assert train.depth is not None
+        raw = train.raw.double()
+        self.target_mean = torch.stack([raw[part.rows].mean(0) for part in train.parts]).mean(0).to(self.target_mean)
+        history: list[dict[str, float]] = []
+        if self.recipe.kernel is not None:
+            self._fit_kernel(train, raw, plan.seed)
+        if self.recipe.network is not None:
+            history = self._fit_network(train, raw, plan)
+        return Fit(0, history)
+
+    def _fit_kernel(self, train: Samples, raw: torch.Tensor, seed: int) -> None:
+        recipe = self.recipe.kernel
+        assert recipe is not None
+        assert train.depth is not None
+        weights = low_count_weights(train.depth, recipe.low_count)
+        weights = weights / weights.quantile(0.5)
+        y = _centred(raw, weights, train)
+
+        if len(train) <= recipe.exact_up_to:
+            blocks = torch.cat([torch.stack(b) for _, b in self._view_means(train)], 1)
+            kernel = solve(blocks, y, weights, recipe.ridge, recipe.rank)
+        else:
+            draw = torch.Generator().manual_seed(seed)
+            chosen = torch.randperm(len(train), generator=draw)[: recipe.landmarks].sort().values.to(train.device)
+            marks = []
+            for part, b in self._view_means(train):
+                inside = chosen[(chosen >= part.start) & (chosen < part.stop)] - part.start
+                marks.append(torch.stack([block[inside] for block in b]))
+            spots = ((b, y[part.rows], weights[part.rows]) for part, b in self._view_means(train))
+            kernel = solve_landmarks(torch.cat(marks, 1), spots, recipe.ridge, recipe.rank)
+        self.kernel_blocks = kernel.blocks.to(self.kernel_blocks)
+        self.kernel_medians = kernel.medians.to(self.kernel_medians)
+        self.kernel_coefficients = kernel.coefficients.to(self.kernel_coefficients)
+
+    def _fit_network(self, train: Samples, raw: torch.Tensor, plan: Plan) -> list[dict[str, float]]:
+        recipe = self.recipe.network
+        assert recipe is not None
+        assert train.depth is not None
+        weights = low_count_weights(train.depth, recipe.low_count)
+        weights = weights / weights.mean()
+        y = _centred(raw, weights, train)
+        smooth = torch.from_numpy(train.smooth(y.cpu().numpy()))
+        scale = smooth.square().mean().sqrt()
+        self.target_scale = (scale if scale > 0 else torch.ones_like(scale)).float().to(train.device)
+
+        self._fit_components(train)
+        width = self.components.shape[0] * self.components.shape[2]
+        features = torch.empty((len(train), train.n_views, width), device=train.device)
+        for part, view, blocks in self._each_view(train):
+            features[part.rows, view] = self._project(blocks)
+        self._set_component_scale(features)
+        target = (y / self.target_scale).float()
+        return fit_members(self.members, features, target, weights.float(), recipe, plan.seed, plan.on_epoch)
+
+    def _fit_components(self, train: Samples) -> None:
+        """Find each block's mean and leading principal axes over all training spots and views."""
+        n_blocks, dim, kept = self.components.shape
+        total = torch.zeros((n_blocks, dim), dtype=torch.float64, device=train.device)
+        second = torch.zeros((n_blocks, dim, dim), device=train.device)
+        for _, _, blocks in self._each_view(train):
+            for i, block in enumerate(blocks):
+                total[i] += block.sum(0, dtype=torch.float64)
+                second[i].addmm_(block.T, block)
+        count = len(train) * train.n_views
+        mean = total / count
+        for i in range(n_blocks):
+            covariance = second[i].double() / count - torch.outer(mean[i], mean[i])
+            vectors = torch.linalg.eigh(covariance)[1]
+            self.components[i] = vectors[:, -kept:].flip(1).float()
+        self.centre.copy_(mean)
+
+    def _set_component_scale(self, features: torch.Tensor) -> None:
+        """Give each block unit RMS, in place, and remember by what."""
+        n_blocks, _, kept = self.components.shape
+        for i in range(n_blocks):
+            mine = features[:, :, i * kept : (i + 1) * kept]
+            rms = mine.square().mean().sqrt()
+            scale = 1 / rms if rms > 0 else torch.ones_like(rms)
+            mine.mul_(scale)
+            self.component_scale[i] = scale
+
+    def _project(self, blocks: list[torch.Tensor]) -> torch.Tensor:
+        """Return n × (B · p) from the blocks of a slide in one view."""
+        parts = zip(blocks, self.centre, self.components, self.component_scale, strict=True)
+        return torch.cat([(block - centre) @ axes * scale for block, centre, axes, scale in parts], 1)
+
+    # ---- features
+
+    def _view_means(self, samples: Samples) -> Iterator[tuple[Part, list[torch.Tensor]]]:
+        """Yield each slide's blocks of the mean over views, float64: what the kernel compares."""
+        basis = self.basis.double() if self.basis.shape[1] else None
+        for part in samples.parts:
+            x = centred_views(samples, part, self.recipe.centring, torch.float64).mean(1)
+            yield part, Blur(part, self.recipe.sigmas, samples.device, torch.float64)(without(x, basis))
+
+    def _each_view(self, samples: Samples) -> Iterator[tuple[Part, int, list[torch.Tensor]]]:
+        """Yield each slide's blocks view by view, float32: what the network sees."""
+        for part in samples.parts:
+            x = centred_views(samples, part, self.recipe.centring, torch.float32)
+            blur = Blur(part, self.recipe.sigmas, samples.device, torch.float32)
+            for view in range(x.shape[1]):
+                yield part, view, blur(x[:, view].contiguous())
+
+    # ---- prediction
+
+    @torch.inference_mode()
+    def predict_spots(self, samples: Samples) -> Prediction:
+        """See HeadModel. Each of `samples`' slides should be there whole: its spots are each other's surroundings."""
+        if not samples.parts:
+            raise TrainError("nh2st-context predicts whole slides; these samples do not say which slide they are of")
+        self.eval()
+        out = self.target_mean.double().repeat(len(samples), 1)
+        likeness: np.ndarray[Any, np.dtype[np.float32]] | None = None
+        share = torch.zeros(len(samples), 1, dtype=torch.float64, device=samples.device)
+        if self.recipe.kernel is not None:
+            kernel = Kernel(
+                self.kernel_blocks.double(), self.kernel_medians.double(), self.kernel_coefficients.double()
+            )
+            best = torch.empty(len(samples), dtype=torch.float64, device=samples.device)
+            for part, blocks in self._view_means(samples):
+                k = kernel.similarity(blocks)
+                best[part.rows] = k.amax(1)
+                share[part.rows] = self._kernel_share(best[part.rows])
+                out[part.rows] += share[part.rows] * (k @ kernel.coefficients)
+            likeness = best.float().cpu().numpy()
+        if self.recipe.network is not None:
+            for part, _, blocks in self._each_view(samples):
+                own = self.members.mean(self._project(blocks)).double() * self.target_scale
+                out[part.rows] += (1 - share[part.rows]) * own / samples.n_views
+        values = samples.smooth(out.cpu().numpy()).astype(np.float32)
+        return Prediction(values, likeness)
+
+    def _kernel_share(self, best: torch.Tensor) -> float:
+        """Return the kernel part's share for a slide, from its spots' best similarities to the training spots."""
+        recipe = self.recipe
+        if recipe.network is None:
+            return 1.0
+        like = (float(best.quantile(0.5)) - recipe.gate_from) / (recipe.gate_to - recipe.gate_from)
+        return recipe.kernel_share * min(1.0, max(0.0, like))
+
+
+def _centred(raw: torch.Tensor, weights: torch.Tensor, samples: Samples) -> torch.Tensor:
+    """Return the targets less each slide's own weighted mean, float64."""
+    out = torch.empty_like(raw)
+    for part in samples.parts:
+        y, w = raw[part.rows], weights[part.rows, None]
+        out[part.rows] = y - (w * y).sum(0) / w.sum()
+    return out

@@ -1,0 +1,111 @@
+"""Kernel ridge regression on blocks of features, low-count spots weighing less, of reduced rank over the genes.
+
+The kernel is the mean over blocks of exp(−D² / median D²), D² the squared distances in that block and the median over
+all pairs of training spots, each with itself too. With spot weights w, K the kernel among training spots and Y the
+centred targets, A = (K + a · diag(1/w))⁻¹ Y; the fitted values' leading directions over the genes, V (right singular
+vectors of diag(√w) K A), are all that is predicted: k* A V Vᵀ.
+
+With many spots, m landmarks stand in for them (Nyström): A = (Kᵀ W K + a · K_zz)⁻¹ Kᵀ W Y, K being spots × landmarks;
+with every spot a landmark the two are the same. Letters: N spots, m landmarks, B blocks, d values, G genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Kernel", "low_count_weights", "solve", "solve_landmarks"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A fitted kernel part."""
+
+    blocks: torch.Tensor
+    """B × m × d: the spots that others are compared with."""
+    medians: torch.Tensor
+    """B."""
+    coefficients: torch.Tensor
+    """m × G: A V Vᵀ."""
+
+    def similarity(self, blocks: Iterable[torch.Tensor]) -> torch.Tensor:
+        """Return n × m kernel values of spots, given as B blocks of n × d."""
+        return _mean_kernel(blocks, self.blocks, self.medians)
+
+
+def low_count_weights(depth: torch.Tensor, strength: float) -> torch.Tensor:
+    """Return 1 / (1 + strength · median(N) / N) for the counts N of each spot; a spot without counts has one."""
+    counts = depth.clamp(min=1.0)
+    return 1 / (1 + strength * _median(counts) / counts)
+
+
+def solve(blocks: torch.Tensor, y_ng: torch.Tensor, weights: torch.Tensor, ridge: float, rank: int) -> Kernel:
+    """Fit on all spots: `blocks` B × N × d, centred targets N × G, weights N."""
+    medians = torch.stack([_median(_squared(block, block).flatten()) for block in blocks])
+    medians = torch.where(medians > 0, medians, torch.ones_like(medians))  # spots that are all alike
+    k = _mean_kernel(blocks, blocks, medians)
+    a = torch.linalg.solve(k + ridge * torch.diag(1 / weights), y_ng)
+    v = _leading((k @ a) * weights.sqrt()[:, None], rank)
+    return Kernel(blocks, medians, (a @ v) @ v.T)
+
+
+def solve_landmarks(
+    landmarks: torch.Tensor,
+    spots: Iterator[tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]],
+    ridge: float,
+    rank: int,
+) -> Kernel:
+    """Fit with `landmarks` B × m × d; `spots` yields (blocks, centred targets, weights) of one slide after another."""
+    medians = torch.stack([_median(_squared(block, block).flatten()) for block in landmarks])
+    medians = torch.where(medians > 0, medians, torch.ones_like(medians))
+    k_zz = _mean_kernel(landmarks, landmarks, medians)
+    gram = torch.zeros_like(k_zz)
+    cross: torch.Tensor | None = None
+    for blocks, y, weights in spots:
+        k = _mean_kernel(blocks, landmarks, medians)
+        weighted = k * weights[:, None]
+        gram += k.T @ weighted
+        part = weighted.T @ y
+        cross = part if cross is None else cross + part
+    assert cross is not None
+    jitter = 1e-10 * k_zz.diagonal().mean() * torch.eye(len(k_zz), dtype=k_zz.dtype, device=k_zz.device)
+    a = torch.linalg.solve(gram + ridge * (k_zz + jitter), cross)
+    # (√w K A)ᵀ (√w K A) = Aᵀ (Kᵀ W K) A: the directions need no pass over the spots.
+    values, vectors = torch.linalg.eigh(gram)
+    half = (values.clamp(min=0).sqrt()[:, None] * vectors.T) @ a
+    v = _leading(half, rank)
+    return Kernel(landmarks, medians, (a @ v) @ v.T)
+
+
+def _leading(values_ng: torch.Tensor, rank: int) -> torch.Tensor:
+    """Return G × r: the first right singular vectors."""
+    directions: torch.Tensor = torch.linalg.svd(values_ng, full_matrices=False)[2]
+    return directions[:rank].T
+
+
+def _mean_kernel(left: Iterable[torch.Tensor], right: torch.Tensor, medians: torch.Tensor) -> torch.Tensor:
+    total: torch.Tensor | None = None
+    for x, z, median in zip(left, right, medians, strict=True):
+        k = _squared(x, z).div_(-median).exp_()
+        total = k if total is None else total.add_(k)
+    assert total is not None
+    return total / len(medians)
+
+
+def _squared(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """Return squared distances n × m by |x|² + |z|² − 2 x·z; a spot's own is exactly zero."""
+    middle = z.mean(0)  # taken off first, so that little is lost where two large numbers cancel
+    x, z = x - middle, z - middle
+    out = torch.addmm(x.square().sum(1)[:, None] + z.square().sum(1), x, z.T, alpha=-2).clamp_(min=0)
+    if x.shape == z.shape and torch.equal(x, z):
+        out.fill_diagonal_(0)
+    return out
+
+
+def _median(values: torch.Tensor) -> torch.Tensor:
+    """Return the median as NumPy has it: the mean of the middle two where the number is even."""
+    half = len(values) // 2
+    upper = values.kthvalue(half + 1).values
+    return upper if len(values) % 2 else (upper + values.kthvalue(half).values) / 2
