@@ -76,10 +76,10 @@ def predict(
     store = open_store(embeddings)
     differences = trained_on.differences(store.contract, views=False)
     if differences:
-        raise StoreError(f"{model} was trained on embeddings of {'; '.join(differences)}, as in {store.path}")
+        raise StoreError(f"{model} was trained on embeddings of {'; '.join(differences)}, as in {store.location}")
     names = _slides_of(store, slides, summary)
     if not names and not summary.failed:
-        raise StoreError(f"{store.path} holds no complete slide; run nh2st-pipe embed first")
+        raise StoreError(f"{store.location} holds no complete slide; run nh2st-pipe embed first")
 
     torch_device = pick_head_device(device)
     head.to(torch_device)
@@ -108,8 +108,8 @@ def predict(
 
 def _contract(head: HeadModel, model: str | Path) -> Contract:
     try:
-        return Contract.from_attributes(head.about["store"])
-    except (KeyError, TypeError) as error:
+        return Contract.model_validate(head.about["store"])
+    except (KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"the model {model} does not say which encoder it was trained on (config.json, about)"
         ) from error
@@ -135,7 +135,7 @@ def _embed(
         views=trained_on.views,
         tile_um=trained_on.tile["size_um"],
         tile_px=trained_on.tile["size_level0_px"],
-        precision=trained_on.precision,  # type: ignore[arg-type]
+        precision=trained_on.precision,
         device=device,
         progress=progress,
     )

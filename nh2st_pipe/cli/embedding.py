@@ -12,7 +12,7 @@ from nh2st_pipe.cli.options import Device, Json, Precision, Weights, exit_for, s
 if TYPE_CHECKING:
     from nh2st_pipe.embedding.summary import EmbedSummary
 
-__all__ = ["embed", "encoders", "inspect"]
+__all__ = ["embed", "encoders", "inspect", "upgrade"]
 
 
 def embed(
@@ -25,7 +25,9 @@ def embed(
         ),
     ] = None,
     weights: Weights = None,
-    store: Annotated[Path, typer.Option(help="Zarr store to write or go on with.")] = Path("store.zarr"),
+    store: Annotated[
+        str, typer.Option(help="Zarr store to write or go on with: a folder, or a URL such as s3://bucket/store.zarr.")
+    ] = "store.zarr",
     views: Annotated[
         int | None, typer.Option(help="Dihedral views kept per tile, 1 or 8; default: the store's, else 1.")
     ] = None,
@@ -93,7 +95,7 @@ def _say_embed(summary: EmbedSummary) -> None:
     say_failed(summary.failed)
 
 
-def inspect(store: Annotated[Path, typer.Argument(help="Store to look at.")], as_json: Json = False) -> None:
+def inspect(store: Annotated[str, typer.Argument(help="Store to look at.")], as_json: Json = False) -> None:
     """Say what is in a store: encoder, weights, tiles, slides."""
     from nh2st_pipe.store.read import open_store
 
@@ -102,23 +104,33 @@ def inspect(store: Annotated[Path, typer.Argument(help="Store to look at.")], as
     slides = {
         name: {
             "tiles": opened.tiles(name),
-            "patient": opened.manifest.get(name, {}).get("patient", name),
+            "patient": opened.complete(name).row.patient,
             "expression": opened.has_expression(name),
         }
         for name in opened.slides()
     }
-    values = {**contract.attributes(), "slides": slides, "incomplete": opened.incomplete()}
+    values = {**contract.attributes(), "slides": slides, "incomplete": opened.incomplete(), "damaged": opened.damaged()}
 
     def say() -> None:
         typer.echo(repr(opened))
-        typer.echo(f"weights: {contract.weights_source}, SHA-256 {contract.weights_sha256}; {contract.precision}")
+        typer.echo(f"weights: {contract.weights.source}, SHA-256 {contract.weights.sha256}; {contract.precision}")
         for name, slide in slides.items():
             what = "with expression" if slide["expression"] else "without expression"
             typer.echo(f"  {name}: {slide['tiles']:,} tiles, patient {slide['patient']}, {what}")
         for name in values["incomplete"]:
             typer.echo(f"  {name}: unfinished; nh2st-pipe embed goes on with it")
+        for name in values["damaged"]:
+            typer.echo(f"  {name}: damaged; delete its folder under slides/ and run nh2st-pipe embed again")
 
     show(values, as_json, say)
+
+
+def upgrade(store: Annotated[str, typer.Argument(help="Store made by an earlier version.")]) -> None:
+    """Turn a store of an earlier format into the present one, in place; nothing is encoded."""
+    from nh2st_pipe.store.upgrade import upgrade as run
+
+    done = run(store, lambda words: typer.echo(f"  {words}"))
+    typer.echo(f"{store}: {len(done)} slides upgraded" if done else f"{store} has the present format already")
 
 
 def encoders(

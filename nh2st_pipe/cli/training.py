@@ -16,7 +16,7 @@ __all__ = ["evaluate", "predict", "report", "say_run", "table", "train"]
 
 
 def train(
-    embeddings: Annotated[Path, typer.Option(help="Store made by `nh2st-pipe embed`, with expression.")],
+    embeddings: Annotated[str, typer.Option(help="Store made by `nh2st-pipe embed`, with expression.")],
     recipe: Annotated[str, typer.Option(help="Training recipe by name or YAML file.")] = "nh2st-context",
     genes: Annotated[
         str | None,
@@ -94,7 +94,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def predict(
     model: Annotated[str, typer.Option(help="Run folder, its model/, or a Hugging Face repository.")],
-    embeddings: Annotated[Path | None, typer.Option(help="Store to predict for.")] = None,
+    embeddings: Annotated[str | None, typer.Option(help="Store to predict for.")] = None,
     slides: Annotated[
         Path | None, typer.Option(help="Manifest to predict for; embedded first, into OUT/store.zarr.")
     ] = None,
@@ -128,7 +128,7 @@ def predict(
 
 def evaluate(
     predictions: Annotated[Path, typer.Option(help="Folder of .h5ad files made by `nh2st-pipe predict`.")],
-    embeddings: Annotated[Path, typer.Option(help="Store with the expression of these slides.")],
+    embeddings: Annotated[str, typer.Option(help="Store with the expression of these slides.")],
     out: Annotated[Path | None, typer.Option(help="File to write the figures to, as JSON.")] = None,
     as_json: Json = False,
 ) -> None:

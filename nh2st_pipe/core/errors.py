@@ -11,6 +11,7 @@ line prints it without a traceback and exits with `exit_status`.
     ├── ExpressionError (ValueError)  an .h5ad or a dataset's own files that cannot be used
     ├── EncoderError (RuntimeError) weights that cannot be had or do not fit
     ├── StoreError (ValueError)     a store that is not one, is another's, or is damaged
+    │   └── DamageError             one slide of a store that cannot be believed; the others can
     ├── TrainError (ValueError)     data that cannot be trained on as asked
     └── RunError (ValueError)       a run folder that cannot be written or read
 """
@@ -21,6 +22,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "DamageError",
     "EncoderError",
     "ExpressionError",
     "ManifestError",
@@ -70,6 +72,10 @@ class EncoderError(NH2STError, RuntimeError):
 
 class StoreError(NH2STError, ValueError):
     """An embedding store that cannot be used as asked."""
+
+
+class DamageError(StoreError):
+    """One slide of a store that is damaged; the others are not touched by it."""
 
 
 class TrainError(NH2STError, ValueError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ __all__ = ["Study"]
 class Study:
     """Slides by slide_id, their embeddings behind each other in one cache. Nothing of it is copied per head or fold."""
 
-    path: Path
+    path: str
     contract: Contract
     slides: dict[str, SlideData]
     starts: dict[str, int]
@@ -49,7 +48,7 @@ class Study:
                 slide = store.read(name, first_view_only=first_view_only)
                 place.copy_(torch.from_numpy(slide.views))
                 slides[name] = replace(slide, views=slide.views[:0])
-        return cls(store.path, store.contract, slides, starts, ResidentCache(views))
+        return cls(str(store.location), store.contract, slides, starts, ResidentCache(views))
 
     @property
     def device(self) -> torch.device:

@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nh2st_pipe.core.errors import UsageError
+from nh2st_pipe.core.errors import DamageError, RecipeError, SlideError, StoreError, UsageError
 from nh2st_pipe.embedding.summary import EmbedSummary
 from nh2st_pipe.encoders.weights import Weights
 from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision, load_encoder_recipe
+from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.slides.resolution import TileSize
-from nh2st_pipe.store.format import Contract, fingerprint
+from nh2st_pipe.store.format import (
+    Contract,
+    ImageSource,
+    ManifestRow,
+    SlideRecord,
+    WeightsOf,
+    fingerprint,
+    spots_fingerprint,
+)
 from nh2st_pipe.store.read import Store
 from nh2st_pipe.tiles.manifest import SlideRow
+from nh2st_pipe.tiles.spots import Spots
 
-__all__ = ["DEFAULT_ENCODER", "choose_recipe", "make_contract", "pending"]
+__all__ = [
+    "DEFAULT_ENCODER",
+    "Todo",
+    "Wanted",
+    "check_spots",
+    "choose_recipe",
+    "decide",
+    "make_contract",
+    "pending",
+    "recipe_of",
+]
 
 DEFAULT_ENCODER = "h-optimus-0"
 
@@ -27,7 +50,15 @@ def choose_recipe(encoder: str | Path | EncoderRecipe | None, existing: Store | 
         return encoder
     if encoder is not None or existing is None:
         return load_encoder_recipe(encoder or DEFAULT_ENCODER)
-    return EncoderRecipe.model_validate(existing.contract.encoder)
+    return recipe_of(existing.contract)
+
+
+def recipe_of(contract: Contract) -> EncoderRecipe:
+    """Return the encoder recipe a store was made with. Raises StoreError where it is unknown here."""
+    try:
+        return validate(EncoderRecipe, contract.encoder, "the store's encoder")
+    except RecipeError as error:
+        raise StoreError(f"{error}; was the store made by a newer version?") from error
 
 
 def make_contract(
@@ -46,17 +77,16 @@ def make_contract(
         if value is not None and not (np.isfinite(value) and value > 0):
             raise UsageError(f"{name} takes a positive number, not {value}")
     if tile_um is not None or tile_px is not None:
-        tile = TileSize(tile_um, tile_px).record()
+        tile: dict[Any, float | None] = TileSize(tile_um, tile_px).record()
     else:
         tile = old.tile if old else TileSize(um=recipe.input_px * recipe.mpp).record()
     if precision is None:
-        precision = old.precision if old else _auto_precision(recipe, device)  # type: ignore[assignment]
+        precision = old.precision if old else _auto_precision(recipe, device)
     assert precision is not None
     return Contract(
         encoder=recipe.model_dump(mode="json"),
         identity=recipe.identity(),
-        weights_sha256=weights.sha256,
-        weights_source=weights.source,
+        weights=WeightsOf(sha256=weights.sha256, source=weights.source),
         precision=precision,
         tile=tile,
         views=views or (old.views if old else 1),
@@ -69,30 +99,84 @@ def _auto_precision(recipe: EncoderRecipe, device: str) -> Precision:
     return recipe.precision if pick_device(device).type == "cuda" else "float32"
 
 
-def _source(row: SlideRow) -> dict[str, Any]:
-    """What decides a slide's embeddings besides the contract."""
-    files = {"image": row.slide, "expression": row.expression, "tissue": row.tissue}
-    return {**{name: fingerprint(file) if file else None for name, file in files.items()}, "mpp": row.mpp}
+@dataclass(frozen=True)
+class Wanted:
+    """What a slide's files are now: what decides its embeddings, and the file its counts are from."""
+
+    row: ManifestRow
+    image: ImageSource
+    expression: str | None
+
+    @classmethod
+    def of(cls, row: SlideRow) -> Wanted:
+        """Take the fingerprints of a manifest row's files. Raises SlideError where one cannot be read."""
+        prints = {}
+        for name in ("slide", "expression", "tissue"):
+            file: Path | None = getattr(row, name)
+            try:
+                prints[name] = fingerprint(file) if file else None
+            except OSError as error:
+                raise SlideError(f"{file} cannot be read: {error.strerror or error}") from error
+        image = ImageSource(image=prints["slide"] or "", tissue=prints["tissue"], mpp=row.mpp)
+        return cls(ManifestRow.model_validate(row.record()), image, prints["expression"])
+
+
+class Todo(Enum):
+    """What is to be done about a slide."""
+
+    nothing = "nothing"
+    row = "take over its row of the manifest"
+    embed = "embed it, go on with it, or renew its counts"
+
+
+def decide(record: SlideRecord | None, wanted: Wanted, redo_changed: bool) -> Todo:
+    """Say what is to be done about a slide. Raises SlideError where it is complete and its image has changed since."""
+    if record is None or not record.state.complete:
+        return Todo.embed  # the writer goes on with it, or begins anew where it has changed
+    if record.image == wanted.image:
+        if record.expression != wanted.expression:
+            return Todo.embed
+        return Todo.nothing if record.row == wanted.row else Todo.row
+    if redo_changed:
+        return Todo.embed
+    now, then = wanted.image.model_dump(), record.image.model_dump()
+    raise SlideError(_changed(key for key in now if now[key] != then[key]))
+
+
+def check_spots(record: SlideRecord | None, spots: Spots, wanted: Wanted, redo_changed: bool) -> None:
+    """Raise SlideError where a slide is complete and its spots have changed since: their embeddings are others."""
+    if record is None or not record.state.complete or redo_changed or record.image != wanted.image:
+        return
+    if record.spots != spots_fingerprint(spots.barcodes, spots.xy):
+        raise SlideError(_changed(["spots"]))
+
+
+def _changed(what: Iterable[str]) -> str:
+    return (
+        f"its {' and '.join(what)} changed since it was embedded; "
+        "embed it anew with --redo-changed, or give the changed slide another slide_id"
+    )
 
 
 def pending(
     rows: list[SlideRow], existing: Store | None, redo_changed: bool, summary: EmbedSummary
-) -> list[tuple[SlideRow, dict[str, Any]]]:
-    """Return the slides still to embed, each with its source; the others go into the summary."""
-    todo = []
+) -> tuple[list[tuple[SlideRow, Wanted]], list[Wanted]]:
+    """Return the slides still to embed, and those whose row alone has changed; the others go into the summary.
+
+    A first look, without claims: it saves loading an encoder for which there is nothing to do.
+    """
+    todo, renewed = [], []
     for row in rows:
-        source = _source(row)
-        state = existing.state(row.slide_id) if existing else None
-        if state is None or not state.complete:
-            todo.append((row, source))  # the writer goes on with it, or begins anew where its source changed
-        elif state.source == source:
-            summary.kept.append(row.slide_id)
-        elif redo_changed:
-            todo.append((row, source))
+        try:
+            wanted = Wanted.of(row)
+            what = decide(existing.record(row.slide_id) if existing else None, wanted, redo_changed)
+        except (SlideError, DamageError) as error:
+            summary.failed[row.slide_id] = str(error)
+            continue
+        if what is Todo.embed:
+            todo.append((row, wanted))
         else:
-            changed = [name for name in source if state.source.get(name) != source[name]]
-            summary.failed[row.slide_id] = (
-                f"its {' and '.join(changed)} changed since it was embedded; "
-                "embed it anew with --redo-changed, or give the changed slide another slide_id"
-            )
-    return todo
+            summary.kept.append(row.slide_id)
+            if what is Todo.row:
+                renewed.append(wanted)
+    return todo, renewed

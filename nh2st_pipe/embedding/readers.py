@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import NH2STError
-from nh2st_pipe.recipes.encoder import EncoderRecipe
+from nh2st_pipe.core.errors import NH2STError, listed
+from nh2st_pipe.core.location import Claim
+from nh2st_pipe.core.signals import Stop
+from nh2st_pipe.embedding.plan import Todo, Wanted, check_spots, decide, recipe_of
 from nh2st_pipe.slides import Slide, open_slide
 from nh2st_pipe.slides.base import read_tile, thumbnail
 from nh2st_pipe.slides.resolution import TileSize, choose_mpp
@@ -34,24 +36,42 @@ _TILES_AHEAD = 256
 
 _SLIDES_OPEN = 2  # a plain image is in memory while it is open
 
+_LOOK_SECONDS = 0.2  # between looks at whether the end was asked for
+
+_BUSY_SECONDS = 0.5  # between looks at slides that another process has claimed
+
 
 @dataclass
 class Job:
     """One slide under way."""
 
     row: SlideRow
-    source: dict[str, Any]
+    wanted: Wanted
+    claim: Claim | None = None
     slide: Slide | None = None
     spots: Spots | None = None
     writer: SlideWriter | None = None
     tile_level0_px: float = 0.0
+    kept: bool = False
+    """Whether another process finished it before this one had the claim."""
     failed: str | None = None
+    neighbours: Future[tuple[NDArray[np.int32], NDArray[np.float64]]] | None = None
+    picture: Future[tuple[NDArray[np.uint8], float]] | None = None
+    reads: list[Future[Any]] = field(default_factory=list)
+    """Whatever reads from the slide in another thread."""
 
     def close(self) -> None:
-        """Close the slide, if it is open."""
+        """Close the slide, when nothing reads from it any more, and give back the claim."""
+        for read in self.reads:
+            read.cancel()
+        wait(self.reads)
+        self.reads.clear()
         if self.slide is not None:
             self.slide.close()
             self.slide = None
+        if self.claim is not None:
+            self.claim.release()
+            self.claim = None
 
 
 @dataclass
@@ -65,13 +85,24 @@ class Item:
 class Readers:
     """Opens slides and reads tiles ahead of the encoder, in threads; iterating gives items in order.
 
-    One thread plans: it opens the next slide, reads its spots and hands batches of tiles to a pool. The queue
-    between it and the encoder bounds the memory, and at most two slides are open.
+    One thread plans: it claims the next slide, decides what is to be done about it, reads its spots and hands batches
+    of tiles to a pool. The queue between it and the encoder bounds the memory, and at most two slides are open. A slide
+    that another process has claimed is come back to.
     """
 
-    def __init__(self, jobs: list[Job], store: StoreWriter, batch_size: int, workers: int) -> None:
+    def __init__(
+        self,
+        jobs: list[Job],
+        store: StoreWriter,
+        batch_size: int,
+        workers: int,
+        stop: Stop,
+        redo_changed: bool = False,
+        say: Callable[[str], None] = lambda words: None,
+    ) -> None:
         self._jobs, self._store, self._batch_size = jobs, store, batch_size
-        recipe = EncoderRecipe.model_validate(store.contract.encoder)
+        self._asked, self._redo, self._say = stop, redo_changed, say
+        recipe = recipe_of(store.contract)
         self._out_px, self._interpolation = recipe.input_px, recipe.interpolation
         self._queue: queue.Queue[Item | BaseException | None] = queue.Queue(max(2, _TILES_AHEAD // batch_size))
         self._open = threading.Semaphore(_SLIDES_OPEN)
@@ -98,7 +129,11 @@ class Readers:
 
     def __iter__(self) -> Iterator[Item]:
         while True:
-            item = self._queue.get()
+            self._asked.check()
+            try:
+                item = self._queue.get(timeout=_LOOK_SECONDS)
+            except queue.Empty:
+                continue
             if item is None:
                 return
             if isinstance(item, BaseException):
@@ -117,22 +152,44 @@ class Readers:
 
     def _plan(self) -> None:
         try:
-            for job in self._jobs:
-                self._open.acquire()
+            todo = list(self._jobs)
+            while todo:
+                busy = [job for job in todo if not self._take(job)]
                 if self._stop.is_set():
                     return
-                try:
-                    self._prepare(job)
-                    self._submit(job)
-                except (NH2STError, MemoryError) as error:
-                    job.failed = str(error) or type(error).__name__
-                self._queue.put(Item(job))
+                if busy and len(busy) == len(todo):
+                    self._stop.wait(_BUSY_SECONDS)
+                elif busy:
+                    self._say(f"{listed(job.row.slide_id for job in busy)}: under way in another process, waited for")
+                todo = busy
             self._queue.put(None)
         except BaseException as error:  # handed to the calling thread, which raises it
             self._queue.put(error)
 
+    def _take(self, job: Job) -> bool:
+        """Read a slide, from its claim to its end; False where another process has the claim."""
+        self._open.acquire()
+        if self._stop.is_set():
+            return True
+        claim = self._store.claim(job.row.slide_id)
+        if not claim.take():
+            self._open.release()
+            return False
+        job.claim = claim
+        try:
+            self._prepare(job)
+            self._submit(job)
+        except (NH2STError, MemoryError) as error:
+            job.failed = str(error) or type(error).__name__
+        self._queue.put(Item(job))
+        return True
+
     def _prepare(self, job: Job) -> None:
-        row = job.row
+        row, wanted = job.row, job.wanted
+        record = self._store.record(row.slide_id)
+        if decide(record, wanted, self._redo) is not Todo.embed:
+            job.kept = True
+            return
         slide = job.slide = open_slide(row.slide)
         mpp, mpp_source, notice = choose_mpp(row.mpp, slide.mpp)
         contract_tile = self._store.contract.tile
@@ -145,6 +202,7 @@ class Readers:
 
             spots = grid_spots(tissue_mask(slide, row.tissue), size, slide)
         spots = spots.take(file_order(spots.xy))
+        check_spots(record, spots, wanted, self._redo)
         if notice:
             spots = Spots(**{**vars(spots), "notices": (*spots.notices, notice)})
         image: dict[str, Any] = {
@@ -153,15 +211,19 @@ class Readers:
             "height": slide.size[1],
             "mpp_source": mpp_source,
             "tile_level0_px": size,
-            "fingerprint": job.source["image"],
+            "fingerprint": wanted.image.image,
         }
         uns = {"image": image if mpp is None else {**image, "mpp": mpp}}
         job.spots, job.tile_level0_px = spots, size
-        job.writer = self._store.slide(row.slide_id, spots, job.source, uns)
+        job.writer = self._store.slide(wanted.row, wanted.image, spots, wanted.expression, uns)
+        job.neighbours = self._pool.submit(nearest_spots, spots.xy, NEIGHBOURS)
         self._tiles_known += len(spots) - job.writer.rows
         self._slides_known += 1
 
     def _submit(self, job: Job) -> None:
+        if job.kept:
+            return
+        assert job.slide is not None
         assert job.spots is not None
         assert job.writer is not None
         n = len(job.spots)
@@ -169,7 +231,11 @@ class Readers:
             if self._stop.is_set() or job.failed is not None:
                 return
             stop = min(start + self._batch_size, n)
-            self._queue.put(Item(job, self._pool.submit(self._read, job, start, stop)))
+            batch = self._pool.submit(self._read, job, start, stop)
+            job.reads = [read for read in job.reads if not read.done()] + [batch]
+            self._queue.put(Item(job, batch))
+        job.picture = self._pool.submit(thumbnail, job.slide, _THUMBNAIL_PX)
+        job.reads.append(job.picture)
 
     def _read(self, job: Job, start: int, stop: int) -> NDArray[np.uint8]:
         slide = job.slide
@@ -183,19 +249,19 @@ class Readers:
 
 def finish(job: Job) -> None:
     """Write what needs the whole slide: neighbours, thumbnail, completion mark."""
-    assert job.spots is not None
     assert job.writer is not None
-    assert job.slide is not None
-    indices, distances = nearest_spots(job.spots.xy, NEIGHBOURS)
-    picture, scale = thumbnail(job.slide, _THUMBNAIL_PX)
+    assert job.neighbours is not None
+    assert job.picture is not None
+    indices, distances = job.neighbours.result()
+    picture, scale = job.picture.result()
     job.writer.finish(
         indices,
         distances,
         {
             job.row.slide_id: {
-                "images": {"lowres": picture},
+                "images": {"hires": picture},
                 "scalefactors": {
-                    "tissue_lowres_scalef": scale,
+                    "tissue_hires_scalef": scale,
                     "spot_diameter_fullres": job.tile_level0_px,
                 },
             }

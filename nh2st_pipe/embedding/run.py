@@ -10,21 +10,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import NH2STError, UsageError
+from nh2st_pipe.core.errors import DamageError, ExpressionError, NH2STError, SlideError, UsageError
+from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.progress import Progress
-from nh2st_pipe.embedding.plan import choose_recipe, make_contract, pending
+from nh2st_pipe.core.signals import signals_as_flag
+from nh2st_pipe.embedding.plan import Todo, choose_recipe, decide, make_contract, pending
 from nh2st_pipe.embedding.readers import Job, Readers, finish
 from nh2st_pipe.embedding.summary import EmbedSummary
 from nh2st_pipe.encoders.weights import find_weights
 from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision
 from nh2st_pipe.store.read import check_contract, open_store
 from nh2st_pipe.store.write import StoreWriter
-from nh2st_pipe.tiles.manifest import SlideRow, read_manifest
+from nh2st_pipe.tiles.manifest import read_manifest
 
 __all__ = ["embed"]
 
@@ -34,7 +35,7 @@ def embed(
     *,
     encoder: str | Path | EncoderRecipe | None = None,
     weights: str | Path | None = None,
-    store: str | Path = "store.zarr",
+    store: str | Path | Location = "store.zarr",
     views: int | None = None,
     tile_um: float | None = None,
     tile_px: float | None = None,
@@ -62,16 +63,16 @@ def embed(
     if views not in (None, 1, 8):
         raise UsageError(f"--views takes 1 or 8, not {views}")
     rows = read_manifest(slides)
-    path = Path(store)
-    existing = open_store(path) if path.is_dir() and any(path.iterdir()) else None
+    location = Location(store)
+    existing = None if location.is_empty() else open_store(location)
     recipe = choose_recipe(encoder, existing)
     found = find_weights(recipe, None if weights is None else Path(weights))
     contract = make_contract(recipe, found, existing, views, tile_um, tile_px, precision, device)
     if existing is not None:
         check_contract(existing, contract)
 
-    summary = EmbedSummary(store=path)
-    todo = pending(rows, existing, redo_changed, summary)
+    summary = EmbedSummary(store=str(location))
+    todo, renewed = pending(rows, existing, redo_changed, summary)
     if todo:
         # Loaded before the store is made, so that weights that do not fit leave nothing behind.
         from nh2st_pipe.core.devices import pick_device
@@ -81,30 +82,34 @@ def embed(
             recipe,
             found.path,
             device=pick_device(device),
-            precision=contract.precision,  # type: ignore[arg-type]
+            precision=contract.precision,
         )
         size = batch_size or (8 if encoder_on_device.device.type == "cpu" else 64)
-    with StoreWriter(path, contract) as writer:
-        writer.record([row for row in rows if row.slide_id not in summary.failed])
-        if todo:
-            _run(todo, writer, encoder_on_device.encode, size, workers or 2, summary, progress)
+    writer = StoreWriter(location, contract)
+    for wanted in renewed:
+        with writer.claim(wanted.row.slide_id):
+            record = writer.record(wanted.row.slide_id)
+            if record is not None and decide(record, wanted, redo_changed) is Todo.row:
+                writer.renew_row(record, wanted.row)
+    if todo:
+        jobs = [Job(row, wanted) for row, wanted in todo]
+        with signals_as_flag() as stop:
+            readers = Readers(jobs, writer, size, workers or 2, stop, redo_changed, progress.say)
+            _run(jobs, readers, encoder_on_device.encode, contract.views, summary, progress)
     summary.seconds["total"] = time.perf_counter() - began
     return summary
 
 
 def _run(
-    todo: list[tuple[SlideRow, dict[str, Any]]],
-    store: StoreWriter,
+    jobs: list[Job],
+    readers: Readers,
     encode: Callable[[NDArray[np.uint8], int], NDArray[np.float16]],
-    batch_size: int,
-    workers: int,
+    views: int,
     summary: EmbedSummary,
     progress: Progress,
 ) -> None:
-    jobs = [Job(row, source) for row, source in todo]
-    views = store.contract.views
     progress.start("embedding", len(jobs), "tiles")
-    with Readers(jobs, store, batch_size, workers) as readers:
+    with readers:
         for item in readers:
             job = item.job
             try:
@@ -118,6 +123,8 @@ def _run(
                         job.writer.append(embeddings)
                     summary.encoded_tiles += len(tiles)
                     progress.advance(summary.encoded_tiles, readers.expected_tiles(), job.row.slide_id)
+                elif job.kept:
+                    summary.kept.append(job.row.slide_id)
                 elif job.failed is None:
                     with _timed(summary, "writing"):
                         finish(job)
@@ -136,13 +143,13 @@ def _run(
                 elif job.spots is not None:
                     summary.notices += [f"{job.row.slide_id}: {notice}" for notice in job.spots.notices]
                     progress.say(f"{job.row.slide_id}: {len(job.spots):,} tiles done")
-                job.spots = job.writer = None  # counts of a thousand slides are not for keeping
+                job.spots = job.writer = job.neighbours = job.picture = (
+                    None  # counts of a thousand slides are not for keeping
+                )
 
 
 def _of_one_slide(error: NH2STError) -> bool:
-    from nh2st_pipe.core.errors import ExpressionError, SlideError
-
-    return isinstance(error, (SlideError, ExpressionError))
+    return isinstance(error, (SlideError, ExpressionError, DamageError))
 
 
 @contextmanager

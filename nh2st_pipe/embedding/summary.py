@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 __all__ = ["EmbedSummary"]
@@ -13,7 +12,7 @@ __all__ = ["EmbedSummary"]
 class EmbedSummary:
     """What one call of `embed` did."""
 
-    store: Path
+    store: str
     encoded_tiles: int = 0
     done: list[str] = field(default_factory=list)
     """Slides finished by this call."""
@@ -27,4 +26,4 @@ class EmbedSummary:
 
     def record(self) -> dict[str, Any]:
         """Return the summary as JSON values."""
-        return {**vars(self), "store": str(self.store)}
+        return dict(vars(self))

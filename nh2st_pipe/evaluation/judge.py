@@ -34,14 +34,14 @@ def evaluate(predictions: str | Path, embeddings: str | Path, out: str | Path | 
         data = anndata.read_h5ad(file)
         slide_id = file.stem
         if slide_id not in known:
-            raise RunError(f"{file} is of slide {slide_id}, which {store.path} does not hold")
+            raise RunError(f"{file} is of slide {slide_id}, which {store.location} does not hold")
         if "target" not in data.layers:
             continue
         place = {barcode: i for i, barcode in enumerate(store.read(slide_id, first_view_only=True).barcodes)}
         strangers = [name for name in data.obs_names if name not in place]
         if strangers:
             raise RunError(
-                f"{file} names spots that slide {slide_id} of {store.path} does not have: {listed(strangers)}"
+                f"{file} names spots that slide {slide_id} of {store.location} does not have: {listed(strangers)}"
             )
         slides[slide_id] = summarise(np.asarray(data.X), np.asarray(data.layers["target"]))
     if not slides:

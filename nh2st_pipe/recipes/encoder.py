@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
+from pydantic_core import to_jsonable_python
 
 from nh2st_pipe.recipes import files
 from nh2st_pipe.recipes.values import Strict, validate
@@ -18,6 +19,24 @@ __all__ = ["EncoderRecipe", "Precision", "load_encoder_recipe"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 Channels = tuple[float, float, float]
+
+
+_IDENTITY = (
+    "name",
+    "kind",
+    "architecture",
+    "arguments",
+    "strip_prefixes",
+    "drop",
+    "pooling",
+    "dim",
+    "input_px",
+    "mpp",
+    "mean",
+    "std",
+    "interpolation",
+)
+"""The fields that decide the numbers. A field that is added here later has its default in older stores."""
 
 
 class EncoderRecipe(Strict):
@@ -67,8 +86,18 @@ class EncoderRecipe(Strict):
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide the numbers: two stores may mix only where all of them agree."""
-        about = {"repo", "file", "revision", "url", "licence", "gated", "paper", "note", "precision"}
-        return self.model_dump(mode="json", exclude=about)
+        return self.model_dump(mode="json", include=set(_IDENTITY))
+
+    @classmethod
+    def default_of(cls, key: str) -> Any:
+        """Return what a field is where it is not given, as JSON; None for one that has no default or is unknown.
+
+        A store made before a field existed has its default.
+        """
+        field = cls.model_fields.get(key)
+        if field is None or field.is_required():
+            return None
+        return to_jsonable_python(field.get_default(call_default_factory=True))
 
 
 def load_encoder_recipe(name: str | Path) -> EncoderRecipe:

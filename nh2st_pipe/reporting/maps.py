@@ -122,7 +122,9 @@ def _background(data: anndata.AnnData, slide_id: str, xy: NDArray[np.float64]) -
     """
     spatial = data.uns.get("spatial", {})
     section: dict[str, Any] = spatial.get(slide_id) or next(iter(spatial.values()), {})
-    picture = section.get("images", {}).get("lowres")
+    images = section.get("images", {})
+    which = "hires" if "hires" in images else "lowres"  # runs of earlier versions have this one
+    picture = images.get(which)
     factors = section.get("scalefactors", {})
     step = float(np.median(cKDTree(xy).query(xy, k=[2])[0])) if len(xy) > 1 else 0.0
     diameter = float(factors.get("spot_diameter_fullres", 0.0)) or step or 1.0
@@ -138,7 +140,7 @@ def _background(data: anndata.AnnData, slide_id: str, xy: NDArray[np.float64]) -
         if pixels.dtype.kind == "f":  # scanpy's own thumbnails are 0..1
             pixels = np.rint(pixels * 255)
         whole = Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
-        scale = float(factors.get("tissue_lowres_scalef", 1.0))
+        scale = float(factors.get(f"tissue_{which}_scalef", 1.0))
         left, top = (max(0, math.floor(place * scale)) for place in low)
         right, bottom = (min(side, math.ceil(place * scale)) for place, side in zip(high, whole.size, strict=True))
         if right <= left or bottom <= top:

@@ -1,60 +1,75 @@
-"""What a store says about itself: its contract, the state of a slide, the fingerprint of a file."""
+"""What a store says about itself: its contract, and one record per slide. The format's page is stages/embed/STORE.md.
+
+Both are typed values with a checksum of themselves, kept as attributes of Zarr groups. What does not read as one is
+damaged, or of a newer version; it is never half believed.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
+import google_crc32c
 import numpy as np
+import pydantic
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["FORMAT", "KEY", "Contract", "SlideState", "fingerprint", "tile_words"]
+from nh2st_pipe.recipes.encoder import EncoderRecipe
+from nh2st_pipe.recipes.values import Strict
 
-FORMAT = 1
+__all__ = [
+    "FORMAT",
+    "KEY",
+    "Contract",
+    "ImageSource",
+    "ManifestRow",
+    "SlideRecord",
+    "SlideState",
+    "WeightsOf",
+    "crc32c",
+    "fingerprint",
+    "read_signed",
+    "signed",
+    "spots_fingerprint",
+    "tile_words",
+]
 
+FORMAT = 2
 KEY = "nh2st_pipe"
+Count = Annotated[int, Field(ge=0)]
+Value = TypeVar("Value", bound=BaseModel)
 
 
-@dataclass(frozen=True)
-class Contract:
+class WeightsOf(BaseModel):
+    """The encoder's weights."""
+
+    model_config = ConfigDict(frozen=True)
+    sha256: str
+    """Of the file; "none" for an encoder without weights."""
+    source: str
+    """Where they are from, in words."""
+
+
+class Contract(BaseModel):
     """What all slides of a store have in common: if any of it differs, the embeddings are others."""
 
+    model_config = ConfigDict(frozen=True)  # keys of other formats are passed over
     encoder: dict[str, Any]
     """The recipe, whole."""
     identity: dict[str, Any]
-    """The recipe's fields that decide the numbers."""
-    weights_sha256: str
-    weights_source: str
-    precision: str
-    tile: dict[str, float | None]
-    views: int
+    """The recipe's fields that decide the numbers; one that is missing has its default."""
+    weights: WeightsOf
+    precision: Literal["float32", "bfloat16", "float16"]
+    tile: dict[Literal["size_um", "size_level0_px"], float | None]
+    views: Literal[1, 8]
 
     def attributes(self) -> dict[str, Any]:
-        """Return the root attributes, without the manifest."""
-        return {
-            "format": FORMAT,
-            "encoder": self.encoder,
-            "identity": self.identity,
-            "weights": {"sha256": self.weights_sha256, "source": self.weights_source},
-            "precision": self.precision,
-            "tile": self.tile,
-            "views": self.views,
-            "sub_tiles": 0,
-        }
-
-    @classmethod
-    def from_attributes(cls, attributes: dict[str, Any]) -> Contract:
-        """Return the contract written in a store's root."""
-        return cls(
-            encoder=attributes["encoder"],
-            identity=attributes["identity"],
-            weights_sha256=attributes["weights"]["sha256"],
-            weights_source=attributes["weights"]["source"],
-            precision=attributes["precision"],
-            tile=attributes["tile"],
-            views=attributes["views"],
-        )
+        """Return the contract as JSON values, with the format's number."""
+        return {"format": FORMAT, **self.model_dump(mode="json")}
 
     @property
     def dim(self) -> int:
@@ -68,13 +83,12 @@ class Contract:
         if mine["name"] != theirs["name"]:
             found.append(f"encoder {mine['name']}, not {theirs['name']}")
         else:
-            found += [
-                f"encoder {mine['name']} with {key} {mine.get(key)!r}, not {theirs.get(key)!r}"
-                for key in sorted(mine.keys() | theirs.keys())
-                if mine.get(key) != theirs.get(key)
-            ]
-            if self.weights_sha256 != other.weights_sha256:
-                found.append(f"weights with SHA-256 {self.weights_sha256[:12]}…, not {other.weights_sha256[:12]}…")
+            for key in sorted(mine.keys() | theirs.keys()):
+                one, two = (side.get(key, EncoderRecipe.default_of(key)) for side in (mine, theirs))
+                if one != two:
+                    found.append(f"encoder {mine['name']} with {key} {one!r}, not {two!r}")
+            if self.weights.sha256 != other.weights.sha256:
+                found.append(f"weights with SHA-256 {self.weights.sha256[:12]}…, not {other.weights.sha256[:12]}…")
         if self.tile != other.tile:
             found.append(f"tiles of {tile_words(self.tile)}, not {tile_words(other.tile)}")
         if self.precision != other.precision:
@@ -84,20 +98,100 @@ class Contract:
         return found
 
 
-def tile_words(tile: dict[str, float | None]) -> str:
+def tile_words(tile: dict[Any, float | None]) -> str:
     """Return a tile size with its unit."""
     return f"{tile['size_um']:g} µm" if tile["size_um"] is not None else f"{tile['size_level0_px']:g} px"
 
 
-@dataclass(frozen=True)
-class SlideState:
-    """How far a slide is; see STORE.md."""
+class ManifestRow(Strict):
+    """A slide's row of the manifest; files by their names, no folder of any machine."""
 
-    complete: bool
-    rows: int
-    partial: int
-    tiles: int
-    source: dict[str, Any]
+    slide_id: str
+    slide: str
+    expression: str | None = None
+    patient: str
+    mpp: float | None = None
+    tissue: str | None = None
+    extra: dict[str, str] = Field(default_factory=dict)
+
+
+class ImageSource(Strict):
+    """What decides a slide's embeddings besides the contract and the places of its spots."""
+
+    image: str
+    """Fingerprint of the image file."""
+    tissue: str | None = None
+    """Fingerprint of the tissue mask's file."""
+    mpp: float | None = None
+    """The manifest's, where it has one."""
+
+
+class SlideState(Strict):
+    """How far a slide is."""
+
+    tiles: Count
+    rows: Count = 0
+    """Tiles safely in the arrays."""
+    partial: Count = 0
+    """Tiles behind them in the array `partial_<rows>`."""
+    ready: bool = False
+    """Whether all that is known before the first tile is written."""
+    complete: bool = False
+
+
+class SlideRecord(Strict):
+    """All that a store knows of one slide besides its data."""
+
+    row: ManifestRow
+    image: ImageSource
+    spots: str
+    """Fingerprint of the spots' barcodes and places."""
+    expression: str | None = None
+    """Fingerprint of the file whose counts are in `expression/`, None where there are none."""
+    state: SlideState
+    files: dict[str, tuple[Count, str]] = Field(default_factory=dict)
+    """Every file of a complete slide below its folder: size in bytes and CRC-32C."""
+
+    def with_state(self, **changes: Any) -> SlideRecord:
+        """Return the record with parts of its state changed."""
+        return self.model_copy(update={"state": self.state.model_copy(update=changes)})
+
+
+def signed(values: dict[str, Any]) -> dict[str, Any]:
+    """Return JSON values with a checksum of them under `check`."""
+    return {**values, "check": crc32c(_canonical(values))}
+
+
+def read_signed(kind: type[Value], values: Any) -> Value:
+    """Return checked `values` as `kind`. Raises ValueError, in words, where they are not what was written."""
+    if not isinstance(values, dict):
+        raise ValueError(f"holds {type(values).__name__} where a mapping is expected")
+    rest = {key: value for key, value in values.items() if key != "check"}
+    if values.get("check") != crc32c(_canonical(rest)):
+        raise ValueError("does not have the checksum that was written with it")
+    rest.pop("format", None)
+    try:
+        return kind.model_validate(rest)
+    except pydantic.ValidationError as error:
+        from nh2st_pipe.recipes.values import faults_in_words
+
+        raise ValueError(f"{faults_in_words(error, kind)} (was it written by a newer version?)") from error
+
+
+def _canonical(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode()
+
+
+def crc32c(data: bytes | memoryview) -> str:
+    """Return the CRC-32C of bytes as eight hexadecimal digits."""
+    return f"{google_crc32c.value(bytes(data)):08x}"
+
+
+def spots_fingerprint(barcodes: Sequence[str], xy: NDArray[np.float64]) -> str:
+    """Return a fingerprint of spots' names and places: where it is the same, so are the embeddings."""
+    digest = hashlib.sha256("\n".join(barcodes).encode())
+    digest.update(np.ascontiguousarray(xy, dtype="<f8").tobytes())
+    return digest.hexdigest()[:32]
 
 
 def fingerprint(path: Path) -> str:

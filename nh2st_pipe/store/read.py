@@ -1,7 +1,12 @@
-"""Reading a store: which slides it holds, and one slide as stage two sees it."""
+"""Reading a store: which slides it holds, and one slide as stage two sees it.
+
+Nothing about one slide lies outside its folder, so what is damaged there hurts that slide alone: it is named, and the
+others can be used. A slide is held against the list of its files before a value of it is believed.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,15 +18,19 @@ import zarr
 from anndata.io import read_elem
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import StoreError
-from nh2st_pipe.store.format import FORMAT, KEY, Contract, SlideState, tile_words
+from nh2st_pipe.core.errors import DamageError, StoreError
+from nh2st_pipe.core.location import Location
+from nh2st_pipe.store import legacy
+from nh2st_pipe.store.files import faults_of
+from nh2st_pipe.store.format import FORMAT, KEY, Contract, SlideRecord, read_signed, tile_words
+from nh2st_pipe.store.graph import table_of
 
-__all__ = ["SlideData", "Store", "check_contract", "open_root", "open_store"]
+__all__ = ["SlideData", "Store", "check_contract", "open_store"]
 
 _ROWS_AT_ONCE = 1024  # a whole number of shards
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SlideData:
     """One slide as stage two sees it. n tiles, V views, d values, k neighbours, g genes."""
 
@@ -45,6 +54,10 @@ class SlideData:
     def __len__(self) -> int:
         return len(self.barcodes)
 
+    def __repr__(self) -> str:
+        n, views, dim = self.views.shape
+        return f"SlideData({self.slide_id!r}: {n:,} tiles, {views} views of {dim} values, {len(self.genes):,} genes)"
+
     @property
     def grid(self) -> NDArray[np.int64] | None:
         """n × 2: array_row and array_col, None where the slide has not both."""
@@ -53,114 +66,177 @@ class SlideData:
         return np.column_stack((self.array_row, self.array_col))
 
 
-def open_store(path: str | Path) -> Store:
+def open_store(where: str | Path | Location) -> Store:
     """Open a store for reading. Raises StoreError where there is none, or one of a newer format."""
-    return Store(Path(path), open_root(Path(path), "r"))
+    return Store(Location(where))
 
 
-def open_root(path: Path, mode: str) -> zarr.Group:
-    """Open the root group. Raises StoreError where there is no store, or one of another format."""
-    if not path.exists():
-        raise StoreError(f"there is no store at {path}; make one with nh2st-pipe embed")
+def read_root(location: Location) -> tuple[int, dict[str, Any]]:
+    """Return a store's format and its root attributes. Raises StoreError where there is none that can be read."""
+    if not location.exists():
+        raise StoreError(f"there is no store at {location}; make one with nh2st-pipe embed")
     try:
-        root = zarr.open_group(path, mode=mode)  # type: ignore[arg-type]
-        attributes = root.attrs.asdict()[KEY]
-    except (FileNotFoundError, KeyError, ValueError, TypeError) as error:
-        raise StoreError(f"{path} is not an embedding store (no '{KEY}' attribute at its root)") from error
-    if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
-        found = attributes.get("format") if isinstance(attributes, dict) else attributes
+        node = json.loads(location.read("zarr.json"))
+        attributes = node["attributes"][KEY]
+        if node["zarr_format"] != 3:
+            raise KeyError("zarr_format")
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise StoreError(
-            f"{path} has store format {found}, and this version of nh2st-pipe reads format {FORMAT}; "
+            f"{location} is not an embedding store (no Zarr v3 group with the attribute '{KEY}' at its root)"
+        ) from error
+    found = attributes.get("format") if isinstance(attributes, dict) else attributes
+    if not isinstance(found, int) or not 1 <= found <= FORMAT:
+        raise StoreError(
+            f"{location} has store format {found}, and this version of nh2st-pipe reads format {FORMAT} and older; "
             "a newer version may read it"
         )
-    return root
+    return found, attributes
 
 
 class Store:
-    """A store open for reading."""
+    """A store open for reading. `len`, iteration and `[]` go over its complete slides."""
 
-    def __init__(self, path: Path, root: zarr.Group) -> None:
-        self.path = path
-        self._root = root
-        attributes: Any = root.attrs.asdict()[KEY]
-        self.contract = Contract.from_attributes(attributes)
-        self.manifest: dict[str, dict[str, Any]] = attributes.get("manifest", {})
+    def __init__(self, location: Location) -> None:
+        self.location = location
+        self.format, attributes = read_root(location)
+        try:
+            if self.format == 1:
+                self.contract = Contract.model_validate(attributes)
+            else:
+                self.contract = read_signed(Contract, attributes)
+        except ValueError as error:
+            raise StoreError(f"{location} is damaged: its root's attribute '{KEY}' {error}") from error
+        self._rows = attributes.get("manifest", {}) if self.format == 1 else {}
 
     def __repr__(self) -> str:
         c = self.contract
         return (
-            f"Store({str(self.path)!r}: {len(self.slides())} slides, {c.identity['name']}, {c.dim} values, "
+            f"Store({str(self.location)!r}: {len(self.slides())} slides, {c.identity['name']}, {c.dim} values, "
             f"{c.views} views, tiles of {tile_words(c.tile)})"
         )
 
-    def state(self, slide_id: str) -> SlideState | None:
-        """Return how far a slide is, None where the store does not hold it."""
-        group = self._root.get(f"slides/{slide_id}")
-        state: Any = group.attrs.get("state") if isinstance(group, zarr.Group) else None
-        return None if state is None else SlideState(**state)
+    def __len__(self) -> int:
+        return len(self.slides())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.slides())
+
+    def __getitem__(self, slide_id: str) -> SlideData:
+        return self.read(slide_id)
+
+    def record(self, slide_id: str) -> SlideRecord | None:
+        """Return what is known of a slide, None where the store does not hold it.
+
+        Raises DamageError where it cannot be read.
+        """
+        try:
+            node = json.loads(self.location.read(f"slides/{slide_id}/zarr.json"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise self._damage(slide_id, f"its zarr.json cannot be read ({error})") from error
+        try:
+            if self.format == 1:
+                return legacy.record_of(node["attributes"], self._rows.get(slide_id, {}), slide_id)
+            return read_signed(SlideRecord, node["attributes"][KEY])
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._damage(slide_id, f"its record {error}") from error
+
+    def _damage(self, slide_id: str, what: str) -> DamageError:
+        return DamageError(
+            f"{self.location}, slide {slide_id} is damaged: {what}; delete its folder under slides/ and run nh2st-pipe "
+            "embed again"
+        )
+
+    def _records(self) -> Iterator[tuple[str, SlideRecord | None]]:
+        """Yield every slide with its record, None where that is damaged."""
+        for name in self.location.folders("slides"):
+            try:
+                record = self.record(name)
+            except DamageError:
+                yield name, None
+                continue
+            if record is not None:
+                yield name, record
+            elif self.format > 1 and self.location.files(f"slides/{name}"):
+                yield name, None  # something is there, and nothing says what
 
     def slides(self) -> list[str]:
         """Return the ids of the complete slides, sorted."""
-        return [slide_id for slide_id, state in self._states() if state is not None and state.complete]
+        return [name for name, record in self._records() if record is not None and record.state.complete]
 
     def incomplete(self) -> list[str]:
         """Return the ids of slides that were begun and not finished, sorted."""
-        return [slide_id for slide_id, state in self._states() if state is None or not state.complete]
+        return [name for name, record in self._records() if record is not None and not record.state.complete]
 
-    def _states(self) -> Iterator[tuple[str, SlideState | None]]:
-        slides = self._root.get("slides")
-        names = sorted(slides.group_keys()) if isinstance(slides, zarr.Group) else []
-        for name in names:
-            yield name, self.state(name)
+    def damaged(self) -> list[str]:
+        """Return the ids of slides that do not say what they are, sorted. `read` finds what is damaged inside one."""
+        return [name for name, record in self._records() if record is None]
+
+    def complete(self, slide_id: str) -> SlideRecord:
+        """Return a complete slide's record. Raises StoreError where it is not there or not complete."""
+        record = self.record(slide_id)
+        if record is None or not record.state.complete:
+            raise StoreError(f"{self.location} holds no complete slide {slide_id}; run nh2st-pipe embed again")
+        return record
 
     def has_expression(self, slide_id: str) -> bool:
-        """Whether the raw counts of a slide are in the store."""
-        return f"slides/{slide_id}/expression" in self._root
+        """Whether the raw counts of a complete slide are in the store."""
+        return self.complete(slide_id).expression is not None
 
     def tiles(self, slide_id: str) -> int:
         """Return a complete slide's number of tiles."""
-        state = self.state(slide_id)
-        if state is None or not state.complete:
-            raise StoreError(f"{self.path} holds no complete slide {slide_id}; run nh2st-pipe embed again")
-        return state.tiles
+        return self.complete(slide_id).state.tiles
 
     def read(
         self, slide_id: str, *, first_view_only: bool = False, into: NDArray[np.float16] | None = None
     ) -> SlideData:
         """Read one slide to memory, its embeddings `into` an array of n × V × d where one is given.
 
-        Raises StoreError where it is incomplete or does not fit together.
+        Raises StoreError where it is incomplete, DamageError where it is not as it was written.
         """
-        n = self.tiles(slide_id)
-        group: Any = self._root[f"slides/{slide_id}"]
+        record = self.complete(slide_id)
+        n = record.state.tiles
+        faults = faults_of(self.location, f"slides/{slide_id}", record.files, deep=False) if record.files else []
+        if faults:
+            raise self._damage(slide_id, faults[0])
         try:
+            group: Any = zarr.open_group(
+                self.location.zarr_store(read_only=True), path=f"slides/{slide_id}", mode="r", zarr_format=3
+            )
             emb = group["embedding"]
             obs = read_elem(emb["obs"])
             use_views = "views" in emb["obsm"] and not first_view_only
             views = _read_embeddings(emb["obsm/views"] if use_views else emb["X"], into)
-            xy, neighbours = emb["obsm/spatial"][:], emb["obsm/neighbors"][:]
-            uns = read_elem(emb["uns"])
+            xy, uns = emb["obsm/spatial"][:], read_elem(emb["uns"])
             barcodes = [str(name) for name in obs.index]
+            if "spatial_distances" in emb.get("obsp", ()):
+                neighbours = table_of(sp.csr_matrix(read_elem(emb["obsp/spatial_distances"])))
+            else:
+                neighbours = emb["obsm/neighbors"][:]
             counts, genes = None, []
-            if "expression" in group:
+            if record.expression is not None:
                 expression = read_elem(group["expression"])
                 if [str(name) for name in expression.obs_names] != barcodes:
-                    raise StoreError(f"{self.path}, slide {slide_id}: embedding and expression name different spots")
+                    raise ValueError("embedding and expression name different spots")
                 counts, genes = sp.csr_matrix(expression.X), [str(name) for name in expression.var_names]
-        except StoreError:
-            raise
+                counts.check_format(full_check=True)
         except Exception as error:  # a missing element, a failed checksum, an unreadable chunk
-            raise StoreError(
-                f"{self.path}, slide {slide_id} is damaged: {' '.join(str(error).split())[:200]}; "
-                "delete its folder under slides/ and run nh2st-pipe embed again"
-            ) from error
+            raise self._damage(slide_id, " ".join(str(error).split())[:200]) from error
         if not len(barcodes) == len(views) == len(xy) == len(neighbours) == n:
-            raise StoreError(f"{self.path}, slide {slide_id} is damaged: its elements have different lengths")
-        row = self.manifest.get(slide_id, {})
+            raise self._damage(slide_id, "its elements have different lengths")
+        if (
+            neighbours.min(initial=0) < -1
+            or neighbours.max(initial=-1) >= n
+            or (neighbours[:, 0] != np.arange(n)).any()
+        ):
+            raise self._damage(slide_id, "its neighbours are not spots of it")
+        if not np.isfinite(xy).all():
+            raise self._damage(slide_id, "places of its spots are not numbers")
         return SlideData(
             slide_id=slide_id,
-            patient=row.get("patient") or slide_id,
-            extra=row.get("extra", {}),
+            patient=record.row.patient,
+            extra=record.row.extra,
             barcodes=barcodes,
             xy=xy,
             array_row=obs["array_row"].to_numpy() if "array_row" in obs else None,
@@ -181,6 +257,8 @@ def _read_embeddings(array: Any, into: NDArray[np.float16] | None) -> NDArray[np
     for start in range(0, n, _ROWS_AT_ONCE):
         rows = slice(start, min(start + _ROWS_AT_ONCE, n))
         out[rows] = array[rows].reshape(-1, views, d)
+        if not np.isfinite(out[rows]).all():
+            raise ValueError("it holds embeddings that are not numbers")
     return out
 
 
@@ -189,6 +267,6 @@ def check_contract(store: Store, wanted: Contract) -> None:
     differences = store.contract.differences(wanted)
     if differences:
         raise StoreError(
-            f"{store.path} was made with {'; '.join(differences)}; embeddings of the two must not mix. "
+            f"{store.location} was made with {'; '.join(differences)}; embeddings of the two must not mix. "
             "Give another --store, or the options this one was made with"
         )

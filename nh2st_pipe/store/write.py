@@ -1,12 +1,14 @@
-"""Writing a store: `StoreWriter` under a lock, one `SlideWriter` per slide.
+"""Writing a store: `StoreWriter` for the whole of it, one `SlideWriter` per slide.
 
-A slide counts as present only when its completion mark is written, last.
+A slide is written by whoever holds the claim on it, and what there is to do is decided under the claim. Its record
+says at every moment how far it is, and the completion mark is written last, with a list of its files. What the memory
+holds follows what is on disk, never the other way round: whatever strikes, the next run goes on from the record.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,176 +24,301 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from nh2st_pipe.core.errors import StoreError
+from nh2st_pipe.core.location import Claim, Location
 from nh2st_pipe.core.quiet import quiet_warnings
-from nh2st_pipe.store.format import KEY, Contract, SlideState
-from nh2st_pipe.store.read import Store, check_contract, open_root
-from nh2st_pipe.tiles.manifest import SlideRow
+from nh2st_pipe.store.files import list_files
+from nh2st_pipe.store.format import (
+    FORMAT,
+    KEY,
+    Contract,
+    ImageSource,
+    ManifestRow,
+    SlideRecord,
+    SlideState,
+    signed,
+    spots_fingerprint,
+)
+from nh2st_pipe.store.graph import graph_of
+from nh2st_pipe.store.read import Store, check_contract
 from nh2st_pipe.tiles.spots import Spots
 
-__all__ = ["SlideWriter", "StoreWriter"]
+__all__ = [
+    "SHARD_TILES",
+    "SlideWriter",
+    "StoreWriter",
+    "consolidate",
+    "partial_name",
+    "write_graph",
+    "write_partial",
+    "write_record",
+]
 
-_CHUNK_TILES, _SHARD_TILES = 32, 256
+_CHUNK_TILES, SHARD_TILES = 32, 256
 _CHECKPOINT_SECONDS = 10.0
 _VALUES_PER_CHUNK = 1 << 20
+_ANNDATA = {"encoding-type": "anndata", "encoding-version": "0.1.0"}
 
 
 class StoreWriter(Store):
-    """A store open for writing, locked against a second writer until it is closed."""
+    """A store open for writing; made where there is none. Several processes may have the same one open."""
 
-    def __init__(self, path: Path, contract: Contract) -> None:
-        if path.exists() and not path.is_dir():
-            raise StoreError(f"{path} is a file; --store takes the folder of a Zarr store")
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(path)
-        try:
-            if not any(path.iterdir()):
-                zarr.create_group(path, attributes={KEY: {**contract.attributes(), "manifest": {}}})
-            super().__init__(path, open_root(path, "r+"))
-            check_contract(self, contract)
-        except BaseException:
-            os.close(self._lock)
-            raise
+    def __init__(self, where: str | Path | Location, contract: Contract) -> None:
+        location = Location(where)
+        if location.path is not None and location.path.exists() and not location.path.is_dir():
+            raise StoreError(f"{location} is a file; --store takes the folder of a Zarr store")
+        with location.claim("store"):
+            if location.is_empty():
+                attributes = {KEY: signed(contract.attributes())}
+                zarr.create_group(location.zarr_store(), attributes=attributes, zarr_format=3)
+        super().__init__(location)
+        if self.format != FORMAT:
+            raise StoreError(
+                f"{location} has store format {self.format}; nh2st-pipe upgrade {location} makes it format {FORMAT}, "
+                "in seconds and without encoding; then embed goes on with it"
+            )
+        check_contract(self, contract)
+        self._zarr = location.zarr_store()
+        with contextlib.suppress(FileExistsError, zarr.errors.ContainsGroupError):
+            zarr.create_group(self._zarr, path="slides", zarr_format=3)
 
-    def __enter__(self) -> StoreWriter:
-        return self
+    def claim(self, slide_id: str) -> Claim:
+        """Return the claim on a slide, not yet taken."""
+        return self.location.claim(f"slide-{slide_id}")
 
-    def __exit__(self, *_: object) -> None:
-        os.close(self._lock)
+    def renew_row(self, record: SlideRecord, row: ManifestRow) -> None:
+        """Take over a manifest row that has changed in what the embeddings do not depend on. Needs the claim."""
+        write_record(self._group(f"slides/{row.slide_id}"), record.model_copy(update={"row": row}))
 
-    def record(self, rows: list[SlideRow]) -> None:
-        """Write rows of the manifest to the root, beside those already there."""
-        merged = {**self.manifest, **{row.slide_id: row.record() for row in rows}}
-        if merged != self.manifest:
-            self.manifest = merged
-            self._root.attrs[KEY] = {**self.contract.attributes(), "manifest": merged}
+    def slide(
+        self,
+        row: ManifestRow,
+        image: ImageSource,
+        spots: Spots,
+        expression: str | None = None,
+        uns: dict[str, Any] | None = None,
+    ) -> SlideWriter:
+        """Return the writer of a slide whose claim is held: where it was left, if image and spots are the same.
 
-    def slide(self, slide_id: str, spots: Spots, source: dict[str, Any], uns: dict[str, Any]) -> SlideWriter:
-        """Return the writer of one slide: where it was left if it was begun from the same `source`, else new."""
-        state = self.state(slide_id)
-        group = self._root.get(f"slides/{slide_id}")
-        if state is not None and not state.complete and state.source == source and state.tiles == len(spots):
-            assert isinstance(group, zarr.Group)
-            return SlideWriter(group, self.contract, state)
-        if group is not None:
-            del self._root[f"slides/{slide_id}"]
-        group = self._root.require_group(f"slides/{slide_id}")
-        state = SlideState(complete=False, rows=0, partial=0, tiles=len(spots), source=source)
-        _write_skeleton(group, self.contract, spots, uns)
-        return SlideWriter(group, self.contract, state)
+        `expression` is the fingerprint of the file the counts are from: where it alone has changed, the counts are
+        written anew and the embeddings kept.
+        """
+        path = f"slides/{row.slide_id}"
+        wanted = SlideRecord(
+            row=row,
+            image=image,
+            spots=spots_fingerprint(spots.barcodes, spots.xy),
+            state=SlideState(tiles=len(spots)),
+        )
+        old = self.record(row.slide_id)
+        if old is not None and old.state.ready and (old.image, old.spots) == (wanted.image, wanted.spots):
+            group = self._group(path)
+            record = old.model_copy(update={"row": row, "files": {}}).with_state(complete=False)
+            if old.expression != expression:
+                record = record.model_copy(update={"expression": None})
+                write_record(group, record)
+                _write_obs(self._group(f"{path}/embedding"), spots)
+                _write_expression(self.location, group, spots)
+                record = record.model_copy(update={"expression": expression})
+            write_record(group, record)
+            return SlideWriter(self, path, record)
+        if old is None:
+            self.location.delete(path)  # something may lie there that does not say what it is
+            # In one write with its record: there is no moment at which a slide does not say how far it is.
+            zarr.create_group(self._zarr, path=path, attributes={KEY: _values(wanted)}, zarr_format=3)
+        group = self._group(path)
+        write_record(group, wanted)  # not ready: whoever finds it like this begins anew
+        for name in self.location.folders(path):
+            self.location.delete(f"{path}/{name}")
+        _write_skeleton(group, self.contract, spots, uns or {})
+        _write_expression(self.location, group, spots)
+        record = wanted.model_copy(update={"expression": expression}).with_state(ready=True)
+        write_record(group, record)
+        return SlideWriter(self, path, record)
+
+    def _group(self, path: str) -> zarr.Group:
+        """Open a group to write in it. Consolidated metadata are a copy for readers, and never what is written to."""
+        return zarr.open_group(self._zarr, path=path, mode="r+", zarr_format=3, use_consolidated=False)
 
 
 class SlideWriter:
     """Writes the embeddings of one slide, in order, whole shards at a time.
 
-    What does not yet fill a shard is kept in the array `partial`, renewed every ten seconds, so that a killed
-    run loses ten seconds of work and every shard is written once.
+    What does not yet fill a shard is kept in an array `partial_<first row>`, renewed every ten seconds, so that a
+    killed run loses ten seconds of work and every shard is written once.
     """
 
-    def __init__(self, group: zarr.Group, contract: Contract, state: SlideState) -> None:
-        self._group = group
-        self._state = state
-        self._views = contract.views
-        embedding: Any = group["embedding"]
+    def __init__(self, store: StoreWriter, path: str, record: SlideRecord) -> None:
+        self._store, self._path, self._record = store, path, record
+        self._views = store.contract.views
+        self._group = store._group(path)
+        embedding: Any = store._group(f"{path}/embedding")
         self._x = embedding["X"]
-        self._all_views = embedding["obsm/views"] if contract.views > 1 else None
-        self._embedding = embedding
+        self._all_views = embedding["obsm/views"] if self._views > 1 else None
         self._pending: list[NDArray[np.float16]] = []
-        if state.partial:
-            partial: Any = group["partial"]
-            self._pending.append(partial[: state.partial])
+        if record.state.partial:
+            partial: Any = self._group[partial_name(record.state.rows)]
+            self._pending.append(partial[: record.state.partial])
         self._saved = time.monotonic()
-        if state.rows == 0 and not state.partial:
-            self._mark(state)
+        self._broken = False
 
     @property
     def rows(self) -> int:
         """Tiles that need not be encoded again."""
-        return self._state.rows + sum(map(len, self._pending))
+        return self._record.state.rows + sum(map(len, self._pending))
 
     def append(self, embeddings: NDArray[np.float16]) -> None:
         """Take the embeddings (b × V × d) of the next b tiles."""
-        self._pending.append(embeddings)
-        waiting = sum(map(len, self._pending))
-        last = self._state.rows + waiting == self._state.tiles
-        if waiting >= _SHARD_TILES or last:
-            block = np.concatenate(self._pending)
-            whole = waiting if last else waiting - waiting % _SHARD_TILES
-            start, stop = self._state.rows, self._state.rows + whole
-            self._x[start:stop] = block[:whole, 0]
-            if self._all_views is not None:
-                self._all_views[start:stop] = block[:whole]
-            self._pending = [block[whole:]] if whole < waiting else []
-            self._mark(SlideState(False, stop, 0, self._state.tiles, self._state.source))
-        elif time.monotonic() - self._saved > _CHECKPOINT_SECONDS:
+        with self._unless_broken():
+            state = self._record.state
+            pending = [*self._pending, embeddings]
+            waiting = sum(map(len, pending))
+            last = state.rows + waiting == state.tiles
+            if waiting >= SHARD_TILES or last:
+                block = np.concatenate(pending)
+                whole = waiting if last else waiting - waiting % SHARD_TILES
+                start, stop = state.rows, state.rows + whole
+                self._x[start:stop] = block[:whole, 0]
+                if self._all_views is not None:
+                    self._all_views[start:stop] = block[:whole]
+                self._mark(rows=stop, partial=0)
+                pending = [block[whole:]] if whole < waiting else []
+            self._pending = pending
+        if time.monotonic() - self._saved > _CHECKPOINT_SECONDS:
             self.checkpoint()
 
     def checkpoint(self) -> None:
-        """Make what has been appended safe."""
+        """Make what has been appended safe. Does nothing after a write that failed: the disk knows best then."""
         waiting = sum(map(len, self._pending))
-        if waiting == self._state.partial:
+        if self._broken or waiting == self._record.state.partial:
             return
-        block = np.concatenate(self._pending)
-        if "partial" not in self._group:
-            shape = (_SHARD_TILES, *block.shape[1:])
-            self._group.create_array(
-                "partial",
-                shape=shape,
-                chunks=shape,
-                dtype="float16",
-                compressors=[ZstdCodec(level=1), Crc32cCodec()],
-            )
-        partial: Any = self._group["partial"]
-        padded = np.zeros(partial.shape, np.float16)
-        padded[:waiting] = block
-        partial[:] = padded
-        self._mark(SlideState(False, self._state.rows, waiting, self._state.tiles, self._state.source))
+        with self._unless_broken():
+            write_partial(self._group, partial_name(self._record.state.rows), np.concatenate(self._pending))
+            self._mark(partial=waiting)
 
-    def finish(self, neighbours: NDArray[np.int32], distances: NDArray[np.float32], thumbnail: dict[str, Any]) -> None:
-        """Write what needs the whole slide, and the completion mark, last."""
-        if self._state.rows != self._state.tiles:
-            raise StoreError(f"{self._group.path}: {self._state.rows} of {self._state.tiles} tiles are written")
-        with _anndata_settings():
-            write_elem(self._embedding["obsm"], "neighbors", neighbours)
-            write_elem(self._embedding["obsm"], "neighbor_distances", distances)
-            write_elem(self._embedding["uns"], "spatial", thumbnail)
-        if "partial" in self._group:
-            del self._group["partial"]
-        for name in ("embedding", "expression"):
-            if name in self._group:
-                _consolidate(self._group, name)
-        self._mark(SlideState(True, self._state.rows, 0, self._state.tiles, self._state.source))
+    def finish(self, neighbours: NDArray[np.int32], distances: NDArray[np.float64], thumbnail: dict[str, Any]) -> None:
+        """Write what needs the whole slide (tables n × k, the spot itself first), and the completion mark, last.
 
-    def _mark(self, state: SlideState) -> None:
-        self._group.attrs["state"] = dict(vars(state))
-        self._state = state
+        Each step may be done twice: a run that is cut short in here is taken up again.
+        """
+        state = self._record.state
+        if state.rows != state.tiles:
+            raise StoreError(f"{self._path}: {state.rows} of {state.tiles} tiles are written")
+        with self._unless_broken():
+            store, location = self._store, self._store.location
+            embedding = store._group(f"{self._path}/embedding")
+            uns = store._group(f"{self._path}/embedding/uns")
+            write_graph(embedding, uns, neighbours, distances)
+            with _anndata_settings():
+                write_elem(uns, "spatial", thumbnail)
+            for name in location.folders(self._path):
+                if name.startswith("partial_"):
+                    location.delete(f"{self._path}/{name}")
+            for name in ("embedding", "expression"):
+                if name in self._group:
+                    consolidate(self._group, name)
+            self._record = self._record.model_copy(update={"files": list_files(location, self._path)})
+            self._mark(partial=0, complete=True)
+
+    def _mark(self, **changes: Any) -> None:
+        """Write the record with its state changed, then believe it."""
+        record = self._record.with_state(**changes)
+        write_record(self._group, record)
+        self._record = record
         self._saved = time.monotonic()
 
+    @contextlib.contextmanager
+    def _unless_broken(self) -> Iterator[None]:
+        if self._broken:
+            raise StoreError(f"{self._path}: an earlier write failed; open the slide anew")
+        try:
+            yield
+        except BaseException:
+            self._broken = True
+            raise
 
-def _write_skeleton(group: zarr.Group, contract: Contract, spots: Spots, uns: dict[str, Any]) -> None:
-    """Write everything of a slide that is known before its tiles are encoded."""
-    n, d = len(spots), contract.dim
+
+def write_record(group: zarr.Group, record: SlideRecord) -> None:
+    """Write a slide's record, in one write: it is the old one or the new one at any moment."""
+    group.attrs[KEY] = _values(record)
+
+
+def _values(record: SlideRecord) -> dict[str, Any]:
+    return signed(json.loads(record.model_dump_json()))
+
+
+def partial_name(rows: int) -> str:
+    """Return the name of the array of tiles that follow the first `rows` and do not fill a shard yet."""
+    return f"partial_{rows}"
+
+
+def write_partial(group: zarr.Group, name: str, values: NDArray[np.float16]) -> None:
+    """Write fewer tiles than a shard (b × V × d) as one chunk of full size, in place of those that are there."""
+    shape = (SHARD_TILES, *values.shape[1:])
+    if name not in group:
+        group.create_array(
+            name, shape=shape, chunks=shape, dtype="float16", compressors=[ZstdCodec(level=1), Crc32cCodec()]
+        )
+    padded = np.zeros(shape, np.float16)
+    padded[: len(values)] = values
+    partial: Any = group[name]
+    partial[:] = padded
+
+
+def write_graph(
+    embedding: zarr.Group, uns: zarr.Group, neighbours: NDArray[np.int32], distances: NDArray[np.float64]
+) -> None:
+    """Write n × k neighbours as squidpy does: two sparse matrices, and a note on them in uns."""
+    connected, far = graph_of(neighbours, distances)
+    note = {
+        "connectivities_key": "spatial_connectivities",
+        "distances_key": "spatial_distances",
+        "params": {"n_neighbors": neighbours.shape[1] - 1, "coord_type": "generic"},
+    }
+    with _anndata_settings():
+        write_elem(embedding, "obsp", {"spatial_connectivities": connected, "spatial_distances": far})
+        write_elem(uns, "spatial_neighbors", note)
+
+
+def _obs(spots: Spots) -> pd.DataFrame:
     obs = pd.DataFrame(index=pd.Index(spots.barcodes, name="barcode", dtype=object))
     for name, values in (("array_row", spots.array_row), ("array_col", spots.array_col)):
         if values is not None:
             obs[name] = values
-    obs["in_tissue"] = np.ones(n, dtype=bool)
-    embedding = group.create_group("embedding")
-    embedding.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    obs["in_tissue"] = np.ones(len(spots), dtype=bool)
+    return obs
+
+
+def _write_obs(embedding: zarr.Group, spots: Spots) -> None:
     with _anndata_settings():
-        write_elem(embedding, "obs", obs)
+        write_elem(embedding, "obs", _obs(spots))
+
+
+def _write_skeleton(group: zarr.Group, contract: Contract, spots: Spots, uns: dict[str, Any]) -> None:
+    """Write everything of a slide's embedding that is known before its tiles are encoded."""
+    n, d = len(spots), contract.dim
+    embedding = group.create_group("embedding")
+    embedding.attrs.update(_ANNDATA)
+    _write_obs(embedding, spots)
+    with _anndata_settings():
         write_elem(embedding, "var", pd.DataFrame(index=pd.Index([f"e{i}" for i in range(d)], dtype=object)))
         write_elem(embedding, "obsm", {"spatial": spots.xy})
         write_elem(embedding, "uns", uns)
     _embedding_array(embedding, "X", (n, d))
     if contract.views > 1:
         _embedding_array(embedding, "obsm/views", (n, contract.views, d))
-    if spots.counts is not None and spots.genes is not None:
-        expression = group.create_group("expression")
-        expression.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        with _anndata_settings():
-            write_elem(expression, "obs", obs)
-            write_elem(expression, "var", pd.DataFrame(index=pd.Index(spots.genes, name="gene", dtype=object)))
-        _write_csr(expression, "X", spots.counts.astype(np.float32))
+
+
+def _write_expression(location: Location, slide: zarr.Group, spots: Spots) -> None:
+    """Write the counts anew, in place of those that are there; none where the spots have none."""
+    location.delete(f"{slide.path}/expression")
+    if spots.counts is None or spots.genes is None:
+        return
+    expression = slide.create_group("expression")
+    expression.attrs.update(_ANNDATA)
+    with _anndata_settings():
+        write_elem(expression, "obs", _obs(spots)[[]])
+        write_elem(expression, "var", pd.DataFrame(index=pd.Index(spots.genes, name="gene", dtype=object)))
+    _write_csr(expression, "X", spots.counts.astype(np.float32))
 
 
 def _embedding_array(group: zarr.Group, name: str, shape: tuple[int, ...]) -> None:
@@ -199,7 +326,7 @@ def _embedding_array(group: zarr.Group, name: str, shape: tuple[int, ...]) -> No
         name,
         shape=shape,
         chunks=(_CHUNK_TILES, *shape[1:]),
-        shards=(_SHARD_TILES, *shape[1:]),
+        shards=(SHARD_TILES, *shape[1:]),
         dtype="float16",
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
     )
@@ -229,7 +356,7 @@ def _write_csr(group: zarr.Group, name: str, matrix: sp.csr_matrix) -> None:
         array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
 
 
-def _consolidate(group: zarr.Group, name: str) -> None:
+def consolidate(group: zarr.Group, name: str) -> None:
     """Gather an AnnData group's metadata in one place: one request instead of thirty on a remote disk."""
     with quiet_warnings():  # consolidated metadata is not yet in the v3 standard; readers may ignore it
         zarr.consolidate_metadata(group.store, path=f"{group.path}/{name}")
@@ -245,20 +372,3 @@ def _anndata_settings() -> Iterator[None]:
     known = {key: value for key, value in wanted.items() if hasattr(anndata.settings, key)}
     with quiet_warnings(), anndata.settings.override(**known):
         yield
-
-
-def _lock(path: Path) -> int:
-    """Take the store for one writer. The lock is the kernel's: it ends with the process, however that ends."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # not a POSIX system: nothing to lock with
-        pass
-    except BlockingIOError as error:
-        os.close(handle)
-        raise StoreError(
-            f"another nh2st-pipe embed is writing {path}; wait for it, or give this one another --store"
-        ) from error
-    return handle

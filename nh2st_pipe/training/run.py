@@ -86,7 +86,7 @@ def train(
     progress.start("training", max(len(splits), 1), "folds")
     for done, fold in enumerate(splits):
         for each in heads:
-            task = FoldTask(str(store.path), each, fold, str(study.device))
+            task = FoldTask(str(store.location), each, fold, str(study.device))
             result = run_fold(task, study, _tell(progress, done, len(splits), each.name))
             outcomes[each.name].add(result)
             if each is resolved:
@@ -159,13 +159,16 @@ def _load(store: Store, recipe: TrainRecipe, device: torch.device, say: Callable
     unfinished = store.incomplete()
     if unfinished:
         say(f"not in this training: {listed(unfinished)}, unfinished (nh2st-pipe embed goes on with it)")
+    damaged = store.damaged()
+    if damaged:
+        say(f"not in this training: {listed(damaged)}, damaged (nh2st-pipe inspect {store.location})")
     names = store.slides()
     if not names:
-        raise TrainError(f"{store.path} holds no complete slide; run nh2st-pipe embed first")
+        raise TrainError(f"{store.location} holds no complete slide; run nh2st-pipe embed first")
     without = [name for name in names if not store.has_expression(name)]
     if len(without) == len(names):
         raise TrainError(
-            f"{store.path} holds no expression, so there is nothing to learn from; add the column 'expression' "
+            f"{store.location} holds no expression, so there is nothing to learn from; add the column 'expression' "
             "(.h5ad files with counts) to the manifest and embed into a new store"
         )
     if without:
@@ -175,7 +178,7 @@ def _load(store: Store, recipe: TrainRecipe, device: torch.device, say: Callable
     width = min(slide.neighbours.shape[1] for slide in study.slides.values())
     if recipe.features.neighbours > width:
         raise TrainError(
-            f"features.neighbours is {recipe.features.neighbours}, and {store.path} keeps {width} per spot"
+            f"features.neighbours is {recipe.features.neighbours}, and {store.location} keeps {width} per spot"
         )
     return study
 
@@ -208,10 +211,10 @@ def _metrics(
         "baselines": {name: o.record() for name, o in outcomes.items() if name != recipe.name},
         "model": {"genes": len(final.model.genes), "epochs": final.best_epoch, "slides": sorted(study.slides)},
         "store": {
-            "path": str(study.path),
+            "path": study.path,
             "encoder": contract.identity["name"],
-            "weights_sha256": contract.weights_sha256,
-            "weights_source": contract.weights_source,
+            "weights_sha256": contract.weights.sha256,
+            "weights_source": contract.weights.source,
             "precision": contract.precision,
             "tile": contract.tile,
             "views": contract.views,

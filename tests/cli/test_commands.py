@@ -242,6 +242,6 @@ def test_sigterm_keeps_what_is_done_and_says_so(study: Study) -> None:
     assert "Traceback" not in errors
     from nh2st_pipe.store.read import open_store
 
-    state = open_store(store).state("s0")
-    assert state is not None
-    assert state.rows + state.partial > 0
+    record = open_store(store).record("s0")
+    assert record is not None
+    assert record.state.rows + record.state.partial > 0

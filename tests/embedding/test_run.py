@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 import pytest
 from PIL import Image
@@ -165,16 +166,16 @@ def test_a_killed_run_goes_on_where_it_was(study: Study, how: signal.Signals) ->
     )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:  # until the second slide is under way
-        state = open_store(path).state("s1") if (path / "slides/s1/zarr.json").exists() else None
-        if state is not None and state.partial >= 4:
+        record = open_store(path).record("s1") if (path / "slides/s1/zarr.json").exists() else None
+        if record is not None and record.state.partial >= 4:
             break
         time.sleep(0.02)
     process.send_signal(how)
     process.wait(timeout=60)
-    state = open_store(path).state("s1")
-    assert state is not None
-    assert not state.complete
-    safe = state.rows + state.partial
+    record = open_store(path).record("s1")
+    assert record is not None
+    assert not record.state.complete
+    safe = record.state.rows + record.state.partial
     assert safe >= 4
     summary = study.embed(views=8)
     assert summary.kept == ["s0"]
@@ -225,3 +226,88 @@ def test_plain_images_are_open_two_at_a_time(make_study: Callable[..., Study], m
     make_study(6, side=3).embed(batch_size=2, workers=1)
     assert most <= 2
     assert held == 0
+
+
+def test_changed_counts_are_renewed_and_nothing_is_encoded(study: Study) -> None:
+    study.embed(views=8)
+    path = study.folder / "store.zarr"
+    before = open_store(path).read("s1")
+    data = anndata.read_h5ad(study.folder / "s1.h5ad")
+    data.X = data.X * 3
+    data.write_h5ad(study.folder / "s1.h5ad")
+    summary = study.embed()
+    assert (summary.encoded_tiles, summary.done, summary.kept) == (0, ["s1"], ["s0", "s2"])
+    after = open_store(path).read("s1")
+    assert np.array_equal(after.views, before.views)
+    assert after.counts is not None
+    assert before.counts is not None
+    assert np.array_equal(after.counts.toarray(), before.counts.toarray() * 3)
+    assert study.embed().kept == ["s0", "s1", "s2"]
+
+
+def test_changed_spots_are_refused_until_asked_for(study: Study) -> None:
+    study.embed()
+    data = anndata.read_h5ad(study.folder / "s1.h5ad")
+    data.obsm["spatial"] = data.obsm["spatial"] + 3.0
+    data.write_h5ad(study.folder / "s1.h5ad")
+    assert "its spots changed since it was embedded" in study.embed().failed["s1"]
+    assert study.embed(redo_changed=True).encoded_tiles == 25
+
+
+def test_a_changed_patient_is_taken_over_without_an_encoder(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    study.embed()
+    monkeypatch.setattr("nh2st_pipe.encoders.load.load_encoder", None)
+    study.manifest.write_text(study.manifest.read_text().replace(",P1,", ",Q,"))
+    assert study.embed().kept == ["s0", "s1", "s2"]
+    assert open_store(study.folder / "store.zarr").read("s1").patient == "Q"
+
+
+TOGETHER = """
+import sys, time
+from nh2st_pipe.embedding.run import embed
+from nh2st_pipe.encoders.encoder import Encoder
+plain = Encoder.encode
+def slow(self, tiles, views=1):
+    time.sleep(0.02)
+    return plain(self, tiles, views)
+Encoder.encode = slow
+done = embed(sys.argv[1], encoder="fake", store=sys.argv[2], tile_px=48, batch_size=5, device="cpu")
+print(done.encoded_tiles, len(done.done), len(done.kept), len(done.failed))
+"""
+
+
+def test_two_processes_share_a_stores_slides(make_study: Callable[..., Study]) -> None:
+    study = make_study(6)
+    study.embed(store=study.folder / "alone.zarr")
+    path = study.folder / "store.zarr"
+    command = [sys.executable, "-c", TOGETHER, str(study.manifest), str(path)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [[int(word) for word in process.communicate(timeout=100)[0].split()] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum(tiles for tiles, *_ in said) == 6 * 25  # every slide once
+    assert all(done + kept == 6 and failed == 0 for _, done, kept, failed in said)
+    for name in (f"s{i}" for i in range(6)):
+        assert np.array_equal(open_store(path).read(name).views, open_store(study.folder / "alone.zarr")[name].views)
+
+
+def test_a_store_in_memory_is_embedded_into_and_trained_from(study: Study) -> None:
+    from nh2st_pipe.prediction import predict
+    from nh2st_pipe.training.run import train
+
+    where = f"memory://{study.folder.name}/{id(study)}/store.zarr"
+    assert study.embed(store=where, views=8).encoded_tiles == 75
+    assert study.embed(store=where).kept == ["s0", "s1", "s2"]
+    study.embed(views=8)
+    one, two = open_store(where).read("s2"), open_store(study.folder / "store.zarr").read("s2")
+    assert np.array_equal(one.views, two.views)
+    assert np.array_equal(one.neighbours, two.neighbours)
+    run = train(where, recipe="ridge", genes=6, out=study.folder / "run")
+    assert len(run.metrics["folds"]) == 3
+    assert len(predict(run.path, embeddings=where, out=study.folder / "pred").files) == 3
+
+
+def test_places_that_cannot_be_opened_say_what_is_missing(study: Study) -> None:
+    with pytest.raises(UsageError, match=r"nope://x/store\.zarr is no place this installation can open"):
+        study.embed(store="nope://x/store.zarr")
+    with pytest.raises(UsageError, match=r"Install s3fs .*; pip install 'nh2st-pipe\[cloud\]'"):
+        study.embed(store="s3://bucket/store.zarr")

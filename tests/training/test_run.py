@@ -48,7 +48,7 @@ def test_the_run_folder_holds_what_it_should(study: Study) -> None:
     data = anndata.read_h5ad(result.path / "predictions" / "s1.h5ad")
     assert summarise(np.asarray(data.X), data.layers["target"])["pcc"] == pytest.approx(metrics["folds"][1]["pcc"])
     assert data.obsm["spatial"].shape == (25, 2)
-    assert "lowres" in data.uns["spatial"]["s1"]["images"]
+    assert "hires" in data.uns["spatial"]["s1"]["images"]
     genes = pl.read_csv(result.path / "per_gene.csv").filter(pl.col("head") == "ridge")
     mean = np.mean([fold["pcc"] for fold in metrics["baselines"]["ridge"]["folds"]])
     assert np.average(genes["pcc"], weights=genes["n_folds"]) == pytest.approx(mean, abs=1e-6)

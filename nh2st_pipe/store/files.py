@@ -1,0 +1,43 @@
+"""The files of a slide, held against the list that was written with its completion mark."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from nh2st_pipe.core.location import Location
+from nh2st_pipe.store.format import crc32c
+
+__all__ = ["faults_of", "list_files"]
+
+# Chunks that carry a checksum of their own, which is checked as they are decoded; they are the bulk of a store.
+_CHECKED_WHEN_READ = re.compile(r"embedding/(X|obsm/views)/c/|expression/X/(data|indices|indptr)/c/")
+_OWN_RECORD = "zarr.json"  # holds the list, and a checksum of itself
+_LEFT_BEHIND = ".partial"  # of a write that was cut short
+
+
+def list_files(location: Location, folder: str) -> dict[str, tuple[int, str]]:
+    """Return every file below a slide's folder, with its size and CRC-32C, but for the record that holds the list."""
+    listed = {}
+    for name in sorted(location.files(folder)):
+        if name != _OWN_RECORD and not name.endswith(_LEFT_BEHIND):
+            data = location.read(f"{folder}/{name}")
+            listed[name] = (len(data), crc32c(data))
+    return listed
+
+
+def faults_of(location: Location, folder: str, listed: Mapping[str, tuple[int, str]], *, deep: bool) -> list[str]:
+    """Return in words what differs from the list: files that are gone, cut or changed.
+
+    All are read where `deep`; else those whose chunks carry a checksum of their own are left to whoever reads them.
+    """
+    there = location.files(folder)
+    faults = []
+    for name, (size, checksum) in listed.items():
+        if name not in there:
+            faults.append(f"{name} is missing")
+        elif there[name] != size:
+            faults.append(f"{name} has {there[name]:,} bytes and was written with {size:,}")
+        elif (deep or not _CHECKED_WHEN_READ.match(name)) and crc32c(location.read(f"{folder}/{name}")) != checksum:
+            faults.append(f"{name} has changed since it was written")
+    return faults

@@ -1,0 +1,77 @@
+"""Stops the process at a chosen write to a store: killed, signalled, or with an error of the disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+from unittest import mock
+
+from zarr.storage import _local
+
+from nh2st_pipe.core.location import Location
+
+Kind = Literal["killed", "full disk", "one I/O error", "SIGTERM"]
+KINDS: tuple[Kind, ...] = ("killed", "full disk", "one I/O error", "SIGTERM")
+
+
+class Killed(BaseException):
+    """The process is gone: nothing it would do afterwards happens, so every later write raises this too."""
+
+
+class Faults:
+    """Counts writes; at number `at` (from 1) it strikes, before anything is written."""
+
+    def __init__(self, at: int = 0, kind: Kind = "killed") -> None:
+        self.at, self.kind, self.writes = at, kind, 0
+        self._lock = threading.Lock()
+
+    def before_a_write(self) -> None:
+        with self._lock:
+            self.writes += 1
+            number = self.writes
+        if self.at == 0 or number < self.at:
+            return
+        if self.kind == "killed":
+            raise Killed
+        if self.kind == "full disk":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if number == self.at:
+            if self.kind == "one I/O error":
+                raise OSError(errno.EIO, "Input/output error")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def struck(faults: Faults) -> Iterator[Faults]:
+    """Put `faults` before every way in which a local store is written to or deleted from."""
+    put, delete, rmtree = _local._put, Location.delete, _local.LocalStore.delete_dir
+    remove = _local.LocalStore.delete
+
+    def counted_put(*arguments: Any, **options: Any) -> Any:
+        faults.before_a_write()
+        return put(*arguments, **options)
+
+    def counted_delete(self: Location, name: str) -> None:
+        faults.before_a_write()
+        delete(self, name)
+
+    async def counted_rmtree(self: Any, prefix: str) -> None:
+        faults.before_a_write()
+        await rmtree(self, prefix)
+
+    async def counted_remove(self: Any, key: str) -> None:
+        faults.before_a_write()
+        await remove(self, key)
+
+    with (
+        mock.patch.object(_local, "_put", counted_put),
+        mock.patch.object(Location, "delete", counted_delete),
+        mock.patch.object(_local.LocalStore, "delete_dir", counted_rmtree),
+        mock.patch.object(_local.LocalStore, "delete", counted_remove),
+    ):
+        yield faults

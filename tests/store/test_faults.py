@@ -1,0 +1,106 @@
+"""Whatever strikes at whichever write of `embed` or `upgrade`, the next run ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from nh2st_pipe.core.errors import NH2STError
+from nh2st_pipe.store import write
+from nh2st_pipe.store.read import open_store
+from nh2st_pipe.store.upgrade import upgrade
+from tests.conftest import Study
+from tests.store.faults import KINDS, Faults, Killed, Kind, struck
+
+STEP = int(os.environ.get("NH2ST_PIPE_FAULT_STEP", "13"))
+"""Every so many writes are struck, each with one kind in turn; 0 strikes every write with every kind."""
+
+
+def content(store: Path) -> dict[str, bytes]:
+    """Every file of a store, but for the locks."""
+    files = (file for file in store.rglob("*") if file.is_file() and ".claims" not in file.parts)
+    return {file.relative_to(store).as_posix(): file.read_bytes() for file in files}
+
+
+def walk(writes: int) -> list[tuple[int, Kind]]:
+    if STEP == 0:
+        return [(at, kind) for at in range(1, writes + 1) for kind in KINDS]
+    return [(at, KINDS[(at // STEP) % len(KINDS)]) for at in range(1, writes + 1, STEP)]
+
+
+@pytest.fixture
+def tiny(make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A slide of nine tiles in shards of four, every batch followed by a checkpoint."""
+    monkeypatch.setattr(write, "SHARD_TILES", 4)
+    monkeypatch.setattr(write, "_CHUNK_TILES", 2)
+    monkeypatch.setattr(write, "_CHECKPOINT_SECONDS", 0.0)
+    return make_study(1, 3)
+
+
+@pytest.mark.timeout(1800)
+def test_any_write_of_embed_may_be_the_last(tiny: Study) -> None:
+    def embed(name: str) -> Path:
+        tiny.embed(store=tiny.folder / name, views=8, batch_size=3, device="cpu")
+        return tiny.folder / name
+
+    with struck(Faults()) as counting:
+        whole = content(embed("whole"))
+    assert counting.writes > 100
+    for at, kind in walk(counting.writes):
+        with struck(Faults(at, kind)), suppress(Killed, OSError, KeyboardInterrupt):
+            embed("store")
+        embed("store")
+        assert content(tiny.folder / "store") == whole, f"{kind} at write {at} of {counting.writes}"
+        shutil.rmtree(tiny.folder / "store")
+
+
+@pytest.mark.timeout(1800)
+def test_any_write_of_a_renewal_may_be_the_last(tiny: Study) -> None:
+    """Counts that have changed are written anew, the embeddings kept, whenever that is cut short."""
+    import anndata
+
+    def embed(name: str) -> int:
+        return int(tiny.embed(store=tiny.folder / name, batch_size=3, device="cpu").encoded_tiles)
+
+    embed("before")
+    path = tiny.folder / "s0.h5ad"
+    data = anndata.read_h5ad(path)
+    data.X = data.X * 2
+    data.write_h5ad(path)
+    shutil.copytree(tiny.folder / "before", tiny.folder / "whole")
+    with struck(Faults()) as counting:
+        assert embed("whole") == 0
+    whole = content(tiny.folder / "whole")
+    assert whole != content(tiny.folder / "before")
+    for at, kind in walk(counting.writes):
+        shutil.copytree(tiny.folder / "before", tiny.folder / "store")
+        with struck(Faults(at, kind)), suppress(Killed, OSError, KeyboardInterrupt):
+            embed("store")
+        assert embed("store") == 0
+        assert content(tiny.folder / "store") == whole, f"{kind} at write {at} of {counting.writes}"
+        shutil.rmtree(tiny.folder / "store")
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ["whole", "interrupted"])
+def test_any_write_of_upgrade_may_be_the_last(name: str, tmp_path: Path) -> None:
+    old = Path(__file__).parents[1] / "stores" / "v1" / name
+    shutil.copytree(old, tmp_path / "whole")
+    with struck(Faults()) as counting:
+        upgrade(tmp_path / "whole")
+    whole = content(tmp_path / "whole")
+    for at, kind in walk(counting.writes):
+        if kind == "SIGTERM":
+            continue  # ends a process that has no handler, which is what "killed" does
+        shutil.copytree(old, tmp_path / "store")
+        with struck(Faults(at, kind)), suppress(Killed, OSError, NH2STError):
+            upgrade(tmp_path / "store")
+        assert open_store(tmp_path / "store").slides()[0] == "s0"  # readable at any moment
+        upgrade(tmp_path / "store")
+        assert content(tmp_path / "store") == whole, f"{kind} at write {at} of {counting.writes}"
+        shutil.rmtree(tmp_path / "store")
