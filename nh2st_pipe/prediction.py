@@ -9,20 +9,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import nh2st_pipe
 from nh2st_pipe.core.devices import pick_head_device
-from nh2st_pipe.core.errors import NH2STError, RunError, StoreError, UsageError
+from nh2st_pipe.core.errors import NH2STError, SlideError, StoreError, TrainError, UsageError
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.data.targets import targets
-from nh2st_pipe.heads.base import HeadModel
 from nh2st_pipe.recipes.encoder import EncoderRecipe
 from nh2st_pipe.recipes.train import TargetRecipe
-from nh2st_pipe.runs.model import load_model
+from nh2st_pipe.runs.about import About
+from nh2st_pipe.runs.checksums import sha256
+from nh2st_pipe.runs.model import HUB, load_model, model_folder
 from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.store.format import Contract
 from nh2st_pipe.store.read import SlideData, Store, open_store
 
 __all__ = ["PredictSummary", "predict"]
+
+_MPP_TOLERANCE = 0.05
 
 
 @dataclass
@@ -34,6 +38,8 @@ class PredictSummary:
     """slide_id → .h5ad."""
     failed: dict[str, str] = field(default_factory=dict)
     """Slides passed over, each with its cause."""
+    notices: list[str] = field(default_factory=list)
+    """What should be known of single predictions: trained on, or unlike what was trained on."""
 
     def record(self) -> dict[str, Any]:
         """Return the summary as JSON values."""
@@ -41,6 +47,7 @@ class PredictSummary:
             "out": str(self.out),
             "files": {slide_id: str(path) for slide_id, path in self.files.items()},
             "failed": self.failed,
+            "notices": self.notices,
         }
 
 
@@ -52,29 +59,32 @@ def predict(
     out: str | Path = "predictions",
     weights: str | Path | None = None,
     device: str = "auto",
+    any_mpp: bool = False,
     progress: Progress | None = None,
 ) -> PredictSummary:
-    """Predict expression with the head `model` (a run, its model/, or a hub repository).
+    """Predict expression with the head `model` (a run, its model/, or "hf-hub:owner/name").
 
     Exactly one of `embeddings` (a store) and `slides` (a manifest) is given. Slides are embedded first, with the
     model's own encoder and tile size, into <out>/store.zarr; `weights` is then the encoder's file where the hub's is
-    not wanted. Each <out>/<slide_id>.h5ad holds X n × G, the mean over the store's views, and layers["target"]
-    where the store has expression.
+    not wanted. Each <out>/<slide_id>.h5ad holds X n × G, the mean over the store's views, layers["target"] where the
+    store has expression, var["cv_pcc"] (the head's PCC of each gene out of fold), obs["likeness"] where the head can
+    tell how like a spot is to the training spots, and in uns["nh2st_pipe"] what the numbers are and whether the head
+    was trained on this slide. A slide whose tiles would show another size of tissue fails, unless `any_mpp`.
 
     Raises RunError where the model cannot be read, StoreError where the store is another encoder's.
     """
     if (embeddings is None) == (slides is None):
         raise UsageError("give either --embeddings (a store) or --slides (a manifest)")
     head = load_model(model)
-    trained_on = _contract(head, model)
+    about = About.of(head.about, model)
     progress = progress or Progress()
     summary = PredictSummary(Path(out))
     summary.out.mkdir(parents=True, exist_ok=True)
     if slides is not None:
-        embeddings = _embed(slides, trained_on, summary, weights, device, progress)
+        embeddings = _embed(slides, about.store, summary, weights, device, progress)
     assert embeddings is not None
     store = open_store(embeddings)
-    differences = trained_on.differences(store.contract, views=False)
+    differences = about.store.differences(store.contract, views=False)
     if differences:
         raise StoreError(f"{model} was trained on embeddings of {'; '.join(differences)}, as in {store.location}")
     names = _slides_of(store, slides, summary)
@@ -83,36 +93,66 @@ def predict(
 
     torch_device = pick_head_device(device)
     head.to(torch_device)
-    features = head.about["features"]
-    recipe = TargetRecipe.model_validate(head.about["targets"])
+    fixed = {
+        "recipe": about.recipe,
+        "out_of_fold": False,
+        "unit": about.unit or about.targets.unit(),
+        "encoder": about.store.identity["name"],
+        "weights_sha256": about.store.weights.sha256,
+        "version": nh2st_pipe.__version__,
+        **_model_hash(model),
+    }
+    cv_pcc = [about.cv_pcc.get(gene) for gene in head.genes] if about.cv_pcc else None
     progress.start("predicting", len(names), "slides")
     for number, name in enumerate(names):
         progress.advance(number, len(names), name)
         try:
-            slide = store.read(name, first_view_only=features["views"] == "first")
+            slide = store.read(name, first_view_only=about.features.views == "first")
+            if not any_mpp:
+                _check_mpp(slide, about)
             samples = Samples.of(
                 [slide],
-                neighbours=features["neighbours"],
+                neighbours=about.features.neighbours,
                 device=torch_device,
-                smoothed=recipe.smooth != "none",
+                smoothed=about.targets.smooth != "none",
             )
-            path = summary.out / f"{name}.h5ad"
-            about = {"recipe": head.about["recipe"], "out_of_fold": False}
-            write_prediction(path, slide, head.genes, head.predict(samples), _truth(slide, head.genes, recipe), about)
-            summary.files[name] = path
-        except StoreError as error:  # a damaged slide; the others go on
+            predicted = head.predict_spots(samples)
+        except (StoreError, SlideError, TrainError) as error:  # one slide that cannot be predicted; the others go on
             summary.failed[name] = str(error)
             progress.say(f"{name} passed over: {error}")
+            continue
+        seen = about.in_sample(slide.image_fingerprint, slide.patient)
+        notices = {"in_sample": seen, "caution": head.caution(predicted)}
+        summary.notices += [f"{name}: {words}" for words in notices.values() if words]
+        path = summary.out / f"{name}.h5ad"
+        said = {**fixed, **{key: words for key, words in notices.items() if words}}
+        truth = _truth(slide, head.genes, about.targets)
+        write_prediction(path, slide, head.genes, predicted, truth, said, cv_pcc)
+        summary.files[name] = path
     return summary
 
 
-def _contract(head: HeadModel, model: str | Path) -> Contract:
-    try:
-        return Contract.model_validate(head.about["store"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"the model {model} does not say which encoder it was trained on (config.json, about)"
-        ) from error
+def _check_mpp(slide: SlideData, about: About) -> None:
+    """Raise SlideError where tiles of so many px would show another size of tissue than the head was trained on."""
+    if about.store.tile["size_level0_px"] is None:
+        return  # tiles were cut in µm: their size is the same on every slide
+    trained = about.mpp_range()
+    if trained is None:
+        return
+    low, high = trained[0] / (1 + _MPP_TOLERANCE), trained[1] * (1 + _MPP_TOLERANCE)
+    if slide.mpp is None or not low <= slide.mpp <= high:
+        have = "of unknown resolution" if slide.mpp is None else f"of {slide.mpp:g} µm per px"
+        raise SlideError(
+            f"slide {slide.slide_id} is {have}, and the model was trained with tiles of "
+            f"{about.store.tile['size_level0_px']:g} px at {trained[0]:g} to {trained[1]:g}: its tiles show another "
+            "size of tissue. Give its mpp in the manifest, train with --tile-um, or predict all the same with --any-mpp"
+        )
+
+
+def _model_hash(model: str | Path) -> dict[str, str]:
+    if str(model).startswith(HUB):
+        return {"model": str(model)}
+    return {"model_sha256": sha256(model_folder(model) / "model.safetensors")}
 
 
 def _embed(

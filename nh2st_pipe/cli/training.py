@@ -93,7 +93,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def predict(
-    model: Annotated[str, typer.Option(help="Run folder, its model/, or a Hugging Face repository.")],
+    model: Annotated[str, typer.Option(help="Run folder, its model/, or hf-hub:owner/name.")],
     embeddings: Annotated[str | None, typer.Option(help="Store to predict for.")] = None,
     slides: Annotated[
         Path | None, typer.Option(help="Manifest to predict for; embedded first, into OUT/store.zarr.")
@@ -101,6 +101,9 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for one .h5ad per slide.")] = Path("predictions"),
     weights: Weights = None,
     device: Device = "auto",
+    any_mpp: Annotated[
+        bool, typer.Option("--any-mpp", help="Predict slides of another resolution too, with tiles of as many px.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Predict expression with a trained head, one .h5ad per slide."""
@@ -115,10 +118,13 @@ def predict(
             out=out,
             weights=weights,
             device=device,
+            any_mpp=any_mpp,
             progress=progress,
         )
 
     def say() -> None:
+        for notice in summary.notices:
+            typer.echo(f"note: {notice}")
         typer.echo(f"{len(summary.files)} slides predicted into {summary.out}")
         say_failed(summary.failed)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -125,9 +126,31 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
         loaded: HeadModel = super()._load_as_safetensor(model, model_file, map_location, True)
         return loaded
 
+    @classmethod
+    def _load_as_pickle(  # type: ignore[override]
+        cls, model: HeadModel, model_file: str, map_location: str, strict: bool
+    ) -> HeadModel:
+        """Refuse weights in a pickle, which could run code and load in part."""
+        raise ValueError("weights are read from model.safetensors alone")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """Load a head from a run, its `model/`, or a repository of the hub; see the hub's mixin for `options`.
+
+        `load_model` does the same for a head of any kind, and checks its files.
+        """
+        inside = Path(pretrained_model_name_or_path) / "model"
+        found = inside if (inside / "config.json").is_file() else pretrained_model_name_or_path
+        loaded: Self = super().from_pretrained(str(found).removeprefix("hf-hub:"), **options)
+        return loaded
+
     def forward_view(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
         """Return predictions b × G for the spots `rows` in one view."""
         raise NotImplementedError
+
+    def caution(self, predicted: Prediction) -> str | None:
+        """Return in words why a slide's prediction should be believed less than the folds' figures say, if so."""
+        return None
 
     def predict(self, samples: Samples) -> NDArray[np.float32]:
         """Return predictions N × G."""

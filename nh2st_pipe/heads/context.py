@@ -232,6 +232,19 @@ class Context(HeadModel):
         values = samples.smooth(out.cpu().numpy()).astype(np.float32)
         return Prediction(values, likeness)
 
+    def caution(self, predicted: Prediction) -> str | None:
+        """See HeadModel."""
+        if predicted.likeness is None or self.recipe.network is None:
+            return None
+        median = float(np.median(predicted.likeness))
+        if median >= self.recipe.gate_to:
+            return None
+        share = self._kernel_share(torch.from_numpy(predicted.likeness)) / self.recipe.kernel_share
+        return (
+            f"unlike the training slides (likeness {median:.2f}, below {self.recipe.gate_to:g}; the kernel part has "
+            f"{share:.0%} of its share): expect less than the folds' figures"
+        )
+
     def _kernel_share(self, best: torch.Tensor) -> float:
         """Return the kernel part's share for a slide, from its spots' best similarities to the training spots."""
         recipe = self.recipe

@@ -17,7 +17,16 @@ from nh2st_pipe.core.errors import UsageError
 from nh2st_pipe.recipes import files
 from nh2st_pipe.recipes.values import Strict, validate
 
-__all__ = ["HEADS", "MeanHead", "NH2STHead", "RidgeHead", "TargetRecipe", "TrainRecipe", "load_train_recipe"]
+__all__ = [
+    "HEADS",
+    "MeanHead",
+    "NH2STHead",
+    "RidgeHead",
+    "TargetRecipe",
+    "TrainRecipe",
+    "load_train_recipe",
+    "with_settings",
+]
 
 
 class TargetRecipe(Strict):
@@ -33,6 +42,12 @@ class TargetRecipe(Strict):
     """`log10(x + 1)`, `ln(x + 1)`, or nothing."""
     smooth: Literal["grid8", "none"] = "grid8"
     """`grid8` takes the mean over a spot and its neighbours with |Δrow| ≤ 1 and |Δcol| ≤ 1."""
+
+    def unit(self) -> str:
+        """Say in words what a target is a number of."""
+        counts = "counts" if self.scale_to is None else f"counts scaled to {self.scale_to:,.0f} per spot"
+        logged = {"log10": f"log10({counts} + 1)", "log1p": f"ln({counts} + 1)"}.get(self.log, counts)
+        return logged + (", mean over a spot and its grid neighbours" if self.smooth == "grid8" else "")
 
 
 class FeatureRecipe(Strict):
@@ -194,7 +209,8 @@ HEADS: dict[str, type[HeadRecipe]] = {
 class TrainRecipe(Strict):
     """One way of training: targets, features, head, protocol, and the baselines reported beside it."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Letters, digits and ._-; a run is called after it where no --out is given."""
     about: str = ""
     targets: TargetRecipe = Field(default_factory=TargetRecipe)
     features: FeatureRecipe = Field(default_factory=FeatureRecipe)
@@ -209,7 +225,17 @@ class TrainRecipe(Strict):
     folds: str = "patient"
     """`patient` or `slide` leaves one out in turn; a number makes that many folds of patients; `none` judges
     nothing."""
-    seed: int = 2021
+    seed: int = Field(2021, ge=0, lt=1 << 32)
+
+    @model_validator(mode="after")
+    def _heads_have_one_name_each(self) -> Self:
+        names = [self.name, *self.baselines]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"{' and '.join(twice)} would stand twice in one table, as head or baseline; give each once"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -229,24 +255,30 @@ class TrainRecipe(Strict):
 
 
 def load_train_recipe(name: str | Path, settings: Iterable[str] = ()) -> TrainRecipe:
-    """Return the training recipe called `name` (or in the file `name`) with `settings` applied.
+    """Return the training recipe called `name` (or in the file `name`) with `settings` applied; see `with_settings`."""
+    path = files.find("stages/train", name)
+    return validate(TrainRecipe, with_settings(files.load_yaml(path), settings), path.name)
+
+
+def with_settings(data: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """Return recipe values with `settings` applied, in place.
 
     A setting is "key=value" with a dotted key ("head.dropout=0.3"); the value is read as YAML.
     """
-    path = files.find("stages/train", name)
-    data = files.load_yaml(path)
     for setting in settings:
         key, sign, value = setting.partition("=")
         if not sign or not key:
-            raise UsageError(f"--set takes key=value (for example fit.epochs=50), not '{setting}'")
+            raise UsageError(f"--set takes key=value (for example head.network.epochs=80), not '{setting}'")
         *parents, leaf = key.strip().split(".")
         place = data
         for parent in parents:
-            place = place.setdefault(parent, {})
+            if place.get(parent) is None:
+                place[parent] = {}
+            place = place[parent]
             if not isinstance(place, dict):
                 raise UsageError(f"--set {setting}: '{parent}' is a value, not a group of keys")
         try:
             place[leaf] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise UsageError(f"--set {setting}: '{value}' is not a YAML value") from error
-    return validate(TrainRecipe, data, path.name)
+    return data

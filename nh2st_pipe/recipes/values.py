@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nh2st_pipe.core.errors import RecipeError, nearest
 
-__all__ = ["Strict", "validate"]
+__all__ = ["Strict", "faults_in_words", "validate"]
 
 Recipe = TypeVar("Recipe", bound=BaseModel)
 
@@ -23,6 +23,7 @@ class Strict(BaseModel):
 
 
 def faults_in_words(error: pydantic.ValidationError, model: type[BaseModel]) -> str:
+    """Return each fault with the key it is about, and the nearest key where there is no such one."""
     lines = []
     for fault in error.errors():
         # The second part under `head` is pydantic's own: which kind of head it tried.

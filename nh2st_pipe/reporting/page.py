@@ -16,6 +16,8 @@ from typing import Any
 import yaml
 
 from nh2st_pipe.core.errors import RunError
+from nh2st_pipe.recipes.train import TargetRecipe
+from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.reporting.maps import slide_maps
 from nh2st_pipe.runs.folder import read_metrics
 
@@ -211,11 +213,8 @@ def _many(count: int, what: str) -> str:
 
 def _unit(recipe: dict[str, Any]) -> str:
     """Say what a target is a number of."""
-    targets = recipe.get("targets") or {}
-    scale, smooth = targets.get("scale_to"), targets.get("smooth") == "grid8"
-    counts = "counts" if scale is None else f"counts scaled to {scale:,.0f} per spot"
-    logged = {"log10": f"log10({counts} + 1)", "log1p": f"ln({counts} + 1)"}.get(targets.get("log", "none"), counts)
-    return logged + (", mean over a spot and its grid neighbours" if smooth else "")
+    targets = recipe.get("targets")
+    return "" if targets is None else validate(TargetRecipe, targets, "recipe.yaml, targets").unit()
 
 
 def _genes(rows: list[dict[str, str]], heads: list[str]) -> dict[str, Any]:

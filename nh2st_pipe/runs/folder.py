@@ -8,6 +8,7 @@
     predictions/     <slide_id>.h5ad, out of fold: X predicted, layers["target"]
     model/           the head trained on all slides
     log.jsonl        what happened when
+    SHA256SUMS       every file with its hash, checked when the run is read; `sha256sum --check` reads it too
 
 A run is written beside its place and renamed when it is whole.
 """
@@ -17,29 +18,52 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import yaml
+from filelock import FileLock, Timeout
 
-from nh2st_pipe.core.errors import RunError
+from nh2st_pipe.core.errors import RunError, listed
+from nh2st_pipe.runs.about import RUN_FORMAT
+from nh2st_pipe.runs.checksums import check_files, write_sums
 
 __all__ = ["RunFolder", "read_metrics"]
 
+_PART, _LOCK = ".part", ".lock"
+_WHOLE = ("recipe.yaml", "metrics.json", "per_gene.csv", "model/config.json", "model/model.safetensors")
+
 
 class RunFolder:
-    """A run being written. `commit` makes it appear; until then it is called <name>.part."""
+    """A run being written, in a folder of its own beside its place. `commit` makes it appear there.
+
+    As a context it goes away with an exception. What a killed run left behind is cleared by the next of the same name;
+    a lock tells it from one that is still at work.
+    """
 
     def __init__(self, path: Path) -> None:
         if path.exists():
             raise RunError(f"{path} exists already; give another --out, or move it away")
         self.path = path
-        self.part = path.with_name(path.name + ".part")
-        if self.part.exists():
-            shutil.rmtree(self.part)
-        (self.part / "predictions").mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f"{path.name}.*{_PART}"):
+            _clear_if_dead(left)
+        self.part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{_PART}")
+        self.part.mkdir()
+        self._lock = FileLock(self.part / _LOCK, thread_local=False)
+        self._lock.acquire()
+        (self.part / "predictions").mkdir()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, at: object) -> None:
+        self._lock.release()
+        if kind is not None:
+            shutil.rmtree(self.part, ignore_errors=True)
 
     def log(self, event: str, **values: Any) -> None:
         """Add a line to log.jsonl."""
@@ -64,18 +88,46 @@ class RunFolder:
 
     def commit(self) -> None:
         """Make the run appear under its name."""
-        if self.path.exists():
-            raise RunError(f"{self.path} appeared while training; the finished run is at {self.part}")
-        self.part.rename(self.path)
+        missing = [name for name in _WHOLE if not (self.part / name).is_file()]
+        if missing:
+            raise RunError(f"the run lacks {listed(missing)}; was something deleted in {self.part} while training?")
+        self._lock.release()
+        (self.part / _LOCK).unlink(missing_ok=True)
+        write_sums(self.part)
+        try:
+            self.part.rename(self.path)
+        except OSError as error:  # a folder with something in it is there
+            kept = self.path.with_name(f"{self.path.name}-{self.part.name.split('.')[-2]}")
+            self.part.rename(kept)
+            raise RunError(f"{self.path} appeared while training; the finished run is at {kept}") from error
+
+
+def _clear_if_dead(part: Path) -> None:
+    lock = FileLock(part / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except (Timeout, OSError):
+        return
+    lock.release()
+    shutil.rmtree(part, ignore_errors=True)
 
 
 def read_metrics(run: str | Path) -> dict[str, Any]:
-    """Return a run's metrics.json. Raises RunError where `run` is no finished run."""
+    """Return a run's metrics.json. Raises RunError where `run` is no finished run, or not as it was written."""
     path = Path(run) / "metrics.json"
     if not path.is_file():
         raise RunError(f"{run} is not a finished run (there is no metrics.json in it)")
+    check_files(Path(run))
     try:
         metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(f"{path} is damaged: {error}") from error
+    if not isinstance(metrics, dict):
+        raise RunError(f"{path} is damaged: it should hold a mapping")
+    found = metrics.get("format", 0)
+    if not isinstance(found, int) or found > RUN_FORMAT:
+        raise RunError(
+            f"{run} has run format {found}, and this version of nh2st-pipe reads {RUN_FORMAT} and older; "
+            "a newer version may read it"
+        )
     return metrics

@@ -7,26 +7,27 @@ import io
 import json
 from pathlib import Path
 
-from nh2st_pipe.core.errors import RunError
+from nh2st_pipe.core.errors import RunError, nearest
 from nh2st_pipe.heads.base import HeadModel
 from nh2st_pipe.heads.registry import head_class
+from nh2st_pipe.runs.checksums import SUMS, check_files, write_sums
 
-__all__ = ["load_model"]
+__all__ = ["HUB", "load_model", "model_folder", "save_model"]
 
 
-def load_model(path: str | Path) -> HeadModel:
-    """Load a saved head: the folder of a run, its `model/`, or a Hugging Face repository.
+HUB = "hf-hub:"
 
-    Raises RunError where there is no model, or one of a kind that this version does not know.
+
+def load_model(where: str | Path) -> HeadModel:
+    """Load a saved head: the folder of a run, its `model/`, or "hf-hub:owner/name" (optionally "@revision").
+
+    Only the last goes to the network. Its files are held against their SHA-256 where the model has a list of them.
+    Raises RunError where there is no model, it has been changed, or it is of a kind that this version does not know.
     """
-    folder = Path(path)
-    if (folder / "model" / "config.json").is_file():
-        folder = folder / "model"
+    text = str(where)
+    folder = _from_hub(text) if text.startswith(HUB) else model_folder(where)
+    check_files(folder)
     config_file = folder / "config.json"
-    if not config_file.is_file():
-        if folder.exists():
-            raise RunError(f"{path} holds no trained model (no model/config.json); was the training finished?")
-        config_file = _hub_config(str(path))
     try:
         kind = json.loads(config_file.read_text(encoding="utf-8")).get("kind")
     except (ValueError, AttributeError) as error:
@@ -35,23 +36,47 @@ def load_model(path: str | Path) -> HeadModel:
         kind_of_head = head_class(kind)
     except RunError as error:
         raise RunError(f"{config_file} describes {error}") from None
+    if not (folder / "model.safetensors").is_file():
+        raise RunError(f"{folder} holds no model.safetensors; weights in other forms are not loaded")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the mixin announces itself on stdout
-            model = kind_of_head.from_pretrained(str(folder) if folder.exists() else str(path))
+            model = kind_of_head.from_pretrained(str(folder))
     except Exception as error:  # a truncated weight file, tensors that do not fit
-        raise RunError(f"the model at {path} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
+        raise RunError(f"the model at {where} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
     return model.eval()
 
 
-def _hub_config(repo: str) -> Path:
-    from huggingface_hub import errors, hf_hub_download
+def model_folder(where: str | Path) -> Path:
+    """Return the folder of a head's files, given a run or that folder. Raises RunError where there is none."""
+    folder = Path(where)
+    for place in (folder / "model", folder):
+        if (place / "config.json").is_file():
+            return place
+    if folder.exists():
+        raise RunError(f"{where} holds no trained model (no model/config.json); was the training finished?")
+    near = nearest(folder.name, [path.name for path in folder.parent.glob("*")] if folder.parent.is_dir() else [])
+    raise RunError(f"there is no run at {where}{near} (a model on the Hugging Face hub is {HUB}owner/name)")
 
+
+def save_model(model: HeadModel, folder: Path) -> None:
+    """Write a head as config.json and model.safetensors, with a list of their hashes."""
+    model.cpu().save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # the hub's empty model card
+    write_sums(folder)
+
+
+def _from_hub(text: str) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    repo, _, revision = text.removeprefix(HUB).partition("@")
     if repo.count("/") != 1:
-        raise RunError(f"there is no run at {repo}")
+        raise RunError(f"{text} is no model on the hub; {HUB}owner/name is expected")
     try:
-        return Path(hf_hub_download(repo, "config.json"))
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-        raise RunError(
-            f"there is no run folder at {repo}, and as a Hugging Face repository it cannot be had: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
+        found = snapshot_download(
+            repo, revision=revision or None, allow_patterns=["config.json", "model.safetensors", SUMS]
+        )
+    except (errors.HfHubHTTPError, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError) as error:
+        raise RunError(f"{text} cannot be had: {str(error).splitlines()[0]}") from error
+    if not (Path(found) / "config.json").is_file():
+        raise RunError(f"{text} holds no trained head (no config.json)")
+    return Path(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.quiet import quiet_warnings
+from nh2st_pipe.heads.base import Prediction
 from nh2st_pipe.store.read import SlideData
 
 __all__ = ["write_prediction"]
@@ -20,22 +22,33 @@ def write_prediction(
     path: Path,
     slide: SlideData,
     genes: list[str],
-    predicted: NDArray[np.float32],
+    predicted: Prediction,
     target: NDArray[np.float32] | None,
     about: dict[str, Any],
+    cv_pcc: Sequence[float | None] | None = None,
 ) -> None:
     """Write one slide's predictions: X n × G, layers["target"] where the truth is known, obsm["spatial"] in
     level-0 px, the thumbnail where scanpy and squidpy look for it, and `about` in uns["nh2st_pipe"].
+
+    obs["likeness"] tells how like each spot is to the training spots (its median stands in uns), var["cv_pcc"] how well
+    each gene was predicted out of fold, where these are known.
     """
     obs = pd.DataFrame(index=pd.Index(slide.barcodes, name="barcode", dtype=object))
     for name, values in (("array_row", slide.array_row), ("array_col", slide.array_col)):
         if values is not None:
             obs[name] = values
-    data = anndata.AnnData(predicted, obs=obs, var=pd.DataFrame(index=pd.Index(genes, name="gene", dtype=object)))
+    var = pd.DataFrame(index=pd.Index(genes, name="gene", dtype=object))
+    about = {"slide_id": slide.slide_id, "patient": slide.patient, **about}
+    if cv_pcc is not None:
+        var["cv_pcc"] = np.array([np.nan if value is None else value for value in cv_pcc])
+    if predicted.likeness is not None:
+        obs["likeness"] = predicted.likeness
+        about["likeness"] = float(np.median(predicted.likeness))
+    data = anndata.AnnData(predicted.values, obs=obs, var=var)
     data.obsm["spatial"] = slide.xy
     if target is not None:
         data.layers["target"] = target
-    data.uns["nh2st_pipe"] = {"slide_id": slide.slide_id, "patient": slide.patient, **about}
+    data.uns["nh2st_pipe"] = about
     if "spatial" in slide.uns:
         data.uns["spatial"] = slide.uns["spatial"]
     part = path.with_name(path.name + ".part")

@@ -59,6 +59,17 @@ class SlideData:
         return f"SlideData({self.slide_id!r}: {n:,} tiles, {views} views of {dim} values, {len(self.genes):,} genes)"
 
     @property
+    def image_fingerprint(self) -> str:
+        """The image file's; empty where the store does not know it."""
+        return str(self.uns.get("image", {}).get("fingerprint") or "")
+
+    @property
+    def mpp(self) -> float | None:
+        """µm per level-0 px, None where it is not known."""
+        value = self.uns.get("image", {}).get("mpp")
+        return None if value is None else float(value)
+
+    @property
     def grid(self) -> NDArray[np.int64] | None:
         """n × 2: array_row and array_col, None where the slide has not both."""
         if self.array_row is None or self.array_col is None:

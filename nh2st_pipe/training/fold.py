@@ -23,6 +23,7 @@ from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.data.study import Study
 from nh2st_pipe.data.targets import Targets
 from nh2st_pipe.heads import registry
+from nh2st_pipe.heads.base import Prediction
 from nh2st_pipe.recipes.train import TrainRecipe
 from nh2st_pipe.store.read import open_store
 
@@ -56,8 +57,8 @@ class FoldResult:
     head: str
     fold: Fold
     panel: list[str]
-    predicted: dict[str, NDArray[np.float32]]
-    """slide_id → n × G."""
+    predicted: dict[str, Prediction]
+    """By slide_id; values n × G."""
     target: dict[str, NDArray[np.float32]]
     """The same, as it was measured; NaN for genes that a slide does not have."""
     train_seconds: float
@@ -83,7 +84,7 @@ def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = Non
         head=recipe.name,
         fold=fold,
         panel=panel,
-        predicted={name: trained.model.predict(study.samples([name], recipe, None)) for name in fold.test},
+        predicted={name: trained.model.predict_spots(study.samples([name], recipe, None)) for name in fold.test},
         target={name: target[name].values for name in fold.test},
         train_seconds=seconds,
         best_epoch=trained.best_epoch,

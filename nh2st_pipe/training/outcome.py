@@ -28,7 +28,7 @@ class Outcome:
     ) -> None:
         """Judge the predictions of one test fold, its spots pooled."""
         fold, predicted, target = result.fold, result.predicted, result.target
-        p = np.concatenate([predicted[name] for name in fold.test])
+        p = np.concatenate([predicted[name].values for name in fold.test])
         t = np.concatenate([target[name] for name in fold.test])
         figures = {
             "fold": fold.name,
@@ -47,8 +47,10 @@ class Outcome:
             row["target_mean"] = float(np.mean(t[:, i])) if len(t) else float("nan")
             self._genes.setdefault(gene, []).append(row)
         for name in fold.test:
-            row_of_slide = summarise(predicted[name], target[name])
-            self._slides.append({"fold": fold.name, "slide_id": name, **row_of_slide})
+            row = summarise(predicted[name].values, target[name])
+            like = predicted[name].likeness
+            likeness = None if like is None else float(np.median(like))
+            self._slides.append({"fold": fold.name, "slide_id": name, **row, "likeness": likeness})
 
     def per_gene(self, head: str) -> list[dict[str, Any]]:
         """Return one row per gene: the number of folds it was in, and means over those where it is defined."""

@@ -9,7 +9,7 @@ test fold, as in published tables; its figures are optimistic and the run says s
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,11 @@ from nh2st_pipe.data.folds import Fold, make_folds
 from nh2st_pipe.data.panels import read_gene_file
 from nh2st_pipe.data.study import Study
 from nh2st_pipe.heads.registry import Trained
-from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe
+from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe, with_settings
 from nh2st_pipe.recipes.values import validate
+from nh2st_pipe.runs.about import RUN_FORMAT, About, TrainedOn
 from nh2st_pipe.runs.folder import RunFolder
+from nh2st_pipe.runs.model import save_model
 from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.store.read import Store, open_store
 from nh2st_pipe.training.fold import FoldResult, FoldTask, fit_all, run_fold
@@ -58,8 +60,8 @@ def train(
     embeddings: str | Path,
     *,
     recipe: str | Path | TrainRecipe = "nh2st-context",
-    genes: int | str | Path | None = None,
-    folds: str | None = None,
+    genes: int | str | Path | Sequence[str] | None = None,
+    folds: str | int | None = None,
     out: str | Path | None = None,
     settings: Iterable[str] = (),
     seed: int | None = None,
@@ -68,8 +70,8 @@ def train(
 ) -> Run:
     """Train and judge a recipe on the store `embeddings`, its baselines beside it, and write a run folder.
 
-    `genes` is the size of the panel or a file of genes, `folds` patient, slide, a number or none; `settings`
-    are "key=value" changes to the recipe. What is left None is the recipe's. `out` defaults to runs/<recipe>.
+    `genes` is the size of the panel, a file of genes or their names, `folds` patient, slide, a number or none;
+    `settings` are "key=value" changes to the recipe. What is left None is the recipe's. `out` is runs/<recipe>.
 
     Raises UsageError, StoreError, TrainError and RunError; the run folder appears only when it is whole.
     """
@@ -78,57 +80,67 @@ def train(
     progress = progress or Progress()
     study = _load(store, resolved, pick_head_device(device), progress.say)
     splits = make_folds(list(study.slides.values()), resolved.folds, resolved.seed)
-    folder = RunFolder(Path(out) if out is not None else Path("runs") / resolved.name)
-    folder.log("start", version=nh2st_pipe.__version__, slides=list(study.slides))
-
     heads = [resolved, *(_as_baseline(name, resolved) for name in resolved.baselines)]
+    with RunFolder(Path(out) if out is not None else Path("runs") / resolved.name) as folder:
+        folder.log("start", version=nh2st_pipe.__version__, slides=list(study.slides))
+        outcomes = _run_folds(folder, store, study, heads, splits, progress)
+        own = outcomes[resolved.name]
+        tell = _tell(progress, len(splits), max(len(splits), 1), resolved.name)
+        final = fit_all(study, resolved, own.epochs, _about(study, resolved, own), tell)
+        save_model(final.model, folder.part / "model")
+        metrics = _metrics(resolved, study, splits, outcomes, final)
+        folder.write_yaml("recipe.yaml", resolved.model_dump(mode="json"))
+        folder.write_json("metrics.json", metrics)
+        folder.write_table("per_gene.csv", [row for name, o in outcomes.items() for row in o.per_gene(name)])
+        folder.write_table("per_slide.csv", [row for name, o in outcomes.items() for row in o.per_slide(name)])
+        folder.write_table("history.csv", own.history + final.history)
+        folder.log("end")
+        folder.commit()
+    return Run(folder.path, metrics)
+
+
+def _run_folds(
+    folder: RunFolder, store: Store, study: Study, heads: list[TrainRecipe], folds: list[Fold], progress: Progress
+) -> dict[str, Outcome]:
+    """Train and judge every head on every fold; the first head's predictions are kept."""
     outcomes = {recipe.name: Outcome() for recipe in heads}
-    progress.start("training", max(len(splits), 1), "folds")
-    for done, fold in enumerate(splits):
+    progress.start("training", max(len(folds), 1), "folds")
+    for done, fold in enumerate(folds):
         for each in heads:
             task = FoldTask(str(store.location), each, fold, str(study.device))
-            result = run_fold(task, study, _tell(progress, done, len(splits), each.name))
+            result = run_fold(task, study, _tell(progress, done, len(folds), each.name))
             outcomes[each.name].add(result)
-            if each is resolved:
-                _write_predictions(folder, study, result)
+            if each is heads[0]:
+                _write_predictions(folder, study, each, result)
             folder.log("fold", head=each.name, fold=fold.name, train_seconds=round(result.train_seconds, 3))
-
-    own = outcomes[resolved.name]
-    tell = _tell(progress, len(splits), max(len(splits), 1), resolved.name)
-    final = fit_all(study, resolved, own.epochs, _about(study, resolved), tell)
-    final.model.cpu().save_pretrained(folder.part / "model")
-    (folder.part / "model" / "README.md").unlink(missing_ok=True)  # the hub's empty model card
-    metrics = _metrics(resolved, study, splits, outcomes, final)
-    folder.write_yaml("recipe.yaml", resolved.model_dump(mode="json"))
-    folder.write_json("metrics.json", metrics)
-    folder.write_table("per_gene.csv", [row for name, o in outcomes.items() for row in o.per_gene(name)])
-    folder.write_table("per_slide.csv", [row for name, o in outcomes.items() for row in o.per_slide(name)])
-    folder.write_table("history.csv", own.history + final.history)
-    folder.log("end")
-    folder.commit()
-    return Run(folder.path, metrics)
+    return outcomes
 
 
 def _resolve(
     recipe: str | Path | TrainRecipe,
     settings: Iterable[str],
-    genes: int | str | Path | None,
-    folds: str | None,
+    genes: int | str | Path | Sequence[str] | None,
+    folds: str | int | None,
     seed: int | None,
 ) -> TrainRecipe:
     """Return the recipe with everything that was asked for in it."""
-    resolved = recipe if isinstance(recipe, TrainRecipe) else load_train_recipe(recipe, settings)
-    values = resolved.model_dump()
+    if isinstance(recipe, TrainRecipe):
+        values = with_settings(recipe.model_dump(mode="json"), settings)
+    else:
+        values = load_train_recipe(recipe, settings).model_dump()
     if genes is not None:
         if str(genes) == "0":
             raise UsageError("--genes takes a number from 1 on, or a file with one gene a line")
-        panel = int(str(genes)) if str(genes).isdecimal() else read_gene_file(Path(str(genes)))
+        if isinstance(genes, (str, Path, int)):
+            panel = int(str(genes)) if str(genes).isdecimal() else read_gene_file(Path(str(genes)))
+        else:
+            panel = tuple(genes)
         values["targets"]["genes"] = panel
     if folds is not None:
-        values["folds"] = folds
+        values["folds"] = str(folds)
     if seed is not None:
         values["seed"] = seed
-    return validate(TrainRecipe, values, f"recipe {resolved.name}")
+    return validate(TrainRecipe, values, f"recipe {values['name']}")
 
 
 def _as_baseline(name: str, main: TrainRecipe) -> TrainRecipe:
@@ -143,15 +155,22 @@ def _tell(progress: Progress, done: int, folds: int, head: str) -> Callable[[str
     return lambda words: progress.advance(done, folds, f"{head}, {words}")
 
 
-def _about(study: Study, recipe: TrainRecipe) -> dict[str, Any]:
+def _about(study: Study, recipe: TrainRecipe, outcome: Outcome) -> dict[str, Any]:
     """Return what a model says about itself."""
-    return {
-        "recipe": recipe.name,
-        "targets": recipe.targets.model_dump(mode="json"),
-        "features": recipe.features.model_dump(mode="json"),
-        "store": study.contract.attributes(),
-        "version": nh2st_pipe.__version__,
-    }
+    slides = study.slides.values()
+    return About(
+        format=RUN_FORMAT,
+        recipe=recipe.name,
+        targets=recipe.targets,
+        features=recipe.features,
+        store=study.contract,
+        unit=recipe.targets.unit(),
+        trained_on=tuple(
+            TrainedOn(slide_id=s.slide_id, patient=s.patient, image=s.image_fingerprint, mpp=s.mpp) for s in slides
+        ),
+        cv_pcc={row["gene"]: row["pcc"] for row in outcome.per_gene(recipe.name)},
+        version=nh2st_pipe.__version__,
+    ).model_dump(mode="json")
 
 
 def _load(store: Store, recipe: TrainRecipe, device: torch.device, say: Callable[[str], None]) -> Study:
@@ -183,8 +202,16 @@ def _load(store: Store, recipe: TrainRecipe, device: torch.device, say: Callable
     return study
 
 
-def _write_predictions(folder: RunFolder, study: Study, result: FoldResult) -> None:
-    about = {"recipe": result.head, "fold": result.fold.name, "out_of_fold": True}
+def _write_predictions(folder: RunFolder, study: Study, recipe: TrainRecipe, result: FoldResult) -> None:
+    about = {
+        "recipe": result.head,
+        "fold": result.fold.name,
+        "out_of_fold": True,
+        "unit": recipe.targets.unit(),
+        "encoder": study.contract.identity["name"],
+        "weights_sha256": study.contract.weights.sha256,
+        "version": nh2st_pipe.__version__,
+    }
     for name, predicted in result.predicted.items():
         path = folder.part / "predictions" / f"{name}.h5ad"
         write_prediction(path, study.slides[name], result.panel, predicted, result.target[name], about)
@@ -199,6 +226,7 @@ def _metrics(
 ) -> dict[str, Any]:
     contract, slides = study.contract, study.slides.values()
     return {
+        "format": RUN_FORMAT,
         "head": recipe.name,
         "protocol": recipe.protocol,
         "protocol_in_words": PROTOCOLS[recipe.protocol],

@@ -94,5 +94,5 @@ def test_a_fold_is_a_task_that_can_be_sent_away(embedded: Study) -> None:
     there = pickle.loads(pickle.dumps(run_fold(pickle.loads(pickle.dumps(task)))))
     assert here.panel == there.panel
     assert set(here.predicted) == {"s2"}
-    assert np.array_equal(here.predicted["s2"], there.predicted["s2"])
+    assert np.array_equal(here.predicted["s2"].values, there.predicted["s2"].values)
     assert np.array_equal(here.target["s2"], there.target["s2"])

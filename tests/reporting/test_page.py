@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.evaluation.metrics import gene_metrics
+from nh2st_pipe.heads.base import Prediction
 from nh2st_pipe.reporting import maps
 from nh2st_pipe.reporting.page import report
 from nh2st_pipe.runs.folder import RunFolder
@@ -131,11 +132,19 @@ def make_run(
         predicted, target = values(1)
         about = {"fold": folds[0], "recipe": "nh2st"}
         slide = slide_data(slide_id, thumbnail=thumbnail)
-        write_prediction(folder.part / "predictions" / "s1.h5ad", slide, GENES, predicted, target, about)
+        write_prediction(folder.part / "predictions" / "s1.h5ad", slide, GENES, Prediction(predicted), target, about)
         predicted, target = values(2, 2)
         write_prediction(
-            folder.part / "predictions" / "s2.h5ad", slide_data("s2"), ["KRT19", "ACTB"], predicted, target, about
+            folder.part / "predictions" / "s2.h5ad",
+            slide_data("s2"),
+            ["KRT19", "ACTB"],
+            Prediction(predicted),
+            target,
+            about,
         )
+    (folder.part / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder.part / "model" / name).write_text("")
     folder.commit()
     return path
 
@@ -290,17 +299,21 @@ def test_out_may_be_any_file(tmp_path: Path) -> None:
 def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a finished run"):
         report(tmp_path / "nothing")
-    RunFolder(tmp_path / "begun").log("start")
-    with pytest.raises(RunError, match="not a finished run"):
-        report(tmp_path / "begun.part")
+    with RunFolder(tmp_path / "begun") as begun:
+        begun.log("start")
+        with pytest.raises(RunError, match="not a finished run"):
+            report(begun.part)
     run = make_run(tmp_path / "run")
     (run / "predictions" / "s2.h5ad").write_bytes(b"not hdf5")
+    with pytest.raises(RunError, match=r"s2\.h5ad has changed since it was written"):
+        report(run)
+    (run / "SHA256SUMS").unlink()  # as in runs of earlier versions
     with pytest.raises(RunError, match=r"s2\.h5ad cannot be read"):
         report(run)
     (run / "metrics.json").write_text('{"head": "nh2st"}')
     with pytest.raises(RunError, match="lacks 'baselines'"):
         report(run)
     (run / "metrics.json").write_text("[]")
-    with pytest.raises(RunError, match="cannot be reported on"):
+    with pytest.raises(RunError, match=r"metrics\.json is damaged"):
         report(run)
     assert not (run / "report.html").exists()

@@ -1,0 +1,79 @@
+"""What a trained head says about itself: what it was made for, what it predicts, and what it was trained on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from nh2st_pipe.core.errors import RunError
+from nh2st_pipe.recipes.train import FeatureRecipe, TargetRecipe
+from nh2st_pipe.recipes.values import faults_in_words
+from nh2st_pipe.store.format import Contract
+
+__all__ = ["RUN_FORMAT", "About", "TrainedOn"]
+
+RUN_FORMAT = 1
+
+
+class TrainedOn(BaseModel):
+    """A slide that a head was trained on."""
+
+    model_config = ConfigDict(frozen=True)
+    slide_id: str
+    patient: str
+    image: str
+    """Fingerprint of the image file; empty where it is not known."""
+    mpp: float | None = None
+
+
+class About(BaseModel):
+    """Kept in a model's config.json. Models of earlier versions lack what has a default here."""
+
+    model_config = ConfigDict(frozen=True)  # what a later version adds is passed over
+    format: int = 0
+    recipe: str
+    targets: TargetRecipe
+    features: FeatureRecipe
+    store: Contract
+    """Encoder identity, weights, tile geometry, views and precision of the embeddings it was trained on."""
+    unit: str = ""
+    """What a prediction is a number of."""
+    trained_on: tuple[TrainedOn, ...] = ()
+    cv_pcc: dict[str, float | None] = Field(default_factory=dict)
+    """Gene → mean PCC out of fold, None where it is not defined."""
+    version: str = ""
+
+    @classmethod
+    def of(cls, about: dict[str, Any], where: object) -> About:
+        """Read what a head says. Raises RunError where it says too little, or is of a newer version."""
+        try:
+            found = cls.model_validate(about)
+        except pydantic.ValidationError as error:
+            raise RunError(
+                f"the model {where} does not say what it was trained for (config.json, about): "
+                f"{faults_in_words(error, cls)}"
+            ) from error
+        if found.format > RUN_FORMAT:
+            raise RunError(
+                f"the model {where} has format {found.format}, and this version of nh2st-pipe reads {RUN_FORMAT} and "
+                "older; a newer version may read it"
+            )
+        return found
+
+    def in_sample(self, image: str, patient: str) -> str | None:
+        """Say in words how a slide was trained on; None where neither it nor its patient was, or nothing is known."""
+        if image and image in {slide.image for slide in self.trained_on}:
+            return "trained on this slide"
+        if patient in {slide.patient for slide in self.trained_on}:
+            return f"trained on other slides of patient {patient}"
+        return None
+
+    def mpp_range(self) -> tuple[float, float] | None:
+        """Return the lowest and highest µm per px of the training slides, None where one does not know it."""
+        known = [slide.mpp for slide in self.trained_on]
+        if not known or any(mpp is None for mpp in known):
+            return None
+        values = [mpp for mpp in known if mpp is not None]
+        return min(values), max(values)

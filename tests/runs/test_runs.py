@@ -1,0 +1,209 @@
+"""Runs of every format so far are read; what was changed, is too new, or half written is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+
+from nh2st_pipe import NH2ST
+from nh2st_pipe.core.errors import RecipeError, RunError
+from nh2st_pipe.prediction import predict
+from nh2st_pipe.reporting.page import report
+from nh2st_pipe.runs.about import About
+from nh2st_pipe.runs.folder import RunFolder
+from nh2st_pipe.runs.model import load_model
+from nh2st_pipe.training.run import train
+from tests.conftest import Study
+
+V0 = Path(__file__).parent / "v0"
+V1_STORE = Path(__file__).parents[1] / "stores" / "v1" / "whole"
+
+
+@pytest.fixture
+def finished(study: Study) -> Path:
+    study.embed(views=8)
+    return train(study.folder / "store.zarr", recipe="ridge", genes=6, out=study.folder / "run").path
+
+
+@pytest.mark.parametrize("name", ["nh2st", "ridge-context"])
+def test_a_run_of_the_first_version_predicts_as_it_did(name: str, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(V0 / name, tmp_path / "run"))
+    model = load_model(run)
+    about = About.of(model.about, run)
+    assert (about.format, about.recipe, about.trained_on) == (0, name, ())
+    summary = predict(run, embeddings=V1_STORE, out=tmp_path / "pred")
+    expected = np.load(V0 / f"expected-{name}.npz")  # by that version
+    assert set(summary.files) == set(expected)
+    for slide_id, path in summary.files.items():
+        data = anndata.read_h5ad(path)
+        assert np.allclose(data.X, expected[slide_id], atol=1e-6)
+        assert str(data.uns["nh2st_pipe"]["unit"]).startswith("log10(counts scaled to 10,000 per spot + 1), mean over")
+    assert report(run).is_file()
+
+
+def test_a_model_says_what_it_was_made_from(finished: Path, study: Study) -> None:
+    about = About.of(load_model(finished).about, finished)
+    assert about.format == 1
+    assert [slide.slide_id for slide in about.trained_on] == ["s0", "s1", "s2"]
+    assert [slide.patient for slide in about.trained_on] == ["P0", "P1", "P2"]
+    assert len({slide.image for slide in about.trained_on}) == 3
+    assert set(about.cv_pcc) >= set(load_model(finished).genes)
+    data = anndata.read_h5ad(
+        predict(finished, embeddings=study.folder / "store.zarr", out=study.folder / "p").files["s1"]
+    )
+    said = data.uns["nh2st_pipe"]
+    assert said["in_sample"] == "trained on this slide"
+    assert (said["encoder"], len(said["model_sha256"])) == ("fake", 64)
+    assert data.var["cv_pcc"].tolist() == [about.cv_pcc[gene] for gene in data.var_names]
+
+
+def test_slides_and_patients_that_were_trained_on_are_named(finished: Path, make_study: Callable[..., Study]) -> None:
+    new = make_study(2, patients=["P1", "NEW"], name="new")
+    for i in range(2):  # other pictures than the training slides'
+        shutil.copy(new.folder / f"s{1 - i}.png", new.folder / f"t{i}.png")
+    from PIL import Image
+
+    for i in range(2):
+        Image.open(new.folder / f"t{i}.png").rotate(90).save(new.folder / f"s{i}.png")
+    new.embed(views=8)
+    summary = predict(finished, embeddings=new.folder / "store.zarr", out=new.folder / "p")
+    assert summary.notices == ["s0: trained on other slides of patient P1"]
+
+
+def test_a_slide_of_another_resolution_is_not_predicted_with_tiles_of_as_many_px(
+    study: Study, make_study: Callable[..., Study]
+) -> None:
+    def with_mpp(folder: Study, mpp: float) -> None:
+        lines = folder.manifest.read_text().splitlines()
+        folder.manifest.write_text("\n".join([lines[0] + ",mpp", *(f"{line},{mpp}" for line in lines[1:])]) + "\n")
+
+    with_mpp(study, 0.5)
+    study.embed()
+    run = train(study.folder / "store.zarr", recipe="ridge", genes=6, out=study.folder / "run").path
+    new = make_study(1, name="new")
+    with_mpp(new, 0.25)
+    new.embed()
+    there = {"embeddings": new.folder / "store.zarr", "out": new.folder / "p"}
+    failed = predict(run, **there).failed  # type: ignore[arg-type]
+    assert "s0 is of 0.25 µm per px, and the model was trained with tiles of 48 px at 0.5" in failed["s0"]
+    assert not predict(run, **there, any_mpp=True).failed  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name", ["model/model.safetensors", "model/config.json", "metrics.json", "predictions/s0.h5ad"]
+)
+def test_a_changed_file_is_named(finished: Path, name: str) -> None:
+    path = finished / name
+    data = path.read_bytes()
+    path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    read = load_model if name.startswith("model") else report
+    with pytest.raises(RunError, match=f"{path.name} has changed since it was written"):
+        read(finished)
+    path.unlink()
+    with pytest.raises(RunError):
+        read(finished)
+
+
+def test_the_list_of_files_is_sha256sums(finished: Path) -> None:
+    if shutil.which("sha256sum") is None:
+        pytest.skip("sha256sum is not on this machine")
+    subprocess.run(["sha256sum", "--check", "--quiet", "--strict", "SHA256SUMS"], cwd=finished, check=True)
+
+
+def test_newer_runs_and_models_are_refused(finished: Path) -> None:
+    (finished / "SHA256SUMS").unlink()
+    (finished / "model" / "SHA256SUMS").unlink()
+    for path, read, what in (
+        (finished / "metrics.json", lambda: report(finished), "run format 9"),
+        (finished / "model" / "config.json", lambda: About.of(load_model(finished).about, finished), "has format 9"),
+    ):
+        values = json.loads(path.read_text())
+        (values if path.name == "metrics.json" else values["about"])["format"] = 9
+        path.write_text(json.dumps(values))
+        with pytest.raises(RunError, match=what):
+            read()
+
+
+def test_weights_come_from_safetensors_alone_and_from_a_run_or_its_model(finished: Path) -> None:
+    run = V0 / "nh2st"
+    head = NH2ST.from_pretrained(run)
+    assert head.genes == NH2ST.from_pretrained(run / "model").genes == load_model(run / "model").genes
+    weights = finished / "model" / "model.safetensors"
+    (finished / "model" / "SHA256SUMS").unlink()
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    with pytest.raises(RunError, match=r"holds no model\.safetensors"):
+        load_model(finished)
+
+
+def test_only_hf_hub_goes_to_the_network(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def download(repo: str, **options: object) -> str:
+        asked.append(repo)
+        return str(finished / "model")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(RunError, match=r"there is no run at .*runn; did you mean 'run'\?"):
+        load_model(finished.with_name("runn"))
+    with pytest.raises(RunError, match="there is no run at owner/name"):
+        load_model("owner/name")
+    assert asked == []
+    assert load_model("hf-hub:owner/name@v1").genes == load_model(finished).genes
+    assert asked == ["owner/name"]
+    with pytest.raises(RunError, match="hf-hub:owner/name is expected"):
+        load_model("hf-hub:name")
+
+
+def test_two_runs_of_one_name_do_not_touch_each_others_work(tmp_path: Path) -> None:
+    def fill(folder: RunFolder) -> None:
+        (folder.part / "model").mkdir()
+        for name in ("recipe.yaml", "metrics.json", "per_gene.csv", "model/config.json", "model/model.safetensors"):
+            (folder.part / name).write_text("{}")
+
+    with RunFolder(tmp_path / "run") as first, RunFolder(tmp_path / "run") as second:
+        assert first.part.is_dir()
+        fill(first)
+        fill(second)
+        first.commit()
+        with pytest.raises(RunError, match=r"appeared while training; the finished run is at .*run-"):
+            second.commit()
+    assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == ["run", "run"]
+    with RunFolder(tmp_path / "half") as half:
+        fill(half)
+        (half.part / "metrics.json").unlink()
+        with pytest.raises(RunError, match=r"the run lacks metrics\.json"):
+            half.commit()
+    shutil.rmtree(half.part)
+    with pytest.raises(ZeroDivisionError), RunFolder(tmp_path / "failed"):
+        _ = 1 / 0
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_what_a_killed_run_left_is_cleared_by_the_next(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from nh2st_pipe.runs.folder import RunFolder; "
+        "RunFolder(Path(sys.argv[1])); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=False)
+    assert len(list(tmp_path.glob("run.*.part"))) == 1
+    with RunFolder(tmp_path / "run") as folder:
+        assert list(tmp_path.glob("run.*.part")) == [folder.part]
+
+
+def test_names_that_would_collide_or_escape_are_refused(study: Study) -> None:
+    study.embed()
+    store = study.folder / "store.zarr"
+    with pytest.raises(RecipeError, match="ridge would stand twice in one table"):
+        train(store, recipe="ridge", settings=["baselines=[ridge]"])
+    with pytest.raises(RecipeError, match="name: string should match pattern"):
+        train(store, recipe="ridge", settings=["name=../../escaped"])
