@@ -56,6 +56,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     training.evaluate,
     training.report,
     embedding.inspect,
+    embedding.verify,
     embedding.upgrade,
     datasets.manifest,
     embedding.encoders,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nh2st_pipe.cli.options import Device, Json, Precision, Weights, exit_for, say_failed, show
+from nh2st_pipe.core.errors import listed
 
 if TYPE_CHECKING:
     from nh2st_pipe.embedding.summary import EmbedSummary
 
-__all__ = ["embed", "encoders", "inspect", "upgrade"]
+__all__ = ["embed", "encoders", "inspect", "upgrade", "verify"]
 
 
 def embed(
@@ -120,9 +121,53 @@ def inspect(store: Annotated[str, typer.Argument(help="Store to look at.")], as_
         for name in values["incomplete"]:
             typer.echo(f"  {name}: unfinished; nh2st-pipe embed goes on with it")
         for name in values["damaged"]:
-            typer.echo(f"  {name}: damaged; delete its folder under slides/ and run nh2st-pipe embed again")
+            typer.echo(f"  {name}: damaged; nh2st-pipe verify says what is wrong")
 
     show(values, as_json, say)
+
+
+def verify(
+    store: Annotated[str, typer.Argument(help="Store to read back.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make damaged slides anew from --slides, and nothing else.")
+    ] = False,
+    slides: Annotated[Path | None, typer.Option(help="manifest.csv of the slides; for --repair.")] = None,
+    weights: Weights = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Read a whole store back and say which slides are damaged; exit status 1 where any is."""
+    from nh2st_pipe.core.errors import UsageError
+    from nh2st_pipe.core.progress import progress_for_terminal
+    from nh2st_pipe.embedding.repair import repair as make_anew
+    from nh2st_pipe.store.verify import verify as read_back
+
+    if repair and slides is None:
+        raise UsageError("--repair needs the slides it makes anew: give their manifest with --slides")
+    found = read_back(store)
+    repaired: dict[str, Any] = {}
+    if repair and slides is not None and found.damaged:
+        with progress_for_terminal() as progress:
+            done = make_anew(found, slides, weights=weights, device=device, progress=progress)
+        repaired = {"repaired": done.done, "encoded_tiles": done.encoded_tiles, "failed": done.failed}
+
+    def say() -> None:
+        read = f"{found.slides} slides, {found.bytes / 1e6:,.0f} MB read back"
+        typer.echo(f"{store}: {read}, {len(found.damaged)} damaged")
+        for slide_id, faults in found.damaged.items():
+            typer.echo(f"  {slide_id}: {listed(faults, 3)}")
+        for slide_id in found.incomplete:
+            typer.echo(f"  {slide_id}: unfinished; nh2st-pipe embed goes on with it")
+        if repaired:
+            typer.echo(f"repaired: {listed(repaired['repaired'])}; {repaired['encoded_tiles']:,} tiles encoded")
+            say_failed(repaired["failed"])
+        elif found.damaged:
+            typer.echo(f"nh2st-pipe verify {store} --repair --slides manifest.csv makes what is damaged anew")
+
+    show({**found.record(), **repaired}, as_json, say)
+    left = set(found.damaged) - set(repaired.get("repaired", ()))
+    if left:
+        raise typer.Exit(1)
 
 
 def upgrade(store: Annotated[str, typer.Argument(help="Store made by an earlier version.")]) -> None:

@@ -75,7 +75,14 @@ class StoreError(NH2STError, ValueError):
 
 
 class DamageError(StoreError):
-    """One slide of a store that is damaged; the others are not touched by it."""
+    """One slide of a store that is damaged; the others are not touched by it. `what` is wrong with it."""
+
+    def __init__(self, store: object, slide_id: str, what: str) -> None:
+        self.what = what
+        super().__init__(
+            f"{store}, slide {slide_id} is damaged: {what}; nh2st-pipe verify {store} --repair --slides manifest.csv "
+            "makes it anew"
+        )
 
 
 class TrainError(NH2STError, ValueError):

@@ -7,14 +7,14 @@ is interrupted goes on where it was, and a finished slide is never touched again
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import DamageError, ExpressionError, NH2STError, SlideError, UsageError
+from nh2st_pipe.core.errors import DamageError, ExpressionError, NH2STError, SlideError, UsageError, listed
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import signals_as_flag
@@ -44,6 +44,7 @@ def embed(
     workers: int | None = None,
     precision: Precision | None = None,
     redo_changed: bool = False,
+    only: Collection[str] | None = None,
     progress: Progress | None = None,
 ) -> EmbedSummary:
     """Embed the slides of the manifest `slides` into `store`.
@@ -51,7 +52,7 @@ def embed(
     `encoder` is a recipe, its name or its YAML file; `weights` a file that takes the place of the hub's. `views` is 1
     or 8. The tile's side is `tile_um` (µm) or `tile_px` (level-0 px). What is left None is as in the store
     where there is one, else the recipe's default (1 view). `precision` None is the recipe's on a GPU and float32
-    on a CPU. `redo_changed` embeds slides anew whose files have changed.
+    on a CPU. `redo_changed` embeds slides anew whose files have changed; `only` leaves other slides out.
 
     Raises ManifestError, UsageError, EncoderError and StoreError before any work; faults of single slides are
     in the summary.
@@ -63,6 +64,11 @@ def embed(
     if views not in (None, 1, 8):
         raise UsageError(f"--views takes 1 or 8, not {views}")
     rows = read_manifest(slides)
+    if only is not None:
+        absent = sorted(set(only) - {row.slide_id for row in rows})
+        if absent:
+            raise UsageError(f"{slides} has no slide {listed(absent)}")
+        rows = [row for row in rows if row.slide_id in only]
     location = Location(store)
     existing = None if location.is_empty() else open_store(location)
     recipe = choose_recipe(encoder, existing)

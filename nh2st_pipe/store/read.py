@@ -154,10 +154,7 @@ class Store:
             raise self._damage(slide_id, f"its record {error}") from error
 
     def _damage(self, slide_id: str, what: str) -> DamageError:
-        return DamageError(
-            f"{self.location}, slide {slide_id} is damaged: {what}; delete its folder under slides/ and run nh2st-pipe "
-            "embed again"
-        )
+        return DamageError(self.location, slide_id, what)
 
     def _records(self) -> Iterator[tuple[str, SlideRecord | None]]:
         """Yield every slide with its record, None where that is damaged."""

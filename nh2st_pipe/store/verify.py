@@ -1,0 +1,93 @@
+"""Reading a whole store back: what is damaged, slide by slide, and the way to have it right again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+from nh2st_pipe.core.errors import DamageError
+from nh2st_pipe.core.location import Location
+from nh2st_pipe.store.files import faults_of
+from nh2st_pipe.store.read import Store, open_store
+from nh2st_pipe.store.write import write_record
+
+__all__ = ["Verified", "set_aside", "verify"]
+
+_COUNTS = "expression/"
+
+
+@dataclass
+class Verified:
+    """What was found."""
+
+    store: str
+    slides: int = 0
+    """Complete slides that were read back."""
+    bytes: int = 0
+    damaged: dict[str, list[str]] = field(default_factory=dict)
+    """slide_id → what is wrong with it."""
+    incomplete: list[str] = field(default_factory=list)
+    """Begun and not finished: not damaged, and gone on with by embed."""
+
+    def record(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return dict(vars(self))
+
+
+def verify(where: str | Path | Location, say: Callable[[str], None] = lambda words: None) -> Verified:
+    """Read every byte of the store's slides and hold it against what was written.
+
+    Stores of format 1 have no list of files; their slides are read as stage two reads them. Raises StoreError where the
+    store as a whole cannot be read.
+    """
+    store = open_store(where)
+    found = Verified(str(store.location), incomplete=store.incomplete())
+    for slide_id in [*store.slides(), *store.damaged()]:
+        faults = _faults(store, slide_id)
+        found.slides += 1
+        if faults:
+            found.damaged[slide_id] = faults
+        found.bytes += sum(store.location.files(f"slides/{slide_id}").values())
+        say(slide_id)
+    return found
+
+
+def _faults(store: Store, slide_id: str) -> list[str]:
+    try:
+        record = store.complete(slide_id)
+        if record.files:
+            return faults_of(store.location, f"slides/{slide_id}", record.files, deep=True)
+        store.read(slide_id)
+        if store.contract.views > 1:
+            store.read(slide_id, first_view_only=True)
+    except DamageError as error:
+        return [error.what]
+    return []
+
+
+def set_aside(where: str | Path | Location, found: Verified) -> None:
+    """Make the damaged slides unfinished ones, so that the next embed makes them anew, and nothing else.
+
+    Where nothing but the counts is damaged, the embeddings are kept.
+    """
+    store = open_store(where)
+    for slide_id, faults in found.damaged.items():
+        path = f"slides/{slide_id}"
+        with store.location.claim(f"slide-{slide_id}"):
+            try:
+                record = store.record(slide_id)
+            except DamageError:
+                record = None
+            if record is None or store.format == 1:
+                store.location.delete(path)
+                continue
+            counts_alone = all(fault.startswith(_COUNTS) for fault in faults)
+            group = zarr.open_group(
+                store.location.zarr_store(), path=path, mode="r+", zarr_format=3, use_consolidated=False
+            )
+            record = record.model_copy(update={"files": {}, "expression": None})
+            write_record(group, record.with_state(complete=False, ready=counts_alone))

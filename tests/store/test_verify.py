@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nh2st_pipe.store.read import open_store
+from nh2st_pipe.store.verify import verify
+from tests.cli.test_commands import call
+from tests.conftest import Study
+
+V1 = Path(__file__).parents[1] / "stores" / "v1"
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_a_good_store_is_good(study: Study) -> None:
+    study.embed(views=8)
+    done = call("verify", study.folder / "store.zarr")
+    assert done.returncode == 0
+    assert "3 slides" in done.stdout
+    assert "0 damaged" in done.stdout
+    assert not verify(V1 / "whole").damaged  # format 1 has no list of files, and is read whole
+    assert verify(V1 / "interrupted").incomplete == ["s1"]
+
+
+@pytest.mark.parametrize("how", ["flipped", "deleted", "cut record"])
+def test_damage_is_named_and_repaired_and_nothing_else_is_encoded(study: Study, how: str) -> None:
+    study.embed(views=8)
+    store = study.folder / "store.zarr"
+    before = open_store(store)["s1"]
+    slide = store / "slides" / "s1"
+    if how == "flipped":
+        flip(slide / "embedding/X/c/0/0")  # not read where there are views, and found all the same
+    elif how == "deleted":
+        (slide / "embedding/obsm/spatial/c/0/0").unlink()
+    else:
+        text = (slide / "zarr.json").read_text()
+        (slide / "zarr.json").write_text(text[: len(text) // 2])
+    words = {
+        "flipped": "s1: embedding/X/c/0/0 has changed since it was written",
+        "deleted": "s1: embedding/obsm/spatial/c/0/0 is missing",
+        "cut record": "s1: its zarr.json cannot be read",
+    }
+    done = call("verify", store)
+    assert done.returncode == 1
+    assert words[how] in done.stdout
+    assert "--repair --slides manifest.csv makes what is damaged anew" in done.stdout
+    assert call("verify", store, "--repair").returncode == 2
+    mended = call("verify", store, "--repair", "--slides", study.manifest, "--json")
+    assert mended.returncode == 0, mended.stderr
+    said = json.loads(mended.stdout)
+    assert (said["repaired"], said["encoded_tiles"]) == (["s1"], 25)
+    assert call("verify", store).returncode == 0
+    assert np.array_equal(open_store(store)["s1"].views, before.views)
+
+
+def test_damaged_counts_are_mended_without_encoding(study: Study) -> None:
+    study.embed()
+    store = study.folder / "store.zarr"
+    flip(store / "slides/s2/expression/X/data/c/0")
+    mended = call("verify", store, "--repair", "--slides", study.manifest)
+    assert mended.returncode == 0, mended.stderr
+    assert "repaired: s2; 0 tiles encoded" in mended.stdout
+    assert not verify(store).damaged
+
+
+def test_a_repair_whose_slide_is_gone_says_so(study: Study) -> None:
+    study.embed()
+    store = study.folder / "store.zarr"
+    flip(store / "slides/s2/embedding/X/c/0/0")
+    lines = study.manifest.read_text().splitlines()
+    study.manifest.write_text("\n".join(lines[:3]) + "\n")
+    done = call("verify", store, "--repair", "--slides", study.manifest)
+    assert done.returncode == 2
+    assert "has no slide s2, which is damaged; nothing was changed" in done.stderr
+    assert list(verify(store).damaged) == ["s2"]
