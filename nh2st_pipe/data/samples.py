@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cache", "Part", "ResidentCache", "Samples"]
 
-_CHUNK_VALUES = 1 << 23  # of all views together: 64 MiB where they are taken to float64
+_CHUNK_VALUES = 1 << 21  # of all views together: 16 MiB where they are taken to float64
 
 
 class Cache(Protocol):
