@@ -25,7 +25,7 @@ from nh2st_pipe.store.files import faults_of
 from nh2st_pipe.store.format import FORMAT, KEY, Contract, SlideRecord, read_signed, tile_words
 from nh2st_pipe.store.graph import table_of
 
-__all__ = ["SlideData", "Store", "check_contract", "open_store"]
+__all__ = ["SlideData", "Store", "check_contract", "open_store", "read_root"]
 
 _ROWS_AT_ONCE = 1024  # a whole number of shards
 

@@ -19,7 +19,7 @@ from nh2st_pipe.core.errors import StoreError
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.store.files import list_files
 from nh2st_pipe.store.format import FORMAT, KEY, SlideRecord, signed, spots_fingerprint
-from nh2st_pipe.store.read import Store
+from nh2st_pipe.store.read import Store, read_root
 from nh2st_pipe.store.write import SHARD_TILES, consolidate, partial_name, write_graph, write_partial, write_record
 
 __all__ = ["upgrade"]
@@ -31,6 +31,7 @@ def upgrade(where: str | Path | Location, say: Callable[[str], None] = lambda wo
     Raises StoreError where a slide is damaged: it has to be deleted, or embedded anew by the version that made it.
     """
     location = Location(where)
+    read_root(location)  # before the claim, which would leave a folder where there is no store
     with location.claim("store"):
         store = Store(location)
         if store.format == FORMAT:

@@ -33,6 +33,9 @@ def test_a_store_of_format_1_is_read_as_it_is_and_upgraded(old: Path) -> None:
     before = {name: open_store(whole).read(name) for name in ("s0", "s1")}
     assert upgrade(whole) == ["s0", "s1"]
     assert upgrade(whole) == []
+    with pytest.raises(StoreError, match="there is no store at"):
+        upgrade(old / "none")
+    assert not (old / "none").exists()
     fresh = old / "fresh"
     embed(MANIFEST, encoder="fake", store=fresh, tile_px=48, views=8, device="cpu")
     for store in (open_store(whole), open_store(fresh)):
