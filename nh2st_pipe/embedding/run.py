@@ -91,15 +91,16 @@ def embed(
             precision=contract.precision,
         )
         size = batch_size or (8 if encoder_on_device.device.type == "cpu" else 64)
-    writer = StoreWriter(location, contract)
-    for wanted in renewed:
-        with writer.claim(wanted.row.slide_id):
-            record = writer.record(wanted.row.slide_id)
-            if record is not None and decide(record, wanted, redo_changed) is Todo.row:
-                writer.renew_row(record, wanted.row)
-    if todo:
-        jobs = [Job(row, wanted) for row, wanted in todo]
-        with signals_as_flag() as stop:
+    with signals_as_flag() as stop:
+        writer = StoreWriter(location, contract)
+        for wanted in renewed:
+            stop.check()
+            with writer.claim(wanted.row.slide_id):
+                record = writer.record(wanted.row.slide_id)
+                if record is not None and decide(record, wanted, redo_changed) is Todo.row:
+                    writer.renew_row(record, wanted.row)
+        if todo:
+            jobs = [Job(row, wanted) for row, wanted in todo]
             readers = Readers(jobs, writer, size, workers or 2, stop, redo_changed, progress.say)
             _run(jobs, readers, encoder_on_device.encode, contract.views, summary, progress)
     summary.seconds["total"] = time.perf_counter() - began
