@@ -15,7 +15,6 @@ from nh2st_pipe.core.errors import NH2STError, SlideError, StoreError, TrainErro
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.data.targets import targets
-from nh2st_pipe.recipes.encoder import EncoderRecipe
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.checksums import sha256
@@ -164,12 +163,13 @@ def _embed(
     progress: Progress,
 ) -> Path:
     """Embed a manifest as the model needs it, and return the store."""
+    from nh2st_pipe.embedding.plan import recipe_of
     from nh2st_pipe.embedding.run import embed
 
     path = summary.out / "store.zarr"
     done = embed(
         slides,
-        encoder=EncoderRecipe.model_validate(trained_on.encoder),
+        encoder=recipe_of(trained_on),
         weights=weights,
         store=path,
         views=trained_on.views,

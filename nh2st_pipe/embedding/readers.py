@@ -62,9 +62,8 @@ class Job:
 
     def close(self) -> None:
         """Close the slide, when nothing reads from it any more, and give back the claim."""
-        for read in self.reads:
-            read.cancel()
-        wait(self.reads)
+        # What was cancelled before it began is never waited for: a pool that has been shut down does not say so.
+        wait([read for read in self.reads if not read.cancel()])
         self.reads.clear()
         if self.slide is not None:
             self.slide.close()
@@ -123,9 +122,11 @@ class Readers:
                 self._queue.get(timeout=0.05)
         self._pool.shutdown(wait=True, cancel_futures=True)
         for job in self._jobs:
-            if kind is not None and job.writer is not None and job.failed is None and job.slide is not None:
-                job.writer.checkpoint()  # interrupted: keep what was encoded
-            job.close()
+            try:
+                if kind is not None and job.writer is not None and job.failed is None and job.slide is not None:
+                    job.writer.checkpoint()  # interrupted: keep what was encoded
+            finally:
+                job.close()
 
     def __iter__(self) -> Iterator[Item]:
         while True:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,9 +15,6 @@ from nh2st_pipe.core.errors import TrainError
 from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.evaluation.metrics import summarise
 from nh2st_pipe.heads.base import Fit, HeadModel, Plan
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["fit_by_steps"]
 

@@ -311,3 +311,25 @@ def test_places_that_cannot_be_opened_say_what_is_missing(study: Study) -> None:
         study.embed(store="nope://x/store.zarr")
     with pytest.raises(UsageError, match=r"Install s3fs .*; pip install 'nh2st-pipe\[cloud\]'"):
         study.embed(store="s3://bucket/store.zarr")
+
+
+def test_an_interruption_does_not_wait_for_tiles_nobody_has_begun_to_read(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nh2st_pipe.encoders.encoder import Encoder
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.1)
+        return read_tile(*arguments)
+
+    def interrupted(self: Encoder, tiles: Any, views: int = 1) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nh2st_pipe.embedding.readers.read_tile", slow)
+        patch.setattr(Encoder, "encode", interrupted)
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            study.embed(batch_size=1, workers=1)
+        assert time.monotonic() - began < 30
+    assert study.embed().encoded_tiles == 75  # and the claims were given back
