@@ -58,7 +58,9 @@ def verify(where: str | Path | Location, say: Callable[[str], None] = lambda wor
 
 def _faults(store: Store, slide_id: str) -> list[str]:
     try:
-        record = store.complete(slide_id)
+        record = store.record(slide_id)
+        if record is None:
+            return ["its zarr.json is missing"]
         if record.files:
             return faults_of(store.location, f"slides/{slide_id}", record.files, deep=True)
         store.read(slide_id)

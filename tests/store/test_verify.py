@@ -30,7 +30,7 @@ def test_a_good_store_is_good(study: Study) -> None:
     assert verify(V1 / "interrupted").incomplete == ["s1"]
 
 
-@pytest.mark.parametrize("how", ["flipped", "deleted", "cut record"])
+@pytest.mark.parametrize("how", ["flipped", "deleted", "cut record", "no record"])
 def test_damage_is_named_and_repaired_and_nothing_else_is_encoded(study: Study, how: str) -> None:
     study.embed(views=8)
     store = study.folder / "store.zarr"
@@ -40,12 +40,15 @@ def test_damage_is_named_and_repaired_and_nothing_else_is_encoded(study: Study, 
         flip(slide / "embedding/X/c/0/0")  # not read where there are views, and found all the same
     elif how == "deleted":
         (slide / "embedding/obsm/spatial/c/0/0").unlink()
+    elif how == "no record":
+        (slide / "zarr.json").unlink()
     else:
         text = (slide / "zarr.json").read_text()
         (slide / "zarr.json").write_text(text[: len(text) // 2])
     words = {
         "flipped": "s1: embedding/X/c/0/0 has changed since it was written",
         "deleted": "s1: embedding/obsm/spatial/c/0/0 is missing",
+        "no record": "s1: its zarr.json is missing",
         "cut record": "s1: its zarr.json cannot be read",
     }
     done = call("verify", store)
