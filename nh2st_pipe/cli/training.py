@@ -76,6 +76,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "neigh": "neigh",
         "noise": "noise",
         "pcc": "PCC",
+        "pcc_sd": "± (folds)",
         "pcc_top50": "PCC top 50",
         "mse": "MSE",
         "mae": "MAE",

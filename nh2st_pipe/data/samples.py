@@ -202,6 +202,8 @@ class Samples:
         for part in self.parts:
             inside = kept[part.rows].cpu().numpy()
             n = int(inside.sum())
+            if not n:
+                continue
             grid = None if part.grid is None else part.grid[inside]
             parts.append(Part(part.slide_id, offset, offset + n, part.xy[inside], grid))
             offset += n

@@ -61,11 +61,16 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 
 
 def mean_of(folds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the mean over folds of every figure that is a mean, and the sum of spots and seconds."""
+    """Return the mean over folds of every figure that is a mean, and the sum of spots and seconds.
+
+    `pcc_sd` is the standard deviation of PCC over folds, None where fewer than two have one.
+    """
     summary: dict[str, Any] = {}
     for key in ("pcc", "pcc_top50", "mse", "mae"):
         values = [fold[key] for fold in folds if fold[key] is not None]
         summary[key] = float(np.mean(values)) if values else None
+    pcc = [fold["pcc"] for fold in folds if fold["pcc"] is not None]
+    summary["pcc_sd"] = float(np.std(pcc, ddof=1)) if len(pcc) > 1 else None
     summary["n_spots"] = sum(fold["n_spots"] for fold in folds)
     summary["n_genes"] = round(float(np.mean([fold["n_genes"] for fold in folds]))) if folds else 0
     summary["train_seconds"] = sum(fold["train_seconds"] for fold in folds)

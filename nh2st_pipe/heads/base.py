@@ -7,7 +7,7 @@ This module imports torch, numpy, scipy and huggingface_hub alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -117,6 +117,21 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
     def fit(self, train: Samples, plan: Plan) -> Fit:
         """Train on `train`, in place."""
         raise NotImplementedError
+
+    @classmethod
+    def fit_each(
+        cls, recipes: Sequence[TrainRecipe], train: Samples, genes: list[str], about: dict[str, Any], plan: Plan
+    ) -> Iterator[HeadModel]:
+        """Yield a trained head for each of `recipes`, which differ in fields of the head alone.
+
+        For comparing them: a head may be changed once the next is asked for. Heads whose work can be shared do.
+        """
+        for recipe in recipes:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(plan.seed)
+                model = cls.build(recipe, train.dim, genes, about).to(train.device)
+                model.fit(train, plan)
+            yield model
 
     @classmethod
     def _load_as_safetensor(  # type: ignore[override]

@@ -152,7 +152,16 @@ class Context(HeadModel):
             features[part.rows, view] = self._project(blocks)
         self._set_component_scale(features)
         target = (y / self.target_scale).float()
-        return fit_members(self.members, features, target, weights.float(), recipe, plan.seed, plan.on_epoch)
+        return fit_members(
+            self.members,
+            lambda rows, views: features[rows, views].float(),
+            target,
+            weights.float(),
+            recipe,
+            train.n_views,
+            plan.seed,
+            plan.on_epoch,
+        )
 
     def _fit_components(self, train: Samples) -> None:
         """Find each block's mean and leading principal axes over all training spots and views."""

@@ -6,6 +6,8 @@ embedding, beside it (with `context`) the mean of the scaled embeddings of the s
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -99,27 +101,64 @@ class Ridge(HeadModel):
 
     def fit(self, train: Samples, plan: Plan) -> Fit:
         """Solve for `weight` and `bias` on all spots and views of `train`, in float64."""
+        self._solve(self._products(train))
+        return Fit()
+
+    @classmethod
+    def fit_each(
+        cls, recipes: Sequence[TrainRecipe], train: Samples, genes: list[str], about: dict[str, Any], plan: Plan
+    ) -> Iterator[HeadModel]:
+        """See HeadModel: whatever alpha, scaling and products are the same. In float32: it is a comparison."""
+        head, products = None, None
+        for recipe in recipes:
+            wanted = cls.build(recipe, train.dim, genes, about)
+            if head is None or products is None or wanted.context != head.context:
+                head = wanted.to(train.device)
+                products = head._products(train, torch.float32)
+            head.alpha = wanted.alpha
+            head._solve(products)
+            yield head
+
+    def _products(self, train: Samples, dtype: torch.dtype = torch.float64) -> _Products:
+        """Fit the scaling and return what the solution is made of."""
         assert train.target is not None
         if isinstance(self.scaler, FeatureScaler):
             self.scaler.fit(train)
-        n_views = train.n_views
+        n_views, width = train.n_views, len(self.weight)
         rows_of = torch.arange(len(train), device=train.device)
-        width = len(self.weight)
-        gram = torch.zeros((width, width), dtype=torch.float64, device=rows_of.device)
-        cross = torch.zeros((width, len(self.genes)), dtype=torch.float64, device=rows_of.device)
-        total = torch.zeros(width, dtype=torch.float64, device=rows_of.device)
+        gram = torch.zeros((width, width), dtype=dtype, device=rows_of.device)
+        cross = torch.zeros((width, len(self.genes)), dtype=dtype, device=rows_of.device)
+        total = torch.zeros(width, dtype=dtype, device=rows_of.device)
         target_mean = train.target.double().mean(0)
         for part in train.chunks():
-            y = train.target[part].double() - target_mean
+            y = (train.target[part].double() - target_mean).to(dtype)
             for view in range(n_views):
-                x = self.features(train, rows_of[part], view).double()
+                x = self.features(train, rows_of[part], view).to(dtype)
                 gram += x.T @ x
                 cross += x.T @ y
                 total += x.sum(0)
         mean = total / (len(train) * n_views)
         gram -= len(train) * n_views * torch.outer(mean, mean)  # Σ(x − x̄)(x − x̄)ᵀ; Σy is zero already
-        gram.diagonal().add_(self.alpha * n_views)
-        weight = torch.linalg.solve(gram, cross)
+        return _Products(gram, cross, mean, target_mean, n_views)
+
+    def _solve(self, of: _Products) -> None:
+        gram = of.gram.clone()
+        gram.diagonal().add_(self.alpha * of.n_views)
+        weight = torch.cholesky_solve(of.cross, torch.linalg.cholesky(gram))
         self.weight.copy_(weight)
-        self.bias.copy_(target_mean - mean @ weight)
-        return Fit()
+        self.bias.copy_(of.target_mean - (of.mean @ weight))
+
+
+@dataclass(frozen=True)
+class _Products:
+    """Sums over all spots and views; x̄ and ȳ are taken off."""
+
+    gram: torch.Tensor
+    """w × w: Σ(x − x̄)(x − x̄)ᵀ."""
+    cross: torch.Tensor
+    """w × G: Σ(x − x̄)(y − ȳ)ᵀ."""
+    mean: torch.Tensor
+    """w: x̄."""
+    target_mean: torch.Tensor
+    """G: ȳ."""
+    n_views: int

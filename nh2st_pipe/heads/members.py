@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from nh2st_pipe.core.errors import TrainError
 
 if TYPE_CHECKING:
-    from nh2st_pipe.recipes.train import NetworkPart
+    from nh2st_pipe.recipes.train import MembersRecipe
 
 __all__ = ["Members", "fit_members"]
 
@@ -50,21 +50,22 @@ def _uniform(members: int, fan_in: int, fan_out: int) -> torch.Tensor:
 
 def fit_members(
     model: Members,
-    features_nvf: torch.Tensor,
+    features: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     target_ng: torch.Tensor,
     weights_n: torch.Tensor,
-    recipe: NetworkPart,
+    recipe: MembersRecipe,
+    n_views: int,
     seed: int,
     on_epoch: Callable[[int], None] | None = None,
 ) -> list[dict[str, float]]:
     """Train `model` in place and return one record per epoch.
 
-    Every epoch shows each member every spot once, in a view drawn at random; the loss is the squared error weighted
-    by `weights_n`. AdamW, the learning rate rising over `recipe.warmup` steps and falling to 0 as a cosine. Raises
-    TrainError where the loss is no longer a number; the weights are then those of the last epoch at which it was.
+    `features(rows, views)` returns … × f, float32, for spots in their views, both int64 of any one shape. Every epoch
+    shows each member every spot once, in a view drawn at random; the loss is the squared error weighted by `weights_n`.
+    AdamW, the learning rate rising over `recipe.warmup` steps and falling to 0 as a cosine. Raises TrainError where the
+    loss is no longer a number; the weights are then those of the last epoch at which it was.
     """
-    n, n_views = features_nvf.shape[:2]
-    m, device = recipe.members, features_nvf.device
+    n, m, device = len(target_ng), recipe.members, target_ng.device
     draw = torch.Generator().manual_seed(seed)  # on the CPU, so that every device sees the same batches
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=device.type in ("cpu", "cuda")
@@ -80,7 +81,7 @@ def fit_members(
         total = torch.zeros((), device=device)
         for at in range(0, n, recipe.batch_size):
             rows, view = order[:, at : at + recipe.batch_size], views[:, at : at + recipe.batch_size]
-            out = model(features_nvf[rows, view].float(), recipe.input_dropout, recipe.dropout)
+            out = model(features(rows, view), recipe.input_dropout, recipe.dropout)
             errors = (out - target_ng[rows]).square().mean(2) * weights_n[rows]
             optimiser.zero_grad(set_to_none=True)
             errors.mean(1).sum().backward()  # each member's gradient is its own, however many there are

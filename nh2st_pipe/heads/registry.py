@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.heads.base import HeadModel, Plan
 from nh2st_pipe.recipes.train import HEADS, TrainRecipe
 
-__all__ = ["Trained", "fit", "head_class"]
+__all__ = ["Trained", "fit", "fit_each", "head_class"]
 
 
 def head_class(kind: str) -> type[HeadModel]:
@@ -33,6 +33,8 @@ class Trained:
     model: HeadModel
     best_epoch: int
     history: list[dict[str, Any]]
+    chosen: dict[str, Any] = field(default_factory=dict)
+    """What was left to be chosen, and came to be."""
 
 
 def fit(
@@ -52,3 +54,17 @@ def fit(
         model = head_class(recipe.head.kind).build(recipe, train.dim, genes, about).to(train.device)
         done = model.fit(train, plan)
     return Trained(model, done.best_epoch, list(done.history))
+
+
+def fit_each(
+    recipes: Sequence[TrainRecipe],
+    train: Samples,
+    genes: list[str],
+    about: dict[str, Any],
+    *,
+    watched: Samples | None = None,
+) -> Iterator[HeadModel]:
+    """Yield a trained head for each of `recipes`, which differ in fields of the head alone; see HeadModel.fit_each."""
+    first = recipes[0]
+    plan = Plan(first.seed, first.fit, None, watched)
+    return head_class(first.head.kind).fit_each(recipes, train, genes, about, plan)

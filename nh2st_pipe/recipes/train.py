@@ -5,17 +5,19 @@ Every field is checked when the value is made and saved with the run. Defaults a
 
 from __future__ import annotations
 
+import itertools
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import pydantic
 import yaml
 from pydantic import Field, model_validator
 
 from nh2st_pipe.core.errors import UsageError
 from nh2st_pipe.recipes import files
-from nh2st_pipe.recipes.values import Strict, validate
+from nh2st_pipe.recipes.values import Strict, faults_in_words, validate
 
 __all__ = [
     "HEADS",
@@ -96,6 +98,15 @@ class MeanHead(HeadRecipe):
     kind: Literal["mean"]
 
 
+class KNNHead(HeadRecipe):
+    """Retrieval: the mean target of the training spots whose embeddings are most alike."""
+
+    model: ClassVar[str] = "nh2st_pipe.heads.retrieval:KNN"
+    kind: Literal["knn"]
+    k: int = Field(50, ge=1)
+    """Training spots that a spot is predicted from."""
+
+
 class RidgeHead(HeadRecipe):
     """Ridge regression in closed form."""
 
@@ -148,15 +159,11 @@ class KernelPart(Strict):
     """Spots drawn at random that stand in for all."""
 
 
-class NetworkPart(Strict):
+class MembersRecipe(Strict):
     """A small network, several members in one batched model; see `heads.members`."""
 
-    components: int = Field(256, gt=0)
-    """Principal components of each block; at most the embedding's dimension."""
     width: int = Field(256, gt=0)
-    members: int = Field(4, gt=0)
-    low_count: float = Field(0.2, ge=0)
-    """A spot of N counts weighs 1 / (1 + low_count · median(N) / N)."""
+    members: int = Field(1, gt=0)
     input_dropout: float = Field(0.1, ge=0, lt=1)
     dropout: float = Field(0.5, ge=0, lt=1)
     output_scale: float = Field(0.3, gt=0)
@@ -168,6 +175,24 @@ class NetworkPart(Strict):
     """At its highest: it rises over `warmup` steps and falls to 0 as a cosine."""
     warmup: int = Field(20, ge=0)
     weight_decay: float = Field(0.01, ge=0)
+
+
+class NetworkPart(MembersRecipe):
+    """The network part of nh2st-context."""
+
+    components: int = Field(256, gt=0)
+    """Principal components of each block; at most the embedding's dimension."""
+    members: int = Field(4, gt=0)
+    low_count: float = Field(0.2, ge=0)
+    """A spot of N counts weighs 1 / (1 + low_count · median(N) / N)."""
+
+
+class MLPHead(HeadRecipe):
+    """A network of one hidden layer on the spot's own embedding."""
+
+    model: ClassVar[str] = "nh2st_pipe.heads.mlp:MLP"
+    kind: Literal["mlp"]
+    network: MembersRecipe = MembersRecipe()
 
 
 class ContextHead(HeadRecipe):
@@ -199,7 +224,7 @@ class ContextHead(HeadRecipe):
         return self
 
 
-Head = Annotated[MeanHead | RidgeHead | NH2STHead | ContextHead, Field(discriminator="kind")]
+Head = Annotated[MeanHead | RidgeHead | KNNHead | MLPHead | NH2STHead | ContextHead, Field(discriminator="kind")]
 HEADS: dict[str, type[HeadRecipe]] = {
     typing.get_args(head.model_fields["kind"].annotation)[0]: head for head in typing.get_args(typing.get_args(Head)[0])
 }
@@ -215,6 +240,9 @@ class TrainRecipe(Strict):
     targets: TargetRecipe = Field(default_factory=TargetRecipe)
     features: FeatureRecipe = Field(default_factory=FeatureRecipe)
     head: Head
+    choose: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    """Fields of the head that are chosen inside the training slides, each with the values to choose from
+    ("head.alpha": [300, 3000]): the best mean PCC where training slides are left out in turn."""
     fit: FitRecipe | None = None
     """For heads that are trained by steps (`nh2st`); the others' numbers stand in `head`."""
     protocol: Literal["nested", "paper"] = "nested"
@@ -236,6 +264,40 @@ class TrainRecipe(Strict):
                 f"{' and '.join(twice)} would stand twice in one table, as head or baseline; give each once"
             )
         return self
+
+    @model_validator(mode="after")
+    def _choices_are_of_the_head(self) -> Self:
+        for key in self.choose:
+            if not key.startswith("head."):
+                raise ValueError(f"choose.{key}: only fields of the head can be chosen, for example head.alpha")
+        for choice in self.choices() if self.choose else ():
+            try:
+                self.chosen(choice)
+            except pydantic.ValidationError as error:
+                made = ", ".join(f"{key}={value}" for key, value in choice.items())
+                raise ValueError(f"choose: {made} cannot be: {faults_in_words(error, TrainRecipe)}") from None
+            except KeyError as error:
+                raise ValueError(f"choose: '{error.args[0]}' is a value, not a group of keys") from None
+        return self
+
+    def choices(self) -> list[dict[str, Any]]:
+        """Return every combination of the values in `choose`, as {key: value}; one that is empty without any."""
+        return [dict(zip(self.choose, values, strict=True)) for values in itertools.product(*self.choose.values())]
+
+    def chosen(self, choice: Mapping[str, Any]) -> TrainRecipe:
+        """Return the recipe with the values of `choice`, and nothing left to choose."""
+        values = {**self.model_dump(), "choose": {}}
+        for key, value in choice.items():
+            set_in(values, key, value)
+        return TrainRecipe.model_validate(values)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dotted_choices(cls, values: Any) -> Any:
+        """Take `choose: {head: {alpha: [...]}}`, as --set choose.head.alpha=[...] makes it, for "head.alpha"."""
+        if isinstance(values, dict) and isinstance(values.get("choose"), dict):
+            return {**values, "choose": dict(_flat(values["choose"]))}
+        return values
 
     @model_validator(mode="before")
     @classmethod
@@ -269,16 +331,31 @@ def with_settings(data: dict[str, Any], settings: Iterable[str]) -> dict[str, An
         key, sign, value = setting.partition("=")
         if not sign or not key:
             raise UsageError(f"--set takes key=value (for example head.network.epochs=80), not '{setting}'")
-        *parents, leaf = key.strip().split(".")
-        place = data
-        for parent in parents:
-            if place.get(parent) is None:
-                place[parent] = {}
-            place = place[parent]
-            if not isinstance(place, dict):
-                raise UsageError(f"--set {setting}: '{parent}' is a value, not a group of keys")
         try:
-            place[leaf] = yaml.safe_load(value)
+            set_in(data, key.strip(), yaml.safe_load(value))
+        except KeyError as error:
+            raise UsageError(f"--set {setting}: '{error.args[0]}' is a value, not a group of keys") from error
         except yaml.YAMLError as error:
             raise UsageError(f"--set {setting}: '{value}' is not a YAML value") from error
     return data
+
+
+def set_in(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set the dotted `key` of nested values, in place. Raises KeyError naming a parent that is not a group."""
+    *parents, leaf = key.split(".")
+    place = data
+    for parent in parents:
+        if place.get(parent) is None:
+            place[parent] = {}
+        place = place[parent]
+        if not isinstance(place, dict):
+            raise KeyError(parent)
+    place[leaf] = value
+
+
+def _flat(groups: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in groups.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

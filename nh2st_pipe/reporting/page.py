@@ -24,7 +24,7 @@ from nh2st_pipe.runs.folder import read_metrics
 __all__ = ["report"]
 
 _MARK = "@@DATA@@"
-_FIGURES = ("pcc", "pcc_top50", "mse", "mae", "train_seconds")
+_FIGURES = ("pcc", "pcc_sd", "pcc_top50", "mse", "mae", "train_seconds")
 
 
 def report(run: str | Path, out: str | Path | None = None) -> Path:

@@ -19,18 +19,17 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.data.folds import Fold, hold_out
 from nh2st_pipe.data.panels import choose_panel
-from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.data.study import Study
 from nh2st_pipe.data.targets import Targets
 from nh2st_pipe.heads import registry
 from nh2st_pipe.heads.base import Prediction
 from nh2st_pipe.recipes.train import TrainRecipe
 from nh2st_pipe.store.read import open_store
+from nh2st_pipe.training.choosing import choose, halves
 
 __all__ = ["FoldResult", "FoldTask", "fit_all", "run_fold"]
 
 Tell = Callable[[str], None]
-_RIGHT_FIFTH = 0.8
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,8 @@ class FoldResult:
     best_epoch: int
     """0 where the head has no epochs to choose."""
     history: list[dict[str, Any]]
+    chosen: dict[str, Any]
+    """What `recipe.choose` came to, by key; empty where nothing was to choose."""
 
 
 def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = None) -> FoldResult:
@@ -78,7 +79,8 @@ def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = Non
     panel = choose_panel([study.slides[name] for name in sorted(chosen_on)], recipe.targets)
     target = study.targets((*fold.train, *fold.test), panel, recipe)
     began = time.perf_counter()
-    trained = _fit(study, recipe, panel, target, fold, tell)
+    chosen = _choose(study, recipe, panel, target, fold.train, lambda words: tell(f"{fold.name}, {words}"))
+    trained = _fit(study, recipe.chosen(chosen), panel, target, fold, tell)
     seconds = time.perf_counter() - began
     return FoldResult(
         head=recipe.name,
@@ -89,7 +91,23 @@ def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = Non
         train_seconds=seconds,
         best_epoch=trained.best_epoch,
         history=trained.history,
+        chosen=chosen,
     )
+
+
+def _choose(
+    study: Study,
+    recipe: TrainRecipe,
+    panel: list[str],
+    target: Mapping[str, Targets],
+    names: Sequence[str],
+    tell: Tell,
+) -> dict[str, Any]:
+    """Choose what the recipe leaves to be chosen on the training slides `names` alone."""
+    if not recipe.choose:
+        return {}
+    patients = {name: study.slides[name].patient for name in names}
+    return choose(recipe, study.samples(names, recipe, target), patients, panel, tell)
 
 
 def _fit(
@@ -128,37 +146,36 @@ def _choose_epochs(
         inner = study.samples([name for name in names if name not in held], recipe, target)
         watched = study.samples(held, recipe, target)
     else:  # a single slide: its right-hand fifth is held out
-        inner, watched = _halves(study.samples(names, recipe, target))
+        inner, watched = halves(study.samples(names, recipe, target))
     return registry.fit(
         recipe, inner, panel, {}, watched=watched, on_epoch=lambda n: tell(f"{label}, choosing epochs, epoch {n}")
     )
 
 
-def _halves(samples: Samples) -> tuple[Samples, Samples]:
-    """Split one slide's spots at the 80th percentile of x."""
-    x = samples.parts[0].xy[:, 0]
-    right = torch.from_numpy(x > np.quantile(x, _RIGHT_FIFTH)).to(samples.device)
-    return samples.subset(~right), samples.subset(right)
-
-
 def fit_all(
     study: Study, recipe: TrainRecipe, epochs: Sequence[int], about: dict[str, Any], tell: Tell | None = None
 ) -> registry.Trained:
-    """Train the head that is kept: on all slides of `study`, for the median of the folds' `epochs` (or chosen anew)."""
+    """Train the head that is kept: on all slides of `study`, for the median of the folds' `epochs` (or chosen anew).
+
+    What the recipe leaves to be chosen is chosen anew, on all of them.
+    """
     names, tell = sorted(study.slides), tell or (lambda words: None)
     panel = choose_panel([study.slides[name] for name in names], recipe.targets)
     target = study.targets(names, panel, recipe)
+    choice = _choose(study, recipe, panel, target, names, lambda words: tell(f"all slides, {words}"))
+    recipe = recipe.chosen(choice)
     chosen: int | None = None
     history: list[dict[str, Any]] = []
     if recipe.head.by_epochs:
         if epochs:
             chosen = round(float(np.median(epochs)))
         else:
-            choice = _choose_epochs(study, recipe, panel, target, names, "all slides", tell)
-            chosen, history = choice.best_epoch, [{"phase": "choose", **row} for row in choice.history]
+            watched = _choose_epochs(study, recipe, panel, target, names, "all slides", tell)
+            chosen, history = watched.best_epoch, [{"phase": "choose", **row} for row in watched.history]
     samples = study.samples(names, recipe, target)
     trained = registry.fit(
         recipe, samples, panel, about, epochs=chosen, on_epoch=lambda n: tell(f"all slides, epoch {n}")
     )
     history += [{"phase": "train", **row} for row in trained.history]
-    return registry.Trained(trained.model, chosen or 0, [{"fold": "all slides", **row} for row in history])
+    history = [{"fold": "all slides", **row} for row in history]
+    return registry.Trained(trained.model, chosen or 0, history, choice)

@@ -39,6 +39,8 @@ class Outcome:
         if result.best_epoch:
             figures["epochs"] = result.best_epoch
             self.epochs.append(result.best_epoch)
+        if result.chosen:
+            figures["chosen"] = result.chosen
         self.folds.append(figures)
         self.history += [{"fold": fold.name, **row} for row in result.history]
         by_gene = gene_metrics(p, t)

@@ -38,7 +38,7 @@ from nh2st_pipe.training.outcome import Outcome
 __all__ = ["Run", "train"]
 
 PROTOCOLS = {
-    "nested": "gene panel, feature scaling and epochs chosen on training slides alone; each test fold touched once",
+    "nested": "gene panel, scaling, epochs and penalties chosen on training slides alone; each test fold touched once",
     "paper": "gene panel from all slides and best epoch chosen ON THE TEST FOLD, as in published tables: optimistic",
 }
 
@@ -237,7 +237,12 @@ def _metrics(
         "views": study.cache.n_views,
         **outcomes[recipe.name].record(),
         "baselines": {name: o.record() for name, o in outcomes.items() if name != recipe.name},
-        "model": {"genes": len(final.model.genes), "epochs": final.best_epoch, "slides": sorted(study.slides)},
+        "model": {
+            "genes": len(final.model.genes),
+            "epochs": final.best_epoch,
+            "slides": sorted(study.slides),
+            "chosen": final.chosen,
+        },
         "store": {
             "path": study.path,
             "encoder": contract.identity["name"],

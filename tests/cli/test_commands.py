@@ -103,7 +103,7 @@ def test_two_commands_from_slides_to_predictions(study: Study) -> None:
     assert json.loads(second.stdout)["encoded_tiles"] == 0
     trained = call("train", "--embeddings", store, "--genes", 10, "--out", run, *QUICK)
     assert trained.returncode == 0, trained.stderr
-    for head in ("nh2st-context", "mean", "ridge", "ridge-context"):
+    for head in ("nh2st-context", "mean", "knn", "mlp", "ridge", "ridge-context"):
         assert f"\n{head} " in trained.stdout
     assert "each test fold touched once" in trained.stdout
     predicted = call("predict", "--model", run, "--embeddings", store, "--out", out)

@@ -18,6 +18,7 @@ from nh2st_pipe.heads.base import FeatureScaler, HeadModel, Plan
 from nh2st_pipe.heads.hypergraph import HypergraphConv, incidence, operator
 from nh2st_pipe.heads.linear import Mean, Ridge
 from nh2st_pipe.heads.nh2st import NH2ST, CrossAttention, contrastive_loss
+from nh2st_pipe.heads.retrieval import KNN
 from nh2st_pipe.recipes.train import FitRecipe, TrainRecipe, load_train_recipe
 from nh2st_pipe.runs.model import load_model
 
@@ -203,6 +204,33 @@ def test_mean_is_the_mean() -> None:
     assert np.allclose(model.predict(data), data.target.mean(0))
 
 
+@pytest.mark.parametrize("k", [1, 4, 99])
+def test_retrieval_is_the_mean_of_the_most_alike_training_spots(k: int) -> None:
+    data, new = samples(), samples(n=20, seed=3)
+    model = KNN(7, GENES, k=k)
+    model.fit(data, PLAN)
+
+    def keys(of: Samples) -> torch.Tensor:
+        return F.normalize(model.scaler(everything(of)).mean(1))
+
+    assert data.target is not None
+    nearest = (keys(new) @ keys(data).T).argsort(dim=1, descending=True)[:, :k]
+    assert np.allclose(model.predict(new), data.target[nearest].mean(1), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["knn", "ridge-context", "mlp"])
+def test_heads_fitted_together_are_those_fitted_alone(kind: str) -> None:
+    data, given = samples(), recipe(kind)
+    key, values = {"knn": ("head.k", (3, 12)), "mlp": ("head.network.epochs", (2, 5))}.get(
+        kind, ("head.alpha", (1, 90))
+    )
+    recipes = [given.chosen({key: value}) for value in values]
+    together = [model.predict(data) for model in registry.fit_each(recipes, data, GENES, {})]
+    alone = [registry.fit(each, data, GENES, {}).model.predict(data) for each in recipes]
+    assert not np.allclose(alone[0], alone[1], atol=1e-3)
+    assert all(np.allclose(one, other, atol=1e-4) for one, other in zip(together, alone, strict=True))
+
+
 def recipe(kind: str) -> TrainRecipe:
     values = load_train_recipe(kind).model_dump()
     if kind == "nh2st":
@@ -211,7 +239,7 @@ def recipe(kind: str) -> TrainRecipe:
     return TrainRecipe.model_validate(values)
 
 
-@pytest.mark.parametrize("kind", ["mean", "ridge", "ridge-context", "nh2st"])
+@pytest.mark.parametrize("kind", ["mean", "knn", "mlp", "ridge", "ridge-context", "nh2st"])
 def test_a_saved_head_predicts_the_same(kind: str, tmp_path: Path) -> None:
     data = samples()
     trained = registry.fit(recipe(kind), data, GENES, {"store": {"x": 1}})
@@ -239,7 +267,7 @@ def test_a_head_with_missing_weights_is_never_loaded(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot be loaded"):
         load_model(tmp_path)
     (tmp_path / "model" / "config.json").write_text(json.dumps({"kind": "novel"}))
-    with pytest.raises(RunError, match="a head of kind 'novel'; this version knows mean, ridge, nh2st"):
+    with pytest.raises(RunError, match="a head of kind 'novel'; this version knows mean, ridge, knn, mlp, nh2st"):
         load_model(tmp_path)
     with pytest.raises(RunError, match="there is no run at"):
         load_model(tmp_path / "none")
@@ -262,8 +290,10 @@ def test_the_best_watched_epoch_is_kept_and_patience_ends_training() -> None:
 
 
 def test_the_same_seed_gives_the_same_model_bit_for_bit() -> None:
-    one, two = (registry.fit(recipe("nh2st"), samples(), GENES, {}).model.state_dict() for _ in range(2))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    for kind in ("nh2st", "mlp", "knn"):
+        one, two = (registry.fit(recipe(kind), samples(), GENES, {}).model.state_dict() for _ in range(2))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    one = registry.fit(recipe("nh2st"), samples(), GENES, {}).model.state_dict()
     values = {**recipe("nh2st").model_dump(), "seed": 7}
     other = registry.fit(TrainRecipe.model_validate(values), samples(), GENES, {}).model.state_dict()
     assert not torch.equal(one["query.weight"], other["query.weight"])
@@ -276,9 +306,13 @@ def test_a_loss_that_is_no_number_stops_training() -> None:
         registry.fit(recipe("nh2st"), broken, GENES, {})
 
 
-def test_training_learns_what_the_spot_shows() -> None:
-    values = recipe("nh2st").model_dump()
-    values["fit"] |= {"epochs": 40, "lr": 5e-3}
+@pytest.mark.parametrize("kind", ["nh2st", "mlp"])
+def test_training_learns_what_the_spot_shows(kind: str) -> None:
+    values = recipe(kind).model_dump()
+    if kind == "nh2st":
+        values["fit"] |= {"epochs": 40, "lr": 5e-3}
+    else:
+        values["head"]["network"] |= {"epochs": 80, "lr": 1e-2, "dropout": 0.1}
     data = samples(n=60, views=1)
     model: HeadModel = registry.fit(TrainRecipe.model_validate(values), data, GENES, {}).model
     assert data.target is not None

@@ -40,7 +40,8 @@ def test_a_run_of_the_first_version_predicts_as_it_did(name: str, tmp_path: Path
     about = About.of(model.about, run)
     assert (about.format, about.recipe, about.trained_on) == (0, name, ())
     summary = predict(run, embeddings=V1_STORE, out=tmp_path / "pred")
-    expected = np.load(V0 / f"expected-{name}.npz")  # by that version
+    with np.load(V0 / f"expected-{name}.npz") as by_that_version:
+        expected = dict(by_that_version)
     assert set(summary.files) == set(expected)
     for slide_id, path in summary.files.items():
         data = anndata.read_h5ad(path)

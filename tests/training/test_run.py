@@ -36,13 +36,16 @@ def test_the_run_folder_holds_what_it_should(study: Study) -> None:
     assert result.path == study.folder / "run"
     assert not (study.folder / "run.part").exists()
     assert json.loads((result.path / "metrics.json").read_text()) == metrics
-    assert [row["head"] for row in result.table()] == ["nh2st", "mean", "ridge", "ridge-context"]
+    assert [row["head"] for row in result.table()] == ["nh2st", "mean", "knn", "mlp", "ridge", "ridge-context"]
     assert (metrics["protocol"], metrics["n_slides"], metrics["n_patients"]) == ("nested", 3, 3)
     assert [fold["fold"] for fold in metrics["folds"]] == ["P0", "P1", "P2"]
     for fold in metrics["folds"]:
         assert {"pcc", "pcc_top50", "mse", "mae", "n_spots", "n_genes", "train_seconds", "epochs"} <= set(fold)
         assert (fold["n_spots"], fold["n_genes"]) == (25, 10)
     assert metrics["baselines"]["mean"]["summary"]["pcc"] is None
+    of_ridge = metrics["baselines"]["ridge"]
+    assert of_ridge["summary"]["pcc_sd"] == pytest.approx(np.std([f["pcc"] for f in of_ridge["folds"]], ddof=1))
+    assert {fold["chosen"]["head.alpha"] for fold in of_ridge["folds"]} <= {300, 1000, 3000, 10000, 30000}
 
     # What is in the predictions is what is in the metrics.
     data = anndata.read_h5ad(result.path / "predictions" / "s1.h5ad")
@@ -53,12 +56,12 @@ def test_the_run_folder_holds_what_it_should(study: Study) -> None:
     mean = np.mean([fold["pcc"] for fold in metrics["baselines"]["ridge"]["folds"]])
     assert np.average(genes["pcc"], weights=genes["n_folds"]) == pytest.approx(mean, abs=1e-6)
     slides = pl.read_csv(result.path / "per_slide.csv")
-    assert slides.height == 4 * 3
+    assert slides.height == 6 * 3
     history = pl.read_csv(result.path / "history.csv")
     assert set(history["phase"]) == {"choose", "train"}
     assert set(history["fold"]) == {"P0", "P1", "P2", "all slides"}
     events = [json.loads(line)["event"] for line in (result.path / "log.jsonl").read_text().splitlines()]
-    assert (events[0], events[-1], events.count("fold")) == ("start", "end", 12)
+    assert (events[0], events[-1], events.count("fold")) == ("start", "end", 18)
     model = load_model(result.path)
     assert len(model.genes) == 10
     assert model.about["store"]["encoder"]["name"] == "fake"
@@ -75,7 +78,7 @@ def test_the_resolved_recipe_repeats_the_run(study: Study) -> None:
         }
 
 
-@pytest.mark.parametrize("recipe", ["nh2st", "ridge-context", "nh2st-context"])
+@pytest.mark.parametrize("recipe", ["nh2st", "ridge-context", "knn", "nh2st-context"])
 def test_the_test_slides_choose_nothing(study: Study, recipe: str) -> None:
     """Other counts on the test slide: the same genes, epochs and predictions for it."""
     settings = SMALL if recipe == "nh2st" else ()
@@ -97,7 +100,8 @@ def test_the_test_slides_choose_nothing(study: Study, recipe: str) -> None:
     assert list(before.var_names) == list(after.var_names)
     assert np.array_equal(before.X, after.X)
     assert not np.array_equal(before.layers["target"], after.layers["target"])
-    assert first.metrics["folds"][0].get("epochs") == second.metrics["folds"][0].get("epochs")
+    for key in ("epochs", "chosen"):
+        assert first.metrics["folds"][0].get(key) == second.metrics["folds"][0].get(key)
 
 
 def test_paper_protocol_says_what_it_does(study: Study) -> None:

@@ -1,0 +1,91 @@
+"""The baseline that is a network on the spot's own embedding: what nonlinearity alone is worth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import nn
+
+from nh2st_pipe.data.samples import Samples
+from nh2st_pipe.heads.base import FeatureScaler, Fit, HeadModel, Plan
+from nh2st_pipe.heads.members import Members, fit_members
+
+if TYPE_CHECKING:
+    from nh2st_pipe.recipes.train import TrainRecipe
+
+__all__ = ["MLP"]
+
+
+class MLP(HeadModel):
+    """Scaled embedding d → ReLU → G, trained on the squared error of the target. A random view per spot and step.
+
+    `network` is its recipe's fields (see `recipes.train.MembersRecipe`) as values.
+    """
+
+    target_mean: torch.Tensor
+    target_scale: torch.Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        genes: list[str],
+        network: dict[str, Any],
+        scale_features: bool = True,
+        clip: float = 8.0,
+        about: dict[str, Any] | None = None,
+        kind: str = "mlp",
+    ) -> None:
+        from nh2st_pipe.recipes.train import MembersRecipe
+
+        super().__init__()
+        self.genes, self.about, self.kind = list(genes), about or {}, kind
+        self.recipe = recipe = MembersRecipe.model_validate(network)
+        self.scaler: nn.Module = FeatureScaler(dim, clip) if scale_features else nn.Identity()
+        self.register_buffer("target_mean", torch.zeros(len(self.genes)))
+        self.register_buffer("target_scale", torch.ones(()))
+        self.members = Members(recipe.members, dim, recipe.width, len(self.genes), recipe.output_scale)
+
+    @classmethod
+    def build(cls, recipe: TrainRecipe, dim: int, genes: list[str], about: dict[str, Any]) -> Self:
+        """See HeadModel."""
+        head, features = recipe.head, recipe.features
+        assert head.kind == "mlp"
+        return cls(
+            dim,
+            genes,
+            network=head.network.model_dump(mode="json"),
+            scale_features=features.scale == "robust",
+            clip=features.clip,
+            about=about,
+        )
+
+    def fit(self, train: Samples, plan: Plan) -> Fit:
+        """See HeadModel."""
+        assert train.target is not None
+        if isinstance(self.scaler, FeatureScaler):
+            self.scaler.fit(train)
+        self.target_mean.copy_(train.target.double().mean(0))
+        y = train.target - self.target_mean
+        scale = y.square().mean().sqrt()
+        self.target_scale.copy_(scale if scale > 0 else torch.ones_like(scale))
+        history = fit_members(
+            self.members,
+            lambda rows, views: self.features(train, rows, views),
+            y / self.target_scale,
+            torch.ones(len(train), device=train.device),
+            self.recipe,
+            train.n_views,
+            plan.seed,
+            plan.on_epoch,
+        )
+        return Fit(0, history)
+
+    def features(self, samples: Samples, rows: torch.Tensor, views: int | torch.Tensor) -> torch.Tensor:
+        """Return … × d, float32."""
+        out: torch.Tensor = self.scaler(samples.gather(rows, views)).float()
+        return out
+
+    def forward_view(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
+        """See HeadModel."""
+        return self.target_mean + self.target_scale * self.members.mean(self.features(samples, rows, view))
