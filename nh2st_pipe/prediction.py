@@ -176,6 +176,7 @@ def _embed(
         tile_um=trained_on.tile["size_um"],
         tile_px=trained_on.tile["size_level0_px"],
         precision=trained_on.precision,
+        stain_shift="off",  # these slides are predicted, not trained on
         device=device,
         progress=progress,
     )

@@ -93,6 +93,8 @@ class Part:
     """n × 2, level-0 px."""
     grid: NDArray[np.int64] | None = None
     """n × 2: array_row, array_col."""
+    stain_shift: NDArray[np.float32] | None = None
+    """S × d: mean shift of its embeddings under synthetic stains, where that is known."""
 
     @property
     def rows(self) -> slice:
@@ -165,7 +167,7 @@ class Samples:
             table = slide.neighbours[:, :neighbours].astype(np.int64)
             tables.append(np.where(table < 0, np.arange(n)[:, None], table) + offset)
             rows.append(np.arange(start, start + n))
-            parts.append(Part(slide.slide_id, offset, offset + n, slide.xy, slide.grid))
+            parts.append(Part(slide.slide_id, offset, offset + n, slide.xy, slide.grid, slide.stain_shift))
             offset += n
         made = targets or []
         values, raw = ([getattr(each, name) for each in made] for name in ("values", "raw"))
@@ -205,7 +207,7 @@ class Samples:
             if not n:
                 continue
             grid = None if part.grid is None else part.grid[inside]
-            parts.append(Part(part.slide_id, offset, offset + n, part.xy[inside], grid))
+            parts.append(replace(part, start=offset, stop=offset + n, xy=part.xy[inside], grid=grid))
             offset += n
         return replace(
             self,

@@ -106,9 +106,11 @@ class Wanted:
     row: ManifestRow
     image: ImageSource
     expression: str | None
+    stain_shift: bool = False
+    """Whether its embeddings' shift under other stains is wanted."""
 
     @classmethod
-    def of(cls, row: SlideRow) -> Wanted:
+    def of(cls, row: SlideRow, stain_shift: bool = False) -> Wanted:
         """Take the fingerprints of a manifest row's files. Raises SlideError where one cannot be read."""
         prints = {}
         for name in ("slide", "expression", "tissue"):
@@ -118,7 +120,8 @@ class Wanted:
             except OSError as error:
                 raise SlideError(f"{file} cannot be read: {error.strerror or error}") from error
         image = ImageSource(image=prints["slide"] or "", tissue=prints["tissue"], mpp=row.mpp)
-        return cls(ManifestRow.model_validate(row.record()), image, prints["expression"])
+        wanted = stain_shift and row.expression is not None
+        return cls(ManifestRow.model_validate(row.record()), image, prints["expression"], wanted)
 
 
 class Todo(Enum):
@@ -126,7 +129,7 @@ class Todo(Enum):
 
     nothing = "nothing"
     row = "take over its row of the manifest"
-    embed = "embed it, go on with it, or renew its counts"
+    embed = "embed it, go on with it, renew its counts, or find its stain shift"
 
 
 def decide(record: SlideRecord | None, wanted: Wanted, redo_changed: bool) -> Todo:
@@ -134,7 +137,7 @@ def decide(record: SlideRecord | None, wanted: Wanted, redo_changed: bool) -> To
     if record is None or not record.state.complete:
         return Todo.embed  # the writer goes on with it, or begins anew where it has changed
     if record.image == wanted.image:
-        if record.expression != wanted.expression:
+        if record.expression != wanted.expression or (wanted.stain_shift and record.stain_shift is None):
             return Todo.embed
         return Todo.nothing if record.row == wanted.row else Todo.row
     if redo_changed:
@@ -159,7 +162,7 @@ def _changed(what: Iterable[str]) -> str:
 
 
 def pending(
-    rows: list[SlideRow], existing: Store | None, redo_changed: bool, summary: EmbedSummary
+    rows: list[SlideRow], existing: Store | None, redo_changed: bool, stain_shift: bool, summary: EmbedSummary
 ) -> tuple[list[tuple[SlideRow, Wanted]], list[Wanted]]:
     """Return the slides still to embed, and those whose row alone has changed; the others go into the summary.
 
@@ -168,7 +171,7 @@ def pending(
     todo, renewed = [], []
     for row in rows:
         try:
-            wanted = Wanted.of(row)
+            wanted = Wanted.of(row, stain_shift)
             what = decide(existing.record(row.slide_id) if existing else None, wanted, redo_changed)
         except (SlideError, DamageError) as error:
             summary.failed[row.slide_id] = str(error)

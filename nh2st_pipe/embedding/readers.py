@@ -17,6 +17,7 @@ from nh2st_pipe.core.errors import NH2STError, listed
 from nh2st_pipe.core.location import Claim
 from nh2st_pipe.core.signals import Stop
 from nh2st_pipe.embedding.plan import Todo, Wanted, check_spots, decide, recipe_of
+from nh2st_pipe.encoders.stains import tiles_for_shift
 from nh2st_pipe.slides import Slide, open_slide
 from nh2st_pipe.slides.base import read_tile, thumbnail
 from nh2st_pipe.slides.resolution import TileSize, choose_mpp
@@ -57,6 +58,8 @@ class Job:
     failed: str | None = None
     neighbours: Future[tuple[NDArray[np.int32], NDArray[np.float64]]] | None = None
     picture: Future[tuple[NDArray[np.uint8], float]] | None = None
+    stained: tuple[NDArray[np.int64], Future[NDArray[np.uint8]]] | None = None
+    """Rows of the tiles that are stained anew, and those tiles."""
     reads: list[Future[Any]] = field(default_factory=list)
     """Whatever reads from the slide in another thread."""
 
@@ -232,18 +235,22 @@ class Readers:
             if self._stop.is_set() or job.failed is not None:
                 return
             stop = min(start + self._batch_size, n)
-            batch = self._pool.submit(self._read, job, start, stop)
+            batch = self._pool.submit(self._read, job, np.arange(start, stop))
             job.reads = [read for read in job.reads if not read.done()] + [batch]
             self._queue.put(Item(job, batch))
+        if job.wanted.stain_shift and not job.writer.has_stain_shift:
+            rows = tiles_for_shift(n)
+            job.stained = rows, self._pool.submit(self._read, job, rows)
+            job.reads.append(job.stained[1])
         job.picture = self._pool.submit(thumbnail, job.slide, _THUMBNAIL_PX)
         job.reads.append(job.picture)
 
-    def _read(self, job: Job, start: int, stop: int) -> NDArray[np.uint8]:
+    def _read(self, job: Job, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         slide = job.slide
         assert slide is not None
         assert job.spots is not None
-        tiles = np.empty((stop - start, self._out_px, self._out_px, 3), np.uint8)
-        for i, (x, y) in enumerate(job.spots.xy[start:stop]):
+        tiles = np.empty((len(rows), self._out_px, self._out_px, 3), np.uint8)
+        for i, (x, y) in enumerate(job.spots.xy[rows]):
             tiles[i] = read_tile(slide, (float(x), float(y)), job.tile_level0_px, self._out_px, self._interpolation)
         return tiles
 

@@ -7,12 +7,10 @@ is interrupted goes on where it was, and a finished slide is never touched again
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Literal
 
 from nh2st_pipe.core.errors import DamageError, ExpressionError, NH2STError, SlideError, UsageError, listed
 from nh2st_pipe.core.location import Location
@@ -26,6 +24,9 @@ from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision
 from nh2st_pipe.store.read import check_contract, open_store
 from nh2st_pipe.store.write import StoreWriter
 from nh2st_pipe.tiles.manifest import read_manifest
+
+if TYPE_CHECKING:
+    from nh2st_pipe.encoders.encoder import Encoder
 
 __all__ = ["embed"]
 
@@ -44,6 +45,7 @@ def embed(
     workers: int | None = None,
     precision: Precision | None = None,
     redo_changed: bool = False,
+    stain_shift: Literal["auto", "off"] = "auto",
     only: Collection[str] | None = None,
     progress: Progress | None = None,
 ) -> EmbedSummary:
@@ -53,6 +55,8 @@ def embed(
     or 8. The tile's side is `tile_um` (µm) or `tile_px` (level-0 px). What is left None is as in the store
     where there is one, else the recipe's default (1 view). `precision` None is the recipe's on a GPU and float32
     on a CPU. `redo_changed` embeds slides anew whose files have changed; `only` leaves other slides out.
+    `stain_shift` "auto" finds how far embeddings move under other stains, for slides with expression that lack it:
+    heads are trained on those. It encodes 48 tiles a slide under 8 stains, and nothing that is there already.
 
     Raises ManifestError, UsageError, EncoderError and StoreError before any work; faults of single slides are
     in the summary.
@@ -63,6 +67,8 @@ def embed(
         raise UsageError("give the tile's size in µm or in px, not both")
     if views not in (None, 1, 8):
         raise UsageError(f"--views takes 1 or 8, not {views}")
+    if stain_shift not in ("auto", "off"):
+        raise UsageError(f"--stain-shift takes auto or off, not {stain_shift}")
     rows = read_manifest(slides)
     if only is not None:
         absent = sorted(set(only) - {row.slide_id for row in rows})
@@ -78,7 +84,7 @@ def embed(
         check_contract(existing, contract)
 
     summary = EmbedSummary(store=str(location))
-    todo, renewed = pending(rows, existing, redo_changed, summary)
+    todo, renewed = pending(rows, existing, redo_changed, stain_shift == "auto", summary)
     if todo:
         # Loaded before the store is made, so that weights that do not fit leave nothing behind.
         from nh2st_pipe.core.devices import pick_device
@@ -102,7 +108,7 @@ def embed(
         if todo:
             jobs = [Job(row, wanted) for row, wanted in todo]
             readers = Readers(jobs, writer, size, workers or 2, stop, redo_changed, progress.say)
-            _run(jobs, readers, encoder_on_device.encode, contract.views, summary, progress)
+            _run(jobs, readers, encoder_on_device, contract.views, summary, progress)
     summary.seconds["total"] = time.perf_counter() - began
     return summary
 
@@ -110,7 +116,7 @@ def embed(
 def _run(
     jobs: list[Job],
     readers: Readers,
-    encode: Callable[[NDArray[np.uint8], int], NDArray[np.float16]],
+    encoder: Encoder,
     views: int,
     summary: EmbedSummary,
     progress: Progress,
@@ -124,7 +130,7 @@ def _run(
                     with _timed(summary, "reading"):
                         tiles = item.batch.result()
                     with _timed(summary, "encoder"):
-                        embeddings = encode(tiles, views)
+                        embeddings = encoder.encode(tiles, views)
                     with _timed(summary, "writing"):
                         assert job.writer is not None
                         job.writer.append(embeddings)
@@ -133,6 +139,8 @@ def _run(
                 elif job.kept:
                     summary.kept.append(job.row.slide_id)
                 elif job.failed is None:
+                    if job.stained is not None:
+                        _find_shift(job, encoder, summary)
                     with _timed(summary, "writing"):
                         finish(job)
                     summary.done.append(job.row.slide_id)
@@ -150,9 +158,25 @@ def _run(
                 elif job.spots is not None:
                     summary.notices += [f"{job.row.slide_id}: {notice}" for notice in job.spots.notices]
                     progress.say(f"{job.row.slide_id}: {len(job.spots):,} tiles done")
-                job.spots = job.writer = job.neighbours = job.picture = (
+                job.spots = job.writer = job.neighbours = job.picture = job.stained = (
                     None  # counts of a thousand slides are not for keeping
                 )
+
+
+def _find_shift(job: Job, encoder: Encoder, summary: EmbedSummary) -> None:
+    """Find and write a slide's stain shift, all of its tiles being in the store."""
+    from nh2st_pipe.encoders.stains import VERSION, stain_shift
+
+    assert job.stained is not None
+    assert job.writer is not None
+    rows, future = job.stained
+    with _timed(summary, "reading"):
+        tiles, own = future.result(), job.writer.embeddings(rows)
+    with _timed(summary, "encoder"):
+        shift = stain_shift(encoder, tiles, own)
+    with _timed(summary, "writing"):
+        job.writer.write_stain_shift(shift, VERSION)
+    summary.stain_shifts.append(job.row.slide_id)
 
 
 def _of_one_slide(error: NH2STError) -> bool:

@@ -20,6 +20,8 @@ class EmbedSummary:
     """Slides that were complete already."""
     failed: dict[str, str] = field(default_factory=dict)
     """Slides passed over, each with its cause."""
+    stain_shifts: list[str] = field(default_factory=list)
+    """Slides whose shift under other stains was found by this call."""
     notices: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("encoder", "reading", "writing"), 0.0))
     """Where the time of the calling thread went: in the encoder, waiting for tiles, writing; and `total`."""

@@ -8,6 +8,7 @@ fetched. Weight files are read without unpickling code (safetensors, or `torch.l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,37 +45,38 @@ class Encoder(nn.Module):
         self.bias = (-mean / std).to(device)
 
     @torch.inference_mode()
-    def encode(self, tiles_bhwc: NDArray[np.uint8], views: int = 1) -> NDArray[np.float16]:
+    def encode(self, tiles_bhwc: NDArray[np.uint8], views: int = 1, view: int | None = None) -> NDArray[np.float16]:
         """Return the embeddings b × V × d of uint8 RGB tiles b × h × w × 3, h = w = the recipe's `input_px`.
 
-        Half the tiles at a time are tried where the device runs out of memory, down to a single one.
+        The first `views` dihedral views, or `view` alone (V is 1 then). Half the tiles at a time are tried where the
+        device runs out of memory, down to a single one.
         """
         try:
-            return self._encode(tiles_bhwc, views)
+            return self._encode(tiles_bhwc, range(views) if view is None else (view,))
         except torch.OutOfMemoryError:
             if len(tiles_bhwc) == 1:
                 raise
             torch.cuda.empty_cache()
             half = len(tiles_bhwc) // 2
-            return np.concatenate([self.encode(tiles_bhwc[:half], views), self.encode(tiles_bhwc[half:], views)])
+            return np.concatenate([self.encode(part, views, view) for part in (tiles_bhwc[:half], tiles_bhwc[half:])])
 
-    def _encode(self, tiles_bhwc: NDArray[np.uint8], views: int) -> NDArray[np.float16]:
+    def _encode(self, tiles_bhwc: NDArray[np.uint8], views: Sequence[int]) -> NDArray[np.float16]:
         tiles = torch.from_numpy(np.require(tiles_bhwc, requirements=["C", "W"]))
         if self.device.type == "cuda":
             tiles = tiles.pin_memory()
         tiles = tiles.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         images = torch.addcmul(self.bias, tiles.float(), self.gain).to(self.dtype)
         b = len(images)
-        images_vb = torch.cat([dihedral(images, view) for view in range(views)])
+        images_vb = torch.cat([dihedral(images, view) for view in views])
         if self.device.type != "mps":
             images_vb = images_vb.contiguous(memory_format=torch.channels_last)
         emb_vbd = torch.cat([self._pool(part) for part in images_vb.split(self.images_at_once)])
-        if emb_vbd.shape != (views * b, self.recipe.dim):
+        if emb_vbd.shape != (len(views) * b, self.recipe.dim):
             raise EncoderError(
                 f"encoder {self.recipe.name} returned {tuple(emb_vbd.shape[1:])} values per tile and its recipe says "
                 f"{self.recipe.dim}; check dim and pooling"
             )
-        emb_bvd = emb_vbd.view(views, b, -1).transpose(0, 1)
+        emb_bvd = emb_vbd.view(len(views), b, -1).transpose(0, 1)
         half = emb_bvd.to(torch.float16)
         if not torch.isfinite(half).all():
             raise EncoderError(

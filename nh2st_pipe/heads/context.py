@@ -5,6 +5,8 @@ is here at prediction time, on frozen embeddings, with what was found to be wort
 
 - Features: each slide's embeddings less half of the slide's own mean, and their Gaussian means at several widths
   (`blocks`). They need no expression, so they are the same for a slide that is predicted.
+- Where the store knows how other stains move the training slides' embeddings, the kernel part leaves those directions
+  out of every slide's (`stain_basis`).
 - Targets: trained on the target before smoothing, and the predictions are smoothed; each training slide's own
   weighted mean is taken off, and the mean over training slides is added to a prediction. Spots with few counts weigh
   less.
@@ -28,12 +30,12 @@ import torch
 from nh2st_pipe.core.errors import TrainError
 from nh2st_pipe.data.samples import Part, Samples
 from nh2st_pipe.heads.base import Fit, HeadModel, Plan, Prediction
-from nh2st_pipe.heads.blocks import Blur, centred_views, without
+from nh2st_pipe.heads.blocks import Blur, centred_views, stain_basis, without
 from nh2st_pipe.heads.kernel import Kernel, low_count_weights, solve, solve_landmarks
 from nh2st_pipe.heads.members import Members, fit_members
 
 if TYPE_CHECKING:
-    from nh2st_pipe.recipes.train import TrainRecipe
+    from nh2st_pipe.recipes.train import KernelPart, NetworkPart, TrainRecipe
 
 __all__ = ["Context"]
 
@@ -104,6 +106,12 @@ class Context(HeadModel):
         raw = train.raw.double()
         self.target_mean = torch.stack([raw[part.rows].mean(0) for part in train.parts]).mean(0).to(self.target_mean)
         history: list[dict[str, float]] = []
+        shifts = [part.stain_shift for part in train.parts if part.stain_shift is not None]
+        parts = [part for part in (self.recipe.kernel, self.recipe.network) if part is not None]
+        wanted = max(part.stain_directions for part in parts)
+        if shifts and wanted:
+            basis = stain_basis(torch.from_numpy(np.concatenate(shifts)).double(), min(wanted, train.dim // 2))
+            self.basis = basis.to(self.basis)
         if self.recipe.kernel is not None:
             self._fit_kernel(train, raw, plan.seed)
         if self.recipe.network is not None:
@@ -199,18 +207,24 @@ class Context(HeadModel):
 
     def _view_means(self, samples: Samples) -> Iterator[tuple[Part, list[torch.Tensor]]]:
         """Yield each slide's blocks of the mean over views, float64: what the kernel compares."""
-        basis = self.basis.double() if self.basis.shape[1] else None
+        basis = self._basis(self.recipe.kernel, torch.float64)
         for part in samples.parts:
             x = centred_views(samples, part, self.recipe.centring, torch.float64).mean(1)
             yield part, Blur(part, self.recipe.sigmas, samples.device, torch.float64)(without(x, basis))
 
     def _each_view(self, samples: Samples) -> Iterator[tuple[Part, int, list[torch.Tensor]]]:
         """Yield each slide's blocks view by view, float32: what the network sees."""
+        basis = self._basis(self.recipe.network, torch.float32)
         for part in samples.parts:
-            x = centred_views(samples, part, self.recipe.centring, torch.float32)
+            x = without(centred_views(samples, part, self.recipe.centring, torch.float32), basis)
             blur = Blur(part, self.recipe.sigmas, samples.device, torch.float32)
             for view in range(x.shape[1]):
                 yield part, view, blur(x[:, view].contiguous())
+
+    def _basis(self, part: KernelPart | NetworkPart | None, dtype: torch.dtype) -> torch.Tensor | None:
+        """Return the directions that a part leaves out, d × r, None where there are none."""
+        kept = 0 if part is None else min(part.stain_directions, self.basis.shape[1])
+        return self.basis[:, :kept].to(dtype) if kept else None
 
     # ---- prediction
 

@@ -90,6 +90,10 @@ class HeadRecipe(Strict):
     by_epochs: ClassVar[bool] = False
     """Whether it is trained by `fit`, its number of epochs chosen on slides held out of the training slides."""
 
+    def uses_stain_shift(self) -> bool:
+        """Whether it learns from how embeddings move under other stains."""
+        return False
+
 
 class MeanHead(HeadRecipe):
     """Predict each gene's mean over the training spots: the floor under every error."""
@@ -153,6 +157,9 @@ class KernelPart(Strict):
     """h: a spot of N counts weighs 1 / (1 + h · median(N) / N)."""
     rank: int = Field(8, gt=0)
     """Directions over the genes that are predicted."""
+    stain_directions: int = Field(16, ge=0)
+    """Directions along which other stains move the training slides' embeddings that are left out; at most half
+    as many as the embedding has values, 0 leaves all in."""
     exact_up_to: int = Field(3000, gt=0)
     """Training spots up to which every one of them is compared with; beyond, `landmarks` stand in for them."""
     landmarks: int = Field(1000, gt=0)
@@ -185,6 +192,8 @@ class NetworkPart(MembersRecipe):
     members: int = Field(4, gt=0)
     low_count: float = Field(0.2, ge=0)
     """A spot of N counts weighs 1 / (1 + low_count · median(N) / N)."""
+    stain_directions: int = Field(0, ge=0)
+    """As the kernel part's."""
 
 
 class MLPHead(HeadRecipe):
@@ -214,6 +223,10 @@ class ContextHead(HeadRecipe):
     """Likeness (median best kernel similarity of a slide's spots to the training spots) up to which it has none."""
     gate_to: float = 0.5
     """Likeness from which it has `kernel_share`."""
+
+    def uses_stain_shift(self) -> bool:
+        """See HeadRecipe."""
+        return any(part is not None and part.stain_directions > 0 for part in (self.kernel, self.network))
 
     @model_validator(mode="after")
     def _something_is_left(self) -> Self:

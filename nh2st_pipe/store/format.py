@@ -148,6 +148,8 @@ class SlideRecord(Strict):
     """Fingerprint of the spots' barcodes and places."""
     expression: str | None = None
     """Fingerprint of the file whose counts are in `expression/`, None where there are none."""
+    stain_shift: str | None = None
+    """Which synthetic stains the array `stain_shift` is the mean shift under; None where there is none."""
     state: SlideState
     files: dict[str, tuple[Count, str]] = Field(default_factory=dict)
     """Every file of a complete slide below its folder: size in bytes and CRC-32C."""

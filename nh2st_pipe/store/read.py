@@ -50,6 +50,8 @@ class SlideData:
     """n × g raw counts."""
     genes: list[str]
     uns: dict[str, Any] = field(default_factory=dict)
+    stain_shift: NDArray[np.float32] | None = None
+    """S × d: mean shift of the embeddings under synthetic stains."""
 
     def __len__(self) -> int:
         return len(self.barcodes)
@@ -217,6 +219,7 @@ class Store:
             use_views = "views" in emb["obsm"] and not first_view_only
             views = _read_embeddings(emb["obsm/views"] if use_views else emb["X"], into)
             xy, uns = emb["obsm/spatial"][:], read_elem(emb["uns"])
+            shift = group["stain_shift"][:] if record.stain_shift is not None else None
             barcodes = [str(name) for name in obs.index]
             if "spatial_distances" in emb.get("obsp", ()):
                 neighbours = table_of(sp.csr_matrix(read_elem(emb["obsp/spatial_distances"])))
@@ -239,6 +242,8 @@ class Store:
             or (neighbours[:, 0] != np.arange(n)).any()
         ):
             raise self._damage(slide_id, "its neighbours are not spots of it")
+        if shift is not None and not (shift.shape[1:] == views.shape[2:] and np.isfinite(shift).all()):
+            raise self._damage(slide_id, "its stain shift is not one of its embeddings")
         if not np.isfinite(xy).all():
             raise self._damage(slide_id, "places of its spots are not numbers")
         return SlideData(
@@ -254,6 +259,7 @@ class Store:
             counts=counts,
             genes=genes,
             uns=uns,
+            stain_shift=shift,
         )
 
 

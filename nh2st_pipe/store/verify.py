@@ -17,7 +17,8 @@ from nh2st_pipe.store.write import write_record
 
 __all__ = ["Verified", "set_aside", "verify"]
 
-_COUNTS = "expression/"
+_PARTS = {"expression/": "expression", "stain_shift/": "stain_shift"}
+"""What of a slide can be made anew alone: where it lies, and the record's field that says it is there."""
 
 
 @dataclass
@@ -74,7 +75,7 @@ def _faults(store: Store, slide_id: str) -> list[str]:
 def set_aside(where: str | Path | Location, found: Verified) -> None:
     """Make the damaged slides unfinished ones, so that the next embed makes them anew, and nothing else.
 
-    Where nothing but the counts is damaged, the embeddings are kept.
+    Where nothing but the counts or the stain shift is damaged, the embeddings are kept.
     """
     store = open_store(where)
     for slide_id, faults in found.damaged.items():
@@ -87,9 +88,11 @@ def set_aside(where: str | Path | Location, found: Verified) -> None:
             if record is None or store.format == 1:
                 store.location.delete(path)
                 continue
-            counts_alone = all(fault.startswith(_COUNTS) for fault in faults)
+            parts = {part for part in _PARTS if any(fault.startswith(part) for fault in faults)}
+            kept = all(fault.startswith(tuple(_PARTS)) for fault in faults)
+            anew = dict.fromkeys((_PARTS[part] for part in parts), None)
             group = zarr.open_group(
                 store.location.zarr_store(), path=path, mode="r+", zarr_format=3, use_consolidated=False
             )
-            record = record.model_copy(update={"files": {}, "expression": None})
-            write_record(group, record.with_state(complete=False, ready=counts_alone))
+            record = record.model_copy(update={"files": {}, **anew})
+            write_record(group, record.with_state(complete=False, ready=kept))

@@ -166,6 +166,26 @@ class SlideWriter:
         """Tiles that need not be encoded again."""
         return self._record.state.rows + sum(map(len, self._pending))
 
+    @property
+    def has_stain_shift(self) -> bool:
+        """Whether the slide's shift under other stains is there."""
+        return self._record.stain_shift is not None
+
+    def embeddings(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Return the embeddings r × V × d of `rows`, which have to be in the arrays already."""
+        array = self._x if self._all_views is None else self._all_views
+        values: NDArray[np.float16] = array.oindex[rows]
+        return values.reshape(len(rows), self._views, -1)
+
+    def write_stain_shift(self, shift: NDArray[np.float32], stains: str) -> None:
+        """Write the mean shifts S × d of the slide's embeddings under the synthetic stains called `stains`."""
+        with self._unless_broken():
+            array = self._group.create_array("stain_shift", shape=shift.shape, dtype="float32", overwrite=True)
+            array[:] = shift
+            record = self._record.model_copy(update={"stain_shift": stains})
+            write_record(self._group, record)
+            self._record = record
+
     def append(self, embeddings: NDArray[np.float16]) -> None:
         """Take the embeddings (b × V × d) of the next b tiles."""
         with self._unless_broken():

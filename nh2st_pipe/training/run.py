@@ -194,6 +194,12 @@ def _load(store: Store, recipe: TrainRecipe, device: torch.device, say: Callable
         say(f"not in this training: {listed(without)}, without expression")
     kept = [name for name in names if name not in without]
     study = Study.load(store, kept, first_view_only=recipe.features.views == "first", device=device)
+    without = [slide.slide_id for slide in study.slides.values() if slide.stain_shift is None]
+    if recipe.head.uses_stain_shift() and without:
+        say(
+            f"no stain shift of {listed(without)}: what another stain adds stays in the embeddings, and costs most on "
+            "slides stained elsewhere; nh2st-pipe embed with the same manifest and store adds it, encoding nothing anew"
+        )
     width = min(slide.neighbours.shape[1] for slide in study.slides.values())
     if recipe.features.neighbours > width:
         raise TrainError(

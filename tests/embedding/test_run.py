@@ -149,9 +149,9 @@ from nh2st_pipe.encoders.encoder import Encoder
 from nh2st_pipe.store import write
 write._CHECKPOINT_SECONDS = 0.0
 plain = Encoder.encode
-def slow(self, tiles, views=1):
+def slow(self, tiles, views=1, view=None):
     time.sleep(0.15)
-    return plain(self, tiles, views)
+    return plain(self, tiles, views, view)
 Encoder.encode = slow
 embed(sys.argv[1], encoder="fake", store=sys.argv[2], tile_px=48, views=8, batch_size=2, device="cpu")
 """
@@ -267,9 +267,9 @@ import sys, time
 from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.encoders.encoder import Encoder
 plain = Encoder.encode
-def slow(self, tiles, views=1):
+def slow(self, tiles, views=1, view=None):
     time.sleep(0.02)
-    return plain(self, tiles, views)
+    return plain(self, tiles, views, view)
 Encoder.encode = slow
 done = embed(sys.argv[1], encoder="fake", store=sys.argv[2], tile_px=48, batch_size=5, device="cpu")
 print(done.encoded_tiles, len(done.done), len(done.kept), len(done.failed))
@@ -333,3 +333,35 @@ def test_an_interruption_does_not_wait_for_tiles_nobody_has_begun_to_read(
             study.embed(batch_size=1, workers=1)
         assert time.monotonic() - began < 30
     assert study.embed().encoded_tiles == 75  # and the claims were given back
+
+
+def test_slides_with_expression_have_a_stain_shift_found_then_or_later(
+    study: Study, make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = study.embed(views=8)
+    assert first.stain_shifts == ["s0", "s1", "s2"]
+    later = study.folder / "later.zarr"
+    assert study.embed(store=later, views=8, stain_shift="off").stain_shifts == []
+    assert open_store(later)["s0"].stain_shift is None
+    before = {f: f.read_bytes() for f in (later / "slides").rglob("embedding/*/c/**/*") if f.is_file()}
+    assert before
+    added = study.embed(store=later)
+    assert (added.encoded_tiles, added.stain_shifts, added.failed) == (0, ["s0", "s1", "s2"], {})
+    assert {f: f.read_bytes() for f in before} == before
+    for name in ("s0", "s1", "s2"):
+        one, two = (open_store(store)[name].stain_shift for store in (study.folder / "store.zarr", later))
+        assert one is not None
+        assert two is not None
+        assert one.shape == (8, 96)
+        assert np.array_equal(one, two)
+    monkeypatch.setattr("nh2st_pipe.encoders.load.load_encoder", None)  # nothing is left to encode
+    assert study.embed(store=later).kept == ["s0", "s1", "s2"]
+    assert study.embed(store=later, stain_shift="off").kept == ["s0", "s1", "s2"]  # and it stays
+    with pytest.raises(UsageError, match="--stain-shift takes auto or off, not on"):
+        study.embed(stain_shift="on")
+
+
+def test_slides_without_expression_need_no_stain_shift(make_study: Callable[..., Study]) -> None:
+    study = make_study(1, expression=False)
+    assert study.embed().stain_shifts == []
+    assert open_store(study.folder / "store.zarr")["s0"].stain_shift is None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -109,7 +110,7 @@ def test_running_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch)
     whole = encoder.encode(tiles(9, 64), 8)
     plain = Encoder._encode
 
-    def small(self: Encoder, batch: Any, views: int) -> Any:
+    def small(self: Encoder, batch: Any, views: Sequence[int]) -> Any:
         if len(batch) > 2:
             raise torch.OutOfMemoryError
         return plain(self, batch, views)

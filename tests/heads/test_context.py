@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,13 @@ VECTORS = json.loads((Path(__file__).parent / "kernel.json").read_text())
 GENES = [f"g{i}" for i in range(5)]
 
 
-def part_of(slide: dict[str, Any], slide_id: str, start: int) -> Part:
+def part_of(slide: dict[str, Any], slide_id: str, start: int, shifts: bool) -> Part:
     grid = np.column_stack((slide["rows"], slide["cols"]))
     xy = np.array(slide["xy"], float)
-    return Part(slide_id, start, start + len(xy), xy, grid)
+    return Part(slide_id, start, start + len(xy), xy, grid, np.array(slide["shift"]) if shifts else None)
 
 
-def samples_of(names: list[str], dtype: torch.dtype = torch.float64) -> Samples:
+def samples_of(names: list[str], dtype: torch.dtype = torch.float64, *, shifts: bool = False) -> Samples:
     """Slides of the worked example as samples, embeddings in float64."""
     slides = [VECTORS["slides"][name] for name in names]
     views = torch.cat([torch.tensor(s["E"], dtype=dtype) for s in slides])
@@ -42,7 +43,7 @@ def samples_of(names: list[str], dtype: torch.dtype = torch.float64) -> Samples:
     raw = torch.log10(1 + 1e4 * counts / depth[:, None])
     parts, start = [], 0
     for name, slide in zip(names, slides, strict=True):
-        parts.append(part_of(slide, name, start))
+        parts.append(part_of(slide, name, start, shifts and "shift" in slide))
         start = parts[-1].stop
     rows = torch.arange(len(views))
     return Samples(ResidentCache(views), rows, rows[:, None], raw, raw, depth, tuple(parts), smoothed=True)
@@ -62,16 +63,19 @@ TRAIN, TEST = ["train-1", "train-2"], ["test-1"]
 
 def test_the_kernel_part_agrees_with_the_worked_example_step_by_step() -> None:
     settings, expected = VECTORS["settings"], VECTORS["expected"]
-    train, test = samples_of(TRAIN), samples_of(TEST)
+    train, test = samples_of(TRAIN, shifts=True), samples_of(TEST)
     values = head(
         network=None,
         centring=settings["centring"],
         sigmas=settings["sigmas"],
-        kernel={"ridge": settings["a"], "low_count": settings["h"], "rank": settings["rank"]},
+        kernel={
+            "ridge": settings["a"],
+            "low_count": settings["h"],
+            "rank": settings["rank"],
+            "stain_directions": settings["basis"],
+        },
     )
     model = Context(6, GENES, values).double()
-    shifts = torch.cat([torch.tensor(VECTORS["slides"][name]["shift"], dtype=torch.float64) for name in TRAIN])
-    model.basis = stain_basis(shifts, settings["basis"])
     model.fit(train, Plan(seed=0))
 
     def near(got: Any, name: str) -> None:
@@ -103,6 +107,23 @@ def test_the_kernel_part_agrees_with_the_worked_example_step_by_step() -> None:
     likeness = model.predict_spots(test).likeness
     assert likeness is not None
     assert np.abs(likeness - np.array(expected["best_similarity"])).max() < 1e-6
+
+
+@pytest.mark.parametrize("part", ["kernel", "network"])
+def test_what_another_stain_adds_moves_no_prediction_of_the_part_that_leaves_it_out(part: str) -> None:
+    """A slide whose spots move along the training slides' stain directions is predicted as before."""
+    train, test = samples_of(TRAIN, torch.float32, shifts=True), samples_of(TEST, torch.float32)
+    other = {"kernel": "network", "network": "kernel"}[part]
+    few = {"components": 4, "epochs": 3} if part == "network" else {}
+    moved_by = torch.from_numpy(np.concatenate([p.stain_shift for p in train.parts if p.stain_shift is not None]))
+    along = stain_basis(moved_by.double(), 2).float() @ torch.tensor([1.5, -2.0])
+    spots = torch.linspace(-1, 1, len(test))[:, None, None]  # not the same for all: centring would take that off
+    stained = replace(test, cache=ResidentCache(test.gather(test.rows, slice(None)) + spots * along))
+    for directions in (2, 0):
+        changed: dict[str, Any] = {other: None, part: {**few, "stain_directions": directions}}
+        model = registry.fit(recipe(**changed), train, GENES, {}).model
+        moved = float(np.abs(model.predict(stained) - model.predict(test)).max())
+        assert moved < 1e-4 if directions else moved > 1e-2
 
 
 def test_with_every_spot_a_landmark_the_kernel_is_the_exact_one() -> None:

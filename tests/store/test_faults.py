@@ -61,13 +61,13 @@ def test_any_write_of_embed_may_be_the_last(tiny: Study) -> None:
 
 @pytest.mark.timeout(1800)
 def test_any_write_of_a_renewal_may_be_the_last(tiny: Study) -> None:
-    """Counts that have changed are written anew, the embeddings kept, whenever that is cut short."""
+    """Counts that have changed are written anew and a stain shift is added, the embeddings kept, cut short or not."""
     import anndata
 
-    def embed(name: str) -> int:
-        return int(tiny.embed(store=tiny.folder / name, batch_size=3, device="cpu").encoded_tiles)
+    def embed(name: str, **options: str) -> int:
+        return int(tiny.embed(store=tiny.folder / name, batch_size=3, device="cpu", **options).encoded_tiles)
 
-    embed("before")
+    embed("before", stain_shift="off")
     path = tiny.folder / "s0.h5ad"
     data = anndata.read_h5ad(path)
     data.X = data.X * 2

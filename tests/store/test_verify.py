@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nh2st_pipe.core.errors import StoreError
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.store.verify import verify
 from tests.cli.test_commands import call
@@ -64,10 +65,13 @@ def test_damage_is_named_and_repaired_and_nothing_else_is_encoded(study: Study, 
     assert np.array_equal(open_store(store)["s1"].views, before.views)
 
 
-def test_damaged_counts_are_mended_without_encoding(study: Study) -> None:
+@pytest.mark.parametrize("what", ["expression/X/data/c/0", "stain_shift/c/0/0"])
+def test_damaged_counts_and_stain_shifts_are_mended_without_encoding(study: Study, what: str) -> None:
     study.embed()
     store = study.folder / "store.zarr"
-    flip(store / "slides/s2/expression/X/data/c/0")
+    flip(store / "slides/s2" / what)
+    with pytest.raises(StoreError, match="slide s2"):
+        open_store(store)["s2"]
     mended = call("verify", store, "--repair", "--slides", study.manifest)
     assert mended.returncode == 0, mended.stderr
     assert "repaired: s2; 0 tiles encoded" in mended.stdout

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 import yaml
 
 from nh2st_pipe.core.errors import RunError, StoreError, TrainError, UsageError
+from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.evaluation.judge import evaluate
 from nh2st_pipe.evaluation.metrics import summarise
 from nh2st_pipe.prediction import predict
@@ -235,3 +236,29 @@ def test_a_patients_two_slides_are_left_out_together(make_study: Callable[..., S
     ]
     two = run(study, "two", recipe="ridge", settings=(), folds="2")
     assert sum(len(f["test_slides"]) for f in two.metrics["folds"]) == 4
+
+
+def test_slides_without_a_stain_shift_are_named(study: Study) -> None:
+    said: list[str] = []
+
+    class Heard(Progress):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    study.embed(views=8, stain_shift="off")
+    small = ("head.network.epochs=1", "baselines=[]")
+    run(study, recipe="nh2st-context", settings=small, folds="none", progress=Heard())
+    assert any("no stain shift of s0, s1, s2" in line and "nh2st-pipe embed" in line for line in said)
+    said.clear()
+    run(
+        study,
+        "off",
+        recipe="nh2st-context",
+        settings=(*small, "head.kernel.stain_directions=0"),
+        folds="none",
+        progress=Heard(),
+    )
+    study.embed(views=8)
+    with_shift = run(study, "on", recipe="nh2st-context", settings=small, folds="none", progress=Heard())
+    assert said == []
+    assert load_model(with_shift.path).state_dict()["basis"].shape == (96, 16)
