@@ -15,6 +15,7 @@ from nh2st_pipe.core.errors import NH2STError, SlideError, StoreError, TrainErro
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.data.targets import targets
+from nh2st_pipe.heads.base import HeadModel, Prediction
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.checksums import sha256
@@ -121,7 +122,7 @@ def predict(
             progress.say(f"{name} passed over: {error}")
             continue
         seen = about.in_sample(slide.image_fingerprint, slide.patient)
-        notices = {"in_sample": seen, "caution": head.caution(predicted)}
+        notices = {"in_sample": seen, "caution": _caution(head, predicted, about)}
         summary.notices += [f"{name}: {words}" for words in notices.values() if words]
         path = summary.out / f"{name}.h5ad"
         said = {**fixed, **{key: words for key, words in notices.items() if words}}
@@ -129,6 +130,15 @@ def predict(
         write_prediction(path, slide, head.genes, predicted, truth, said, cv_pcc)
         summary.files[name] = path
     return summary
+
+
+def _caution(head: HeadModel, predicted: Prediction, about: About) -> str | None:
+    """Return why a prediction should be believed less, and how like the training slides are to each other."""
+    words = head.caution(predicted)
+    if words is None or not about.likeness:
+        return words
+    low, high = min(about.likeness.values()), max(about.likeness.values())
+    return f"{words}. The training slides, each held out, had a likeness of {low:.2f} to {high:.2f}"
 
 
 def _check_mpp(slide: SlideData, about: About) -> None:

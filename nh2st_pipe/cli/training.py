@@ -66,6 +66,8 @@ def say_run(run: Run) -> None:
             f"{metrics['protocol_in_words']}"
         )
         typer.echo(table(run.table()))
+    for note in metrics["notes"]:
+        typer.echo(f"note: {note}")
     typer.echo(f"run: {run.path} (model/ is trained on all {metrics['n_slides']} slides; nh2st-pipe report {run.path})")
 
 

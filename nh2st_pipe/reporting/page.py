@@ -168,7 +168,7 @@ def _warnings(metrics: dict[str, Any]) -> list[str]:
     """Say what a reader could take these figures for and must not."""
     found: list[str] = []
     if metrics["summary"] is None:
-        return found
+        return [str(note) for note in metrics.get("notes", ())]
     if metrics["protocol"] == "paper":
         found.append(
             "The figures on this page are optimistic. Protocol “paper”: the gene panel comes from all slides and the "
@@ -182,7 +182,7 @@ def _warnings(metrics: dict[str, Any]) -> list[str]:
             "Folds leave out slides, not patients: slides of one patient stand on both sides, and the figures are "
             "likely too good for a new patient."
         )
-    return found
+    return found + [str(note) for note in metrics.get("notes", ())]
 
 
 def _facts(metrics: dict[str, Any], recipe: dict[str, Any]) -> list[tuple[str, str]]:

@@ -66,6 +66,8 @@ class FoldResult:
     history: list[dict[str, Any]]
     chosen: dict[str, Any]
     """What `recipe.choose` came to, by key; empty where nothing was to choose."""
+    cautions: dict[str, str]
+    """Why a slide's prediction should be believed less, by slide_id; the others are left out."""
 
 
 def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = None) -> FoldResult:
@@ -82,16 +84,19 @@ def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = Non
     chosen = _choose(study, recipe, panel, target, fold.train, lambda words: tell(f"{fold.name}, {words}"))
     trained = _fit(study, recipe.chosen(chosen), panel, target, fold, tell)
     seconds = time.perf_counter() - began
+    predicted = {name: trained.model.predict_spots(study.samples([name], recipe, None)) for name in fold.test}
+    cautions = {name: trained.model.caution(of_slide) for name, of_slide in predicted.items()}
     return FoldResult(
         head=recipe.name,
         fold=fold,
         panel=panel,
-        predicted={name: trained.model.predict_spots(study.samples([name], recipe, None)) for name in fold.test},
+        predicted=predicted,
         target={name: target[name].values for name in fold.test},
         train_seconds=seconds,
         best_epoch=trained.best_epoch,
         history=trained.history,
         chosen=chosen,
+        cautions={name: words for name, words in cautions.items() if words},
     )
 
 

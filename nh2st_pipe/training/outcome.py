@@ -19,6 +19,8 @@ class Outcome:
         self.folds: list[dict[str, Any]] = []
         self.epochs: list[int] = []
         self.history: list[dict[str, Any]] = []
+        self.cautions: dict[str, str] = {}
+        """Why a test slide's prediction should be believed less, by slide_id."""
         self._genes: dict[str, list[dict[str, float]]] = {}
         self._slides: list[dict[str, Any]] = []
 
@@ -42,6 +44,7 @@ class Outcome:
         if result.chosen:
             figures["chosen"] = result.chosen
         self.folds.append(figures)
+        self.cautions |= result.cautions
         self.history += [{"fold": fold.name, **row} for row in result.history]
         by_gene = gene_metrics(p, t)
         for i, gene in enumerate(result.panel):
@@ -68,6 +71,10 @@ class Outcome:
     def per_slide(self, head: str) -> list[dict[str, Any]]:
         """Return one row per test slide."""
         return [{"head": head, **row} for row in self._slides]
+
+    def likeness(self) -> dict[str, float]:
+        """Return the median likeness of each slide to the slides it was held out from, where the head can tell."""
+        return {row["slide_id"]: row["likeness"] for row in self._slides if row["likeness"] is not None}
 
     def record(self) -> dict[str, Any]:
         """Return `summary` (None without folds) and `folds`."""

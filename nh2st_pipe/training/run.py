@@ -78,7 +78,13 @@ def train(
     resolved = _resolve(recipe, settings, genes, folds, seed)
     store = open_store(embeddings)
     progress = progress or Progress()
-    study = _load(store, resolved, pick_head_device(device), progress.say)
+    notes: list[str] = []
+
+    def note(words: str) -> None:
+        notes.append(words)
+        progress.say(words)
+
+    study = _load(store, resolved, pick_head_device(device), note)
     splits = make_folds(list(study.slides.values()), resolved.folds, resolved.seed)
     heads = [resolved, *(_as_baseline(name, resolved) for name in resolved.baselines)]
     with RunFolder(Path(out) if out is not None else Path("runs") / resolved.name) as folder:
@@ -88,7 +94,9 @@ def train(
         tell = _tell(progress, len(splits), max(len(splits), 1), resolved.name)
         final = fit_all(study, resolved, own.epochs, _about(study, resolved, own), tell)
         save_model(final.model, folder.part / "model")
-        metrics = _metrics(resolved, study, splits, outcomes, final)
+        for slide_id, words in own.cautions.items():
+            notes.append(f"{slide_id}, held out: {words}")
+        metrics = _metrics(resolved, study, splits, outcomes, final, notes)
         folder.write_yaml("recipe.yaml", resolved.model_dump(mode="json"))
         folder.write_json("metrics.json", metrics)
         folder.write_table("per_gene.csv", [row for name, o in outcomes.items() for row in o.per_gene(name)])
@@ -168,6 +176,7 @@ def _about(study: Study, recipe: TrainRecipe, outcome: Outcome) -> dict[str, Any
         trained_on=tuple(
             TrainedOn(slide_id=s.slide_id, patient=s.patient, image=s.image_fingerprint, mpp=s.mpp) for s in slides
         ),
+        likeness=outcome.likeness(),
         cv_pcc={row["gene"]: row["pcc"] for row in outcome.per_gene(recipe.name)},
         version=nh2st_pipe.__version__,
     ).model_dump(mode="json")
@@ -220,7 +229,9 @@ def _write_predictions(folder: RunFolder, study: Study, recipe: TrainRecipe, res
     }
     for name, predicted in result.predicted.items():
         path = folder.part / "predictions" / f"{name}.h5ad"
-        write_prediction(path, study.slides[name], result.panel, predicted, result.target[name], about)
+        caution = {"caution": result.cautions[name]} if name in result.cautions else {}
+        target = result.target[name]
+        write_prediction(path, study.slides[name], result.panel, predicted, target, {**about, **caution})
 
 
 def _metrics(
@@ -229,6 +240,7 @@ def _metrics(
     folds: list[Fold],
     outcomes: dict[str, Outcome],
     final: Trained,
+    notes: list[str],
 ) -> dict[str, Any]:
     contract, slides = study.contract, study.slides.values()
     return {
@@ -241,6 +253,7 @@ def _metrics(
         "n_patients": len({slide.patient for slide in slides}),
         "n_spots": sum(map(len, slides)),
         "views": study.cache.n_views,
+        "notes": notes,
         **outcomes[recipe.name].record(),
         "baselines": {name: o.record() for name, o in outcomes.items() if name != recipe.name},
         "model": {

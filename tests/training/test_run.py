@@ -11,12 +11,14 @@ import polars as pl
 import pytest
 import scipy.sparse as sp
 import yaml
+from PIL import Image
 
 from nh2st_pipe.core.errors import RunError, StoreError, TrainError, UsageError
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.evaluation.judge import evaluate
 from nh2st_pipe.evaluation.metrics import summarise
 from nh2st_pipe.prediction import predict
+from nh2st_pipe.reporting.page import report
 from nh2st_pipe.runs.model import load_model
 from nh2st_pipe.training.run import Run, train
 from tests.conftest import GENES, Study, write_spots
@@ -262,3 +264,25 @@ def test_slides_without_a_stain_shift_are_named(study: Study) -> None:
     with_shift = run(study, "on", recipe="nh2st-context", settings=small, folds="none", progress=Heard())
     assert said == []
     assert load_model(with_shift.path).state_dict()["basis"].shape == (96, 16)
+
+
+def test_a_slide_unlike_the_training_slides_is_named_wherever_it_is_met(study: Study) -> None:
+    settings = ("head.network.epochs=1", "baselines=[]", "head.gate_from=0.998", "head.gate_to=0.999")
+    result = run(study, recipe="nh2st-context", settings=settings)
+    notes = [note for note in result.metrics["notes"] if "unlike the training slides" in note]
+    assert [note.split(",")[0] for note in notes] == ["s0", "s1", "s2"]
+    held_out = anndata.read_h5ad(result.path / "predictions" / "s1.h5ad").uns["nh2st_pipe"]
+    assert "unlike the training slides" in held_out["caution"]
+    assert "s1, held out: unlike the training slides" in report(result.path).read_text()
+    about = load_model(result.path).about
+    assert about["likeness"]["s1"] == pytest.approx(held_out["likeness"])
+    low, high = min(about["likeness"].values()), max(about["likeness"].values())
+    summary = predict(result.path, embeddings=study.folder / "store.zarr", out=study.folder / "p")
+    assert not any("unlike" in notice for notice in summary.notices)  # each is its own nearest spot
+    (study.folder / "s0.png").unlink()
+    noise = np.random.default_rng(0).integers(0, 255, (240, 240, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(study.folder / "s0.png")
+    study.embed(store=study.folder / "new.zarr", views=8)
+    summary = predict(result.path, embeddings=study.folder / "new.zarr", out=study.folder / "q")
+    words = next(notice for notice in summary.notices if notice.startswith("s0: unlike"))
+    assert f"each held out, had a likeness of {low:.2f} to {high:.2f}" in words
