@@ -36,6 +36,14 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed; default: the recipe's (2021).")] = None,
     device: Device = "auto",
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Heads and folds trained side by side, in processes that share one copy of the embeddings; default: "
+            "the processors, where that pays (1 on a GPU).",
+            min=1,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Stage two: train a head on kept embeddings and judge it, its baselines beside it."""
@@ -52,6 +60,7 @@ def train(
             settings=setting or (),
             seed=seed,
             device=device,
+            jobs=jobs,
             progress=progress,
         )
     show({"path": str(result.path), **result.metrics}, as_json, lambda: say_run(result))

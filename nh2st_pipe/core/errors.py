@@ -79,10 +79,14 @@ class DamageError(StoreError):
 
     def __init__(self, store: object, slide_id: str, what: str) -> None:
         self.what = what
+        self._made_of = str(store), slide_id, what
         super().__init__(
             f"{store}, slide {slide_id} is damaged: {what}; nh2st-pipe verify {store} --repair --slides manifest.csv "
             "makes it anew"
         )
+
+    def __reduce__(self) -> tuple[type[DamageError], tuple[str, str, str]]:
+        return type(self), self._made_of
 
 
 class TrainError(NH2STError, ValueError):

@@ -31,23 +31,41 @@ class Study:
 
     @classmethod
     def load(
-        cls, store: Store, names: Sequence[str], *, first_view_only: bool = False, device: torch.device | None = None
+        cls,
+        store: Store,
+        names: Sequence[str],
+        *,
+        first_view_only: bool = False,
+        device: torch.device | None = None,
+        shared: bool = False,
     ) -> Study:
-        """Read the slides `names` of `store`, each straight into its place in the cache."""
+        """Read the slides `names` of `store`, each straight into its place in the cache.
+
+        `shared` puts the cache where other processes that get this study can read it. Raises TrainError where there is
+        too little memory of that kind.
+        """
         device = device or torch.device("cpu")
         sizes = [store.tiles(name) for name in names]
         starts = dict(zip(names, np.concatenate(([0], np.cumsum(sizes)[:-1])).tolist(), strict=True))
         n_views = 1 if first_view_only else store.contract.views
         views = torch.empty((sum(sizes), n_views, store.contract.dim), dtype=torch.float16, device=device)
+        if shared:
+            try:
+                views.share_memory_()
+            except RuntimeError as error:
+                raise TrainError(
+                    f"{views.numel() * 2 / 1e9:.1f} GB of embeddings do not fit into shared memory (/dev/shm); "
+                    "enlarge it, or train with --jobs 1"
+                ) from error
         slides = {}
         for name, n in zip(names, sizes, strict=True):
             place = views[starts[name] : starts[name] + n]
             if device.type == "cpu":
-                slides[name] = store.read(name, first_view_only=first_view_only, into=place.numpy())
+                slide = store.read(name, first_view_only=first_view_only, into=place.numpy())
             else:
                 slide = store.read(name, first_view_only=first_view_only)
                 place.copy_(torch.from_numpy(slide.views))
-                slides[name] = replace(slide, views=slide.views[:0])
+            slides[name] = replace(slide, views=slide.views[:0])  # they lie in the cache
         return cls(str(store.location), store.contract, slides, starts, ResidentCache(views))
 
     @property

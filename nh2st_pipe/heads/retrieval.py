@@ -93,6 +93,7 @@ class KNN(HeadModel):
         import faiss
 
         self.eval()
+        faiss.omp_set_num_threads(torch.get_num_threads())
         index = faiss.IndexFlatIP(self.keys.shape[1])
         index.add(self.keys.cpu().numpy())
         out: list[NDArray[np.float32]] = [np.empty((0, len(self.genes)), np.float32)]

@@ -32,10 +32,13 @@ from nh2st_pipe.runs.folder import RunFolder
 from nh2st_pipe.runs.model import save_model
 from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.store.read import Store, open_store
-from nh2st_pipe.training.fold import FoldResult, FoldTask, fit_all, run_fold
+from nh2st_pipe.training.fold import FoldResult, FoldTask, fit_all
 from nh2st_pipe.training.outcome import Outcome
+from nh2st_pipe.training.side_by_side import cores, run_all
 
 __all__ = ["Run", "train"]
+
+_WORTHWHILE = 2_000_000  # values of embeddings from which starting processes costs less than it saves
 
 PROTOCOLS = {
     "nested": "gene panel, scaling, epochs and penalties chosen on training slides alone; each test fold touched once",
@@ -66,12 +69,16 @@ def train(
     settings: Iterable[str] = (),
     seed: int | None = None,
     device: str = "auto",
+    jobs: int | None = 1,
     progress: Progress | None = None,
 ) -> Run:
     """Train and judge a recipe on the store `embeddings`, its baselines beside it, and write a run folder.
 
     `genes` is the size of the panel, a file of genes or their names, `folds` patient, slide, a number or none;
     `settings` are "key=value" changes to the recipe. What is left None is the recipe's. `out` is runs/<recipe>.
+    `jobs` heads and folds are trained side by side, in processes that share one copy of the embeddings; None takes the
+    processors where that pays. A script that asks for more than one needs the guard `if __name__ == "__main__":`.
+    Figures are the same bit for bit for the same `jobs` on the same machine.
 
     Raises UsageError, StoreError, TrainError and RunError; the run folder appears only when it is whole.
     """
@@ -84,14 +91,19 @@ def train(
         notes.append(words)
         progress.say(words)
 
-    study = _load(store, resolved, pick_head_device(device), note)
+    study, jobs = _load(store, resolved, pick_head_device(device), jobs, note)
     splits = make_folds(list(study.slides.values()), resolved.folds, resolved.seed)
     heads = [resolved, *(_as_baseline(name, resolved) for name in resolved.baselines)]
     with RunFolder(Path(out) if out is not None else Path("runs") / resolved.name) as folder:
         folder.log("start", version=nh2st_pipe.__version__, slides=list(study.slides))
-        outcomes = _run_folds(folder, store, study, heads, splits, progress)
+        outcomes = _run_folds(folder, store, study, heads, splits, jobs, progress)
         own = outcomes[resolved.name]
-        tell = _tell(progress, len(splits), max(len(splits), 1), resolved.name)
+        fits = len(splits) * len(heads)
+        progress.advance(fits, fits + 1, resolved.name)
+
+        def tell(words: str) -> None:
+            progress.advance(fits, fits + 1, f"{resolved.name}, {words}")
+
         final = fit_all(study, resolved, own.epochs, _about(study, resolved, own), tell)
         save_model(final.model, folder.part / "model")
         for slide_id, words in own.cautions.items():
@@ -108,20 +120,36 @@ def train(
 
 
 def _run_folds(
-    folder: RunFolder, store: Store, study: Study, heads: list[TrainRecipe], folds: list[Fold], progress: Progress
+    folder: RunFolder,
+    store: Store,
+    study: Study,
+    heads: list[TrainRecipe],
+    folds: list[Fold],
+    jobs: int,
+    progress: Progress,
 ) -> dict[str, Outcome]:
     """Train and judge every head on every fold; the first head's predictions are kept."""
     outcomes = {recipe.name: Outcome() for recipe in heads}
-    progress.start("training", max(len(folds), 1), "folds")
-    for done, fold in enumerate(folds):
-        for each in heads:
-            task = FoldTask(str(store.location), each, fold, str(study.device))
-            result = run_fold(task, study, _tell(progress, done, len(folds), each.name))
-            outcomes[each.name].add(result)
-            if each is heads[0]:
-                _write_predictions(folder, study, each, result)
-            folder.log("fold", head=each.name, fold=fold.name, train_seconds=round(result.train_seconds, 3))
+    tasks = [FoldTask(str(store.location), each, fold, str(study.device)) for each in heads for fold in folds]
+    progress.start("training", len(tasks) + 1, "fits")
+    for result in run_all(tasks, study, jobs, lambda done, words: progress.advance(done, len(tasks) + 1, words)):
+        outcomes[result.head].add(result)
+        if result.head == heads[0].name:
+            _write_predictions(folder, study, heads[0], result)
+        folder.log("fold", head=result.head, fold=result.fold.name, train_seconds=round(result.train_seconds, 3))
     return outcomes
+
+
+def _jobs(asked: int | None, store: Store, names: Sequence[str], recipe: TrainRecipe, device: torch.device) -> int:
+    """Return how many processes train side by side: as asked for, by default one per processor where that pays."""
+    if asked is not None and asked < 1:
+        raise UsageError(f"--jobs takes a number from 1 on, not {asked}")
+    if recipe.folds == "none" or device.type != "cpu":
+        return 1  # one fit; or one device, which a single fit fills
+    if asked is not None:
+        return asked
+    values = sum(store.tiles(name) for name in names) * store.contract.views * store.contract.dim
+    return cores() if values >= _WORTHWHILE else 1
 
 
 def _resolve(
@@ -157,12 +185,6 @@ def _as_baseline(name: str, main: TrainRecipe) -> TrainRecipe:
     return load_train_recipe(name).model_copy(update=shared)
 
 
-def _tell(progress: Progress, done: int, folds: int, head: str) -> Callable[[str], None]:
-    """Say which head is trained now, `done` of `folds` folds being done."""
-    progress.advance(done, folds, head)
-    return lambda words: progress.advance(done, folds, f"{head}, {words}")
-
-
 def _about(study: Study, recipe: TrainRecipe, outcome: Outcome) -> dict[str, Any]:
     """Return what a model says about itself."""
     slides = study.slides.values()
@@ -182,8 +204,10 @@ def _about(study: Study, recipe: TrainRecipe, outcome: Outcome) -> dict[str, Any
     ).model_dump(mode="json")
 
 
-def _load(store: Store, recipe: TrainRecipe, device: torch.device, say: Callable[[str], None]) -> Study:
-    """Read every complete slide with expression; say what is left out."""
+def _load(
+    store: Store, recipe: TrainRecipe, device: torch.device, jobs: int | None, say: Callable[[str], None]
+) -> tuple[Study, int]:
+    """Read every complete slide with expression, and say what is left out; return how many jobs there are to be."""
     unfinished = store.incomplete()
     if unfinished:
         say(f"not in this training: {listed(unfinished)}, unfinished (nh2st-pipe embed goes on with it)")
@@ -202,7 +226,8 @@ def _load(store: Store, recipe: TrainRecipe, device: torch.device, say: Callable
     if without:
         say(f"not in this training: {listed(without)}, without expression")
     kept = [name for name in names if name not in without]
-    study = Study.load(store, kept, first_view_only=recipe.features.views == "first", device=device)
+    first_only, jobs = recipe.features.views == "first", _jobs(jobs, store, kept, recipe, device)
+    study = Study.load(store, kept, first_view_only=first_only, device=device, shared=jobs > 1)
     without = [slide.slide_id for slide in study.slides.values() if slide.stain_shift is None]
     if recipe.head.uses_stain_shift() and without:
         say(
@@ -214,7 +239,7 @@ def _load(store: Store, recipe: TrainRecipe, device: torch.device, say: Callable
         raise TrainError(
             f"features.neighbours is {recipe.features.neighbours}, and {store.location} keeps {width} per spot"
         )
-    return study
+    return study, jobs
 
 
 def _write_predictions(folder: RunFolder, study: Study, recipe: TrainRecipe, result: FoldResult) -> None:

@@ -1,0 +1,79 @@
+"""Heads on folds, one after another or side by side in processes that share one copy of the embeddings."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import torch
+
+from nh2st_pipe.core.errors import TrainError
+from nh2st_pipe.data.study import Study
+from nh2st_pipe.training.fold import FoldResult, FoldTask, run_fold
+
+__all__ = ["cores", "run_all"]
+
+_study: Study | None = None  # of a worker, for all of its tasks
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_all(
+    tasks: Sequence[FoldTask], study: Study, jobs: int, tell: Callable[[int, str], None]
+) -> Iterator[FoldResult]:
+    """Yield the results of `tasks` in their order, `jobs` of them at work at a time.
+
+    `tell(done, words)` hears how many are done and what is. With several jobs `study`'s embeddings have to lie in
+    shared memory; each process has its share of the processors. Raises TrainError where a process is killed.
+    """
+    if jobs == 1:
+        for done, task in enumerate(tasks):
+            tell(done, task.recipe.name)
+            yield run_fold(task, study, lambda words, done=done, task=task: tell(done, f"{task.recipe.name}, {words}"))  # type: ignore[misc]
+        return
+    pool = ProcessPoolExecutor(
+        jobs,
+        mp_context=multiprocessing.get_context("spawn"),  # a fork of a process with threads may hang
+        initializer=_begin,
+        initargs=(study, max(1, cores() // jobs)),
+    )
+    try:
+        futures = [pool.submit(_run, task) for task in tasks]
+        tell(0, f"{jobs} side by side")
+        for done, (task, future) in enumerate(zip(tasks, futures, strict=True), start=1):
+            result = future.result()
+            tell(done, f"{task.recipe.name}, {task.fold.name}")
+            yield result
+    except BrokenProcessPool as error:
+        raise TrainError(
+            f"one of {jobs} training processes was killed, most likely because memory ran out; train with fewer: "
+            f"--jobs {max(1, jobs // 2)}"
+        ) from error
+    except BaseException:
+        for process in list((getattr(pool, "_processes", None) or {}).values()):  # what they do is of no use any more
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(study: Study, threads: int) -> None:
+    global _study
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the calling process hears it, and ends this one
+    torch.set_num_threads(threads)
+    with contextlib.suppress(RuntimeError):
+        torch.set_num_interop_threads(1)
+    _study = study
+
+
+def _run(task: FoldTask) -> FoldResult:
+    assert _study is not None
+    return run_fold(task, _study)
