@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nh2st_pipe.embedding.run import embed
+    from nh2st_pipe.evaluation.compare import compare
     from nh2st_pipe.evaluation.judge import evaluate
     from nh2st_pipe.heads.nh2st import NH2ST
     from nh2st_pipe.prediction import predict
@@ -21,10 +22,22 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["NH2ST", "__version__", "embed", "evaluate", "load_model", "open_store", "predict", "report", "train"]
+__all__ = [
+    "NH2ST",
+    "__version__",
+    "compare",
+    "embed",
+    "evaluate",
+    "load_model",
+    "open_store",
+    "predict",
+    "report",
+    "train",
+]
 
 _HOME = {
     "NH2ST": "nh2st_pipe.heads.nh2st",
+    "compare": "nh2st_pipe.evaluation.compare",
     "embed": "nh2st_pipe.embedding.run",
     "evaluate": "nh2st_pipe.evaluation.judge",
     "load_model": "nh2st_pipe.runs.model",

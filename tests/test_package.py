@@ -19,7 +19,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_public_names_are_there_and_no_others() -> None:
     assert sorted(nh2st_pipe.__all__) == sorted(
-        ["NH2ST", "__version__", "embed", "evaluate", "load_model", "open_store", "predict", "report", "train"]
+        [
+            "NH2ST",
+            "__version__",
+            "compare",
+            "embed",
+            "evaluate",
+            "load_model",
+            "open_store",
+            "predict",
+            "report",
+            "train",
+        ]
     )
     for name in nh2st_pipe.__all__:
         assert getattr(nh2st_pipe, name) is not None

@@ -54,6 +54,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     training.train,
     training.predict,
     training.evaluate,
+    training.compare,
     training.report,
     embedding.inspect,
     embedding.verify,

@@ -12,7 +12,7 @@ from nh2st_pipe.cli.options import Device, Json, Weights, exit_for, say_failed, 
 if TYPE_CHECKING:
     from nh2st_pipe.training.run import Run
 
-__all__ = ["evaluate", "predict", "report", "say_run", "table", "train"]
+__all__ = ["compare", "evaluate", "predict", "report", "say_run", "table", "train"]
 
 
 def train(
@@ -156,6 +156,44 @@ def evaluate(
     figures = run(predictions, embeddings, out)
     rows = [{"head": name, **values} for name, values in {**figures["slides"], "mean": figures["summary"]}.items()]
     show(figures, as_json, lambda: typer.echo(table(rows).replace("head", "slide", 1)))
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first one's head is held against all others.")],
+    as_json: Json = False,
+) -> None:
+    """Hold runs and their baselines side by side: paired differences over slides, and whether chance explains them."""
+    from nh2st_pipe.evaluation.compare import compare as run
+
+    found = run(runs)
+
+    def say() -> None:
+        typer.echo(
+            f"{found.reference} against the others, over {found.n_units} {found.unit}s and {found.n_genes} genes; "
+            "Δ: its PCC less theirs, with a 95% bootstrap interval"
+        )
+        lines = [("head", "PCC", "top 50", "MSE", "Δ PCC", "interval", f"{found.unit}s won", "genes won", "")]
+        for row in found.rows:
+            figures = (_figure(row["pcc"], 3), _figure(row["pcc_top50"], 3), _figure(row["mse"], 4))
+            against = [""] * 5
+            if "difference" in row:
+                of = row["difference"]["pcc"]
+                interval = "–" if of["low"] is None else f"{of['low']:+.3f} to {of['high']:+.3f}"
+                won = (f"{row['units_won']}/{found.n_units}", f"{row['genes_won']}/{row['genes']}")
+                against = [_figure(of["mean"], 3, "+"), interval, *won, row["verdict"]]
+            lines.append((row["head"], *figures, *against))
+        wide = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        for head, *cells, verdict in lines:
+            middle = (f"{cell:>{width}}" for cell, width in zip(cells, wide[1:], strict=False))
+            typer.echo("  ".join((f"{head:<{wide[0]}}", *middle, verdict)).rstrip())
+        for note in found.notes:
+            typer.echo(f"note: {note}")
+
+    show(found.record(), as_json, say)
+
+
+def _figure(value: float | None, digits: int, sign: str = "") -> str:
+    return "–" if value is None else f"{value:{sign}.{digits}f}"
 
 
 def report(

@@ -1,5 +1,7 @@
-"""How good predictions are. PCC is Pearson's correlation of one gene over spots; it is undefined, and left out of
-every mean but counted, where prediction or truth does not vary.
+"""How good predictions are. PCC is Pearson's correlation of one gene over spots.
+
+Where the truth varies and the prediction does not, it says nothing of the gene and counts as 0; where the truth does
+not vary, PCC is undefined, left out of every mean, and counted.
 """
 
 from __future__ import annotations
@@ -32,8 +34,10 @@ def gene_metrics(predicted: NDArray[Any], target: NDArray[Any]) -> dict[str, NDA
         dp, dt = np.where(seen, p - mean_p, 0.0), np.where(seen, t - mean_t, 0.0)
         spread_p, spread_t = np.sqrt((dp**2).sum(axis=0) / n), np.sqrt((dt**2).sum(axis=0) / n)
         pcc = (dp * dt).sum(axis=0) / n / (spread_p * spread_t)
-        flat = (spread_p <= _FLAT * np.maximum(np.abs(mean_p), 1)) | (spread_t <= _FLAT * np.maximum(np.abs(mean_t), 1))
-    pcc[flat | (n < 2)] = np.nan
+        says_nothing = spread_p <= _FLAT * np.maximum(np.abs(mean_p), 1)
+        undefined = spread_t <= _FLAT * np.maximum(np.abs(mean_t), 1)
+    pcc[says_nothing] = 0.0
+    pcc[undefined | (n < 2)] = np.nan
     return {"pcc": pcc, "mse": mse, "mae": mae}
 
 

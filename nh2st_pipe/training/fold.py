@@ -60,6 +60,8 @@ class FoldResult:
     """By slide_id; values n × G."""
     target: dict[str, NDArray[np.float32]]
     """The same, as it was measured; NaN for genes that a slide does not have."""
+    patients: dict[str, str]
+    """Of the test slides, by slide_id."""
     train_seconds: float
     best_epoch: int
     """0 where the head has no epochs to choose."""
@@ -92,6 +94,7 @@ def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = Non
         panel=panel,
         predicted=predicted,
         target={name: target[name].values for name in fold.test},
+        patients={name: study.slides[name].patient for name in fold.test},
         train_seconds=seconds,
         best_epoch=trained.best_epoch,
         history=trained.history,

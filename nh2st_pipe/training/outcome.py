@@ -55,7 +55,8 @@ class Outcome:
             row = summarise(predicted[name].values, target[name])
             like = predicted[name].likeness
             likeness = None if like is None else float(np.median(like))
-            self._slides.append({"fold": fold.name, "slide_id": name, **row, "likeness": likeness})
+            place = {"fold": fold.name, "slide_id": name, "patient": result.patients[name]}
+            self._slides.append({**place, **row, "likeness": likeness})
 
     def per_gene(self, head: str) -> list[dict[str, Any]]:
         """Return one row per gene: the number of folds it was in, and means over those where it is defined."""

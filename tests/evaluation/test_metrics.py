@@ -32,9 +32,12 @@ def test_masked_genes_are_left_out_and_constants_have_no_correlation() -> None:
     figures = summarise(np.array([[1.0, 1], [2, 2], [3, 9]]), truth)
     assert figures["n_genes"] == 1
     assert figures["mse"] == pytest.approx(1 / 3)
-    flat = summarise(np.full((3, 1), 0.1, np.float32), np.array([[1.0], [2], [3]]))
-    assert flat["pcc"] is None
-    assert flat["pcc_top50"] is None
+    says_nothing = summarise(np.full((3, 1), 0.1, np.float32), np.array([[1.0], [2], [3]]))
+    assert (says_nothing["pcc"], says_nothing["pcc_top50"], says_nothing["n_genes_pcc_undefined"]) == (0.0, 0.0, 0)
+    flat = summarise(np.array([[1.0], [2], [3]]), np.full((3, 1), 0.1, np.float32))
+    assert (flat["pcc"], flat["pcc_top50"], flat["n_genes_pcc_undefined"]) == (None, None, 1)
+    both = summarise(np.full((3, 1), 0.3), np.full((3, 1), 0.1))
+    assert (both["pcc"], both["n_genes_pcc_undefined"]) == (None, 1)
     folds = [{**flat, "train_seconds": 1.0}, {**figures, "train_seconds": 2.0}]
     assert mean_of(folds)["pcc"] == figures["pcc"]
     assert mean_of(folds)["train_seconds"] == 3.0
