@@ -20,13 +20,14 @@ def train(
     recipe: Annotated[str, typer.Option(help="Training recipe by name or YAML file.")] = "nh2st-context",
     genes: Annotated[
         str | None,
-        typer.Option(help="Size of the gene panel, or a file with one gene a line; default: the recipe's."),
+        typer.Option(help="Size of the gene panel, all, or a file with one gene a line; default: the recipe's."),
     ] = None,
     folds: Annotated[
         str | None,
         typer.Option(
-            help="patient or slide: leave one out in turn; a number: so many folds of patients; "
-            "none: train only. Default: the recipe's (patient)."
+            help="What is left out in turn: patient, slide, a column of the manifest, or block (a quarter of every "
+            "slide); :K behind it makes K folds of whole groups, a number alone K folds of patients; none: train only. "
+            "Default: the recipe's (patient)."
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make; default: runs/RECIPE.")] = None,

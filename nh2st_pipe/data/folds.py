@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from nh2st_pipe.core.errors import TrainError, UsageError
+from nh2st_pipe.core.errors import TrainError, UsageError, listed
+from nh2st_pipe.data.blocks import BLOCKS
 from nh2st_pipe.store.read import SlideData
 
-__all__ = ["Fold", "hold_out", "kfold", "make_folds"]
+__all__ = ["Fold", "hold_out", "kfold", "make_folds", "on_both_sides"]
 
 
 @dataclass(frozen=True)
@@ -30,39 +31,81 @@ def kfold(n: int, k: int, seed: int) -> list[list[int]]:
 
 
 def make_folds(slides: Sequence[SlideData], by: str, seed: int) -> list[Fold]:
-    """Split `slides`: "patient" or "slide" leaves one out in turn, a number makes that many folds of patients,
-    "none" makes no folds.
+    """Split `slides`. `by` is what is left out in turn: "patient", "slide", or a column of the manifest.
+
+    With ":K" behind it (or a K alone, for patients) K folds of whole groups are made. "block" leaves one block out of
+    every slide in turn, `slides` being blocks; "none" makes no folds.
 
     Raises TrainError where there are too few groups, UsageError where `by` says none of these.
     """
     if by == "none":
         return []
-    groups: dict[str, list[str]] = {}
-    for slide in sorted(slides, key=lambda s: s.slide_id):
-        groups.setdefault(slide.slide_id if by == "slide" else slide.patient, []).append(slide.slide_id)
-    names = sorted(groups)
-    if by in ("patient", "slide"):
-        tests = [(name, [name]) for name in names]
-    elif by.isdecimal() and int(by) >= 2:
-        if len(names) < int(by):
-            raise TrainError(f"{by} folds of patients need at least {by} patients, and there are {len(names)}")
-        parts = kfold(len(names), int(by), seed)
-        tests = [(f"fold {i}", [names[j] for j in part]) for i, part in enumerate(parts, start=1)]
-    else:
-        raise UsageError(f"--folds takes patient, slide, none or a number from 2 on, not '{by}'")
+    if by == "block":
+        return [_fold(f"block {n}", slides, lambda s, n=n: s.slide_id.endswith(f"#{n}")) for n in range(1, BLOCKS + 1)]  # type: ignore[misc]
+    column, number = _parsed(by, slides)
+    group = {slide.slide_id: _group(slide, column) for slide in slides}
+    names = sorted(set(group.values()))
+    what = column if column in ("patient", "slide") else f"{column} group"
+    if number is not None and len(names) < number:
+        raise TrainError(f"{number} folds of {what}s need at least {number} {what}s, and there are {len(names)}")
     if len(names) < 2:
         others = {slide.slide_id for slide in slides}
-        hint = f"; its {len(others)} slides can be left out in turn with --folds slide" if len(others) > 1 else ""
+        hint = (
+            f"its {len(others)} slides can be left out in turn with --folds slide"
+            if len(others) > 1
+            else "--folds block leaves out parts of it in turn"
+        )
         raise TrainError(
-            f"folds by {by} need at least two {by}s, and there is one ({names[0]}){hint}; "
+            f"folds by {column} need at least two {what}s, and there is one ({names[0]}); {hint}; "
             "--folds none trains on everything without judging"
         )
-    every = [slide_id for name in names for slide_id in groups[name]]
-    folds = []
-    for name, held in tests:
-        test = [slide_id for group in held for slide_id in groups[group]]
-        folds.append(Fold(name, tuple(s for s in every if s not in test), tuple(test)))
-    return folds
+    if number is None:
+        return [_fold(name, slides, lambda s, name=name: group[s.slide_id] == name) for name in names]  # type: ignore[misc]
+    parts = [{names[j] for j in part} for part in kfold(len(names), number, seed)]
+    return [
+        _fold(f"fold {i}", slides, lambda s, part=part: group[s.slide_id] in part)  # type: ignore[misc]
+        for i, part in enumerate(parts, start=1)
+    ]
+
+
+def on_both_sides(slides: Sequence[SlideData], folds: Sequence[Fold]) -> list[str]:
+    """Return the patients that stand on both sides of a fold."""
+    patient = {slide.slide_id: slide.patient for slide in slides}
+    both = [{patient[name] for name in fold.train} & {patient[name] for name in fold.test} for fold in folds]
+    return sorted(set().union(*both))
+
+
+def _parsed(by: str, slides: Sequence[SlideData]) -> tuple[str, int | None]:
+    """Return the group's column and the number of folds, None where each group is one."""
+    column, _, number = ("patient", ":", by) if by.isdecimal() else by.partition(":")
+    columns = sorted({key for slide in slides for key in slide.extra})
+    known = column in ("patient", "slide", *columns)
+    if not known or (number and not (number.isdecimal() and int(number) >= 2)):
+        have = f" (this store has {listed(columns)})" if columns else " (this store has none)"
+        raise UsageError(
+            "--folds takes patient, slide, block, none, a number of patients from 2 on, or a column of the manifest"
+            f"{have}; with :K behind it for K folds of whole groups. Not '{by}'"
+        )
+    return column, int(number) if number else None
+
+
+def _group(slide: SlideData, column: str) -> str:
+    if column == "slide":
+        return slide.slide_id
+    found = slide.patient if column == "patient" else slide.extra.get(column, "")
+    if not found:
+        raise TrainError(f"slide {slide.slide_id} has nothing in the column '{column}', which the folds are made by")
+    return found
+
+
+def _fold(name: str, slides: Sequence[SlideData], held: Callable[[SlideData], bool]) -> Fold:
+    """Return the fold whose test slides are those that are `held`; groups stay together, by patient and slide."""
+    order = sorted(slides, key=lambda s: (s.patient, s.slide_id))
+    return Fold(
+        name,
+        tuple(slide.slide_id for slide in order if not held(slide)),
+        tuple(slide.slide_id for slide in order if held(slide)),
+    )
 
 
 def hold_out(slides: Sequence[SlideData], seed: int) -> tuple[str, ...]:

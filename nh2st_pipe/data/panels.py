@@ -1,4 +1,4 @@
-"""Which genes are predicted: the user's own list, or the most expressed ones of the training slides."""
+"""Which genes are predicted: a list of the user's, or the most expressed or most variable of the training slides."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import TrainError, UsageError, listed
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.store.read import SlideData
 
 __all__ = ["choose_panel", "read_gene_file"]
+
+_SEEN_IN = 0.01
+"""Share of the spots in which a gene has to be seen, for its dispersion to say anything."""
 
 
 def read_gene_file(path: Path) -> tuple[str, ...]:
@@ -32,11 +37,11 @@ def read_gene_file(path: Path) -> tuple[str, ...]:
 def choose_panel(slides: Sequence[SlideData], recipe: TargetRecipe) -> list[str]:
     """Return the gene panel for training on `slides`.
 
-    A list in the recipe is taken as it is, and each of its genes must be in some training slide. A number takes
-    the genes with the highest mean raw count over all spots of `slides`, among those that every one of them
-    has; fewer where there are no more. Ties go to the gene that stands first in the first slide.
+    A list in the recipe is taken as it is, and each of its genes must be in some training slide. A number takes that
+    many of the genes that every slide has, by the recipe's rule, fewer where there are no more; "all" takes all of
+    them, in the same order. Ties go to the gene that stands first in the first slide.
     """
-    if not isinstance(recipe.genes, int):
+    if isinstance(recipe.genes, tuple):
         known = {gene for slide in slides for gene in slide.genes}
         unknown = [gene for gene in recipe.genes if gene not in known]
         if unknown:
@@ -46,11 +51,40 @@ def choose_panel(slides: Sequence[SlideData], recipe: TargetRecipe) -> list[str]
     genes = [gene for gene in slides[0].genes if gene in common]
     if not genes:
         raise TrainError(f"slides {listed(slide.slide_id for slide in slides)} have no gene in common")
-    total = np.zeros(len(genes))
+    score = (_mean_counts if recipe.panel == "mean" else _dispersion)(slides, genes)
+    best = np.argsort(-score, kind="stable")[: None if recipe.genes == "all" else recipe.genes]
+    return [genes[i] for i in best if np.isfinite(score[i])]
+
+
+def _columns(slide: SlideData, genes: list[str]) -> tuple[sp.csr_matrix, NDArray[np.int64]]:
+    """Return a slide's counts and the columns of `genes` in them."""
+    assert slide.counts is not None
+    place = {gene: i for i, gene in enumerate(slide.genes)}
+    return slide.counts, np.array([place[gene] for gene in genes])
+
+
+def _mean_counts(slides: Sequence[SlideData], genes: list[str]) -> NDArray[np.float64]:
+    total, n = np.zeros(len(genes)), 0
     for slide in slides:
-        assert slide.counts is not None
-        place = {gene: i for i, gene in enumerate(slide.genes)}
-        sums = np.asarray(slide.counts.sum(axis=0), dtype=np.float64).ravel()
-        total += sums[[place[gene] for gene in genes]]
-    best = np.argsort(-total, kind="stable")[: recipe.genes]
-    return [genes[i] for i in best]
+        counts, columns = _columns(slide, genes)
+        total += np.asarray(counts.sum(axis=0), dtype=np.float64).ravel()[columns]
+        n += len(slide)
+    return total / max(n, 1)
+
+
+def _dispersion(slides: Sequence[SlideData], genes: list[str]) -> NDArray[np.float64]:
+    """Return variance over mean of each gene's scaled counts over all spots; −∞ for genes that are hardly seen."""
+    sums = np.concatenate([np.asarray(slide.counts.sum(axis=1), dtype=np.float64).ravel() for slide in slides])  # type: ignore[union-attr]
+    middle = float(np.median(sums[sums > 0])) if (sums > 0).any() else 1.0
+    total, squares, seen = np.zeros(len(genes)), np.zeros(len(genes)), np.zeros(len(genes))
+    for slide in slides:
+        counts, columns = _columns(slide, genes)
+        of_spot = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+        scaled = sp.csr_matrix(sp.diags(middle / np.where(of_spot > 0, of_spot, 1.0)) @ counts.astype(np.float64))
+        total += np.asarray(scaled.sum(axis=0)).ravel()[columns]
+        squares += np.asarray(scaled.multiply(scaled).sum(axis=0)).ravel()[columns]
+        seen += np.asarray((counts > 0).sum(axis=0)).ravel()[columns]
+    mean = total / len(sums)
+    variance = squares / len(sums) - mean**2
+    often = seen >= _SEEN_IN * len(sums)
+    return np.where(often, variance / np.where(mean > 0, mean, 1.0), -np.inf)

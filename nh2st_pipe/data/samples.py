@@ -148,25 +148,26 @@ class Samples:
         neighbours: int,
         device: torch.device | None = None,
         cache: Cache | None = None,
-        starts: Sequence[int] | None = None,
+        places: Sequence[NDArray[np.int64]] | None = None,
         smoothed: bool = False,
     ) -> Samples:
         """Put slides behind each other; rows of neighbours count on from slide to slide.
 
-        The slides' rows of `cache` begin at `starts`. Without a cache one is made of the slides' own views.
+        `places` are the slides' rows of `cache`. Without a cache one is made of the slides' own views.
         """
         if cache is None:
             views = slides[0].views if len(slides) == 1 else np.concatenate([slide.views for slide in slides])
             cache = ResidentCache(torch.from_numpy(np.ascontiguousarray(views)).to(device))
-            starts = np.concatenate(([0], np.cumsum([len(slide) for slide in slides])[:-1])).tolist()
-        assert starts is not None
+            ends = np.cumsum([len(slide) for slide in slides])
+            places = [np.arange(end - len(slide), end) for slide, end in zip(slides, ends, strict=True)]
+        assert places is not None
         device = cache.device
         tables, rows, parts, offset = [], [], [], 0
-        for slide, start in zip(slides, starts, strict=True):
+        for slide, place in zip(slides, places, strict=True):
             n = len(slide)
             table = slide.neighbours[:, :neighbours].astype(np.int64)
             tables.append(np.where(table < 0, np.arange(n)[:, None], table) + offset)
-            rows.append(np.arange(start, start + n))
+            rows.append(place)
             parts.append(Part(slide.slide_id, offset, offset + n, slide.xy, slide.grid, slide.stain_shift))
             offset += n
         made = targets or []

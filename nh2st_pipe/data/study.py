@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import TrainError
+from nh2st_pipe.data.blocks import block_name, cut, part_of
 from nh2st_pipe.data.samples import Cache, ResidentCache, Samples
 from nh2st_pipe.data.targets import Targets, targets
 from nh2st_pipe.recipes.train import TrainRecipe
@@ -25,8 +27,8 @@ class Study:
     path: str
     contract: Contract
     slides: dict[str, SlideData]
-    starts: dict[str, int]
-    """Each slide's first row of the cache."""
+    places: dict[str, NDArray[np.int64]]
+    """Each slide's rows of the cache."""
     cache: Cache
 
     @classmethod
@@ -46,7 +48,8 @@ class Study:
         """
         device = device or torch.device("cpu")
         sizes = [store.tiles(name) for name in names]
-        starts = dict(zip(names, np.concatenate(([0], np.cumsum(sizes)[:-1])).tolist(), strict=True))
+        ends = np.cumsum(sizes).tolist()
+        places = {name: np.arange(end - n, end) for name, n, end in zip(names, sizes, ends, strict=True)}
         n_views = 1 if first_view_only else store.contract.views
         views = torch.empty((sum(sizes), n_views, store.contract.dim), dtype=torch.float16, device=device)
         if shared:
@@ -58,15 +61,24 @@ class Study:
                     "enlarge it, or train with --jobs 1"
                 ) from error
         slides = {}
-        for name, n in zip(names, sizes, strict=True):
-            place = views[starts[name] : starts[name] + n]
+        for name, n, end in zip(names, sizes, ends, strict=True):
+            place = views[end - n : end]
             if device.type == "cpu":
                 slide = store.read(name, first_view_only=first_view_only, into=place.numpy())
             else:
                 slide = store.read(name, first_view_only=first_view_only)
                 place.copy_(torch.from_numpy(slide.views))
             slides[name] = replace(slide, views=slide.views[:0])  # they lie in the cache
-        return cls(str(store.location), store.contract, slides, starts, ResidentCache(views))
+        return cls(str(store.location), store.contract, slides, places, ResidentCache(views))
+
+    def in_blocks(self) -> Study:
+        """Return the same study with each slide's blocks in its place, on the same cache; see `data.blocks`."""
+        slides, places = {}, {}
+        for slide_id, slide in self.slides.items():
+            for number, rows in enumerate(cut(slide), start=1):
+                name = block_name(slide_id, number)
+                slides[name], places[name] = part_of(slide, rows, name), self.places[slide_id][rows]
+        return replace(self, slides=slides, places=places)
 
     @property
     def device(self) -> torch.device:
@@ -91,6 +103,6 @@ class Study:
             None if target is None else [target[name] for name in names],
             neighbours=recipe.features.neighbours,
             cache=self.cache,
-            starts=[self.starts[name] for name in names],
+            places=[self.places[name] for name in names],
             smoothed=recipe.targets.smooth != "none",
         )

@@ -34,10 +34,12 @@ __all__ = [
 class TargetRecipe(Strict):
     """What is predicted: which genes, and what is done to their counts (Qu et al. 2025)."""
 
-    genes: Annotated[int, Field(gt=0)] | tuple[str, ...] = 250
-    """Size of the panel chosen on the training slides, or the panel itself."""
-    panel: Literal["mean"] = "mean"
-    """Rule of the choice: the highest mean raw count over all training spots."""
+    genes: Annotated[int, Field(gt=0)] | Literal["all"] | tuple[str, ...] = 250
+    """Size of the panel chosen on the training slides among genes that all of them have, `all` of these, or the panel
+    itself."""
+    panel: Literal["mean", "dispersion"] = "mean"
+    """Rule of the choice, over all training spots: the highest mean raw count, or the highest dispersion (variance over
+    mean) of counts scaled to the spots' median sum, among genes seen in one spot of a hundred."""
     scale_to: float | None = Field(10_000.0, gt=0)
     """Each spot's counts are scaled to this sum over the panel; None leaves them."""
     log: Literal["log10", "log1p", "none"] = "log10"
@@ -264,8 +266,8 @@ class TrainRecipe(Strict):
     baselines: tuple[str, ...] = ()
     """Names of recipes trained on the same folds and targets, for comparison."""
     folds: str = "patient"
-    """`patient` or `slide` leaves one out in turn; a number makes that many folds of patients; `none` judges
-    nothing."""
+    """What is left out in turn: `patient`, `slide`, a column of the manifest, or `block` (a quarter of every slide).
+    With `:K` behind it K folds of whole groups; a number alone is of patients. `none` judges nothing."""
     seed: int = Field(2021, ge=0, lt=1 << 32)
 
     @model_validator(mode="after")

@@ -192,8 +192,9 @@ def _facts(metrics: dict[str, Any], recipe: dict[str, Any]) -> list[tuple[str, s
     folds = {
         "patient": "one patient left out in turn",
         "slide": "one slide left out in turn",
+        "block": "one block (a quarter) of every slide left out in turn",
         "none": "none: nothing was judged",
-    }.get(by, f"{by} folds of whole patients")
+    }.get(by, f"{by} folds of whole patients" if by.isdecimal() else f"by {by.replace(':', ', in folds: ')}")
     count, patients = len(metrics["folds"]), metrics["n_patients"]
     model = metrics["model"]
     epochs = f", {model['epochs']} epochs" if model["epochs"] else ""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nh2st_pipe.data.blocks import block_name, cut, slide_of
 from nh2st_pipe.data.folds import Fold, hold_out
 from nh2st_pipe.data.panels import choose_panel
 from nh2st_pipe.data.study import Study
@@ -44,9 +45,11 @@ class FoldTask:
 
     def load(self) -> Study:
         """Read the fold's slides."""
-        names = sorted((*self.fold.train, *self.fold.test))
+        blocks = self.recipe.folds == "block"
+        names = sorted({slide_of(name) if blocks else name for name in (*self.fold.train, *self.fold.test)})
         first_only = self.recipe.features.views == "first"
-        return Study.load(open_store(self.store), names, first_view_only=first_only, device=torch.device(self.device))
+        study = Study.load(open_store(self.store), names, first_view_only=first_only, device=torch.device(self.device))
+        return study.in_blocks() if blocks else study
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,35 @@ def _choose_epochs(
     return registry.fit(
         recipe, inner, panel, {}, watched=watched, on_epoch=lambda n: tell(f"{label}, choosing epochs, epoch {n}")
     )
+
+
+def joined(study: Study, results: Sequence[FoldResult]) -> FoldResult:
+    """Return the results of folds by block as one result for the whole slides of `study`.
+
+    Its panel has every gene that some fold had; where a block's fold had not, prediction and target are NaN.
+    """
+    panel = list(dict.fromkeys(gene for result in results for gene in result.panel))
+    column = {gene: i for i, gene in enumerate(panel)}
+    predicted, target, cautions = {}, {}, {}
+    for slide_id, slide in study.slides.items():
+        values, truth = (np.full((len(slide), len(panel)), np.nan, np.float32) for _ in range(2))
+        likeness = np.full(len(slide), np.nan, np.float32)
+        for number, rows in enumerate(cut(slide), start=1):
+            block = block_name(slide_id, number)
+            result = next(result for result in results if block in result.predicted)
+            place = np.ix_(rows, np.array([column[gene] for gene in result.panel]))
+            values[place], truth[place] = result.predicted[block].values, result.target[block]
+            of_block = result.predicted[block].likeness
+            if of_block is not None:
+                likeness[rows] = of_block
+            if block in result.cautions:
+                cautions[slide_id] = result.cautions[block]
+        known = bool(np.isfinite(likeness).all())
+        predicted[slide_id], target[slide_id] = Prediction(values, likeness if known else None), truth
+    names = tuple(study.slides)
+    patients = {name: slide.patient for name, slide in study.slides.items()}
+    fold = Fold("blocks", names, names)
+    return FoldResult(results[0].head, fold, panel, predicted, target, patients, 0.0, 0, [], {}, cautions)
 
 
 def fit_all(

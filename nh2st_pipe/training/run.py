@@ -21,7 +21,7 @@ import nh2st_pipe
 from nh2st_pipe.core.devices import pick_head_device
 from nh2st_pipe.core.errors import TrainError, UsageError, listed
 from nh2st_pipe.core.progress import Progress
-from nh2st_pipe.data.folds import Fold, make_folds
+from nh2st_pipe.data.folds import Fold, make_folds, on_both_sides
 from nh2st_pipe.data.panels import read_gene_file
 from nh2st_pipe.data.study import Study
 from nh2st_pipe.heads.registry import Trained
@@ -32,7 +32,7 @@ from nh2st_pipe.runs.folder import RunFolder
 from nh2st_pipe.runs.model import save_model
 from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.store.read import Store, open_store
-from nh2st_pipe.training.fold import FoldResult, FoldTask, fit_all
+from nh2st_pipe.training.fold import FoldResult, FoldTask, fit_all, joined
 from nh2st_pipe.training.outcome import Outcome
 from nh2st_pipe.training.side_by_side import cores, run_all
 
@@ -74,7 +74,7 @@ def train(
 ) -> Run:
     """Train and judge a recipe on the store `embeddings`, its baselines beside it, and write a run folder.
 
-    `genes` is the size of the panel, a file of genes or their names, `folds` patient, slide, a number or none;
+    `genes` is the size of the panel, "all", a file of genes or their names; `folds` as in `TrainRecipe.folds`;
     `settings` are "key=value" changes to the recipe. What is left None is the recipe's. `out` is runs/<recipe>.
     `jobs` heads and folds are trained side by side, in processes that share one copy of the embeddings; None takes the
     processors where that pays. A script that asks for more than one needs the guard `if __name__ == "__main__":`.
@@ -92,11 +92,13 @@ def train(
         progress.say(words)
 
     study, jobs = _load(store, resolved, pick_head_device(device), jobs, note)
-    splits = make_folds(list(study.slides.values()), resolved.folds, resolved.seed)
+    judged = study.in_blocks() if resolved.folds == "block" else study
+    splits = make_folds(list(judged.slides.values()), resolved.folds, resolved.seed)
+    notes += _about_folds(judged, splits, resolved.folds)
     heads = [resolved, *(_as_baseline(name, resolved) for name in resolved.baselines)]
     with RunFolder(Path(out) if out is not None else Path("runs") / resolved.name) as folder:
         folder.log("start", version=nh2st_pipe.__version__, slides=list(study.slides))
-        outcomes = _run_folds(folder, store, study, heads, splits, jobs, progress)
+        outcomes = _run_folds(folder, store, study, judged, heads, splits, jobs, progress)
         own = outcomes[resolved.name]
         fits = len(splits) * len(heads)
         progress.advance(fits, fits + 1, resolved.name)
@@ -123,6 +125,7 @@ def _run_folds(
     folder: RunFolder,
     store: Store,
     study: Study,
+    judged: Study,
     heads: list[TrainRecipe],
     folds: list[Fold],
     jobs: int,
@@ -131,13 +134,31 @@ def _run_folds(
     """Train and judge every head on every fold; the first head's predictions are kept."""
     outcomes = {recipe.name: Outcome() for recipe in heads}
     tasks = [FoldTask(str(store.location), each, fold, str(study.device)) for each in heads for fold in folds]
+    own: list[FoldResult] = []
     progress.start("training", len(tasks) + 1, "fits")
-    for result in run_all(tasks, study, jobs, lambda done, words: progress.advance(done, len(tasks) + 1, words)):
+    for result in run_all(tasks, judged, jobs, lambda done, words: progress.advance(done, len(tasks) + 1, words)):
         outcomes[result.head].add(result)
-        if result.head == heads[0].name:
+        if result.head == heads[0].name and judged is study:
             _write_predictions(folder, study, heads[0], result)
+        elif result.head == heads[0].name:
+            own.append(result)
         folder.log("fold", head=result.head, fold=result.fold.name, train_seconds=round(result.train_seconds, 3))
+    if own:
+        _write_predictions(folder, study, heads[0], joined(study, own))
     return outcomes
+
+
+def _about_folds(judged: Study, folds: list[Fold], by: str) -> list[str]:
+    """Return what has to be said about folds that could be taken for more than they are."""
+    if by == "block":
+        return [
+            "folds leave out blocks of slides: what is judged borders on what is trained on and has its stain; the "
+            "figures are too good for another slide"
+        ]
+    both = on_both_sides(list(judged.slides.values()), folds)
+    if both and by.partition(":")[0] not in ("slide", "patient"):
+        return [f"patients on both sides of a fold by {by}: {listed(both)}; the figures are too good for a new patient"]
+    return []
 
 
 def _jobs(asked: int | None, store: Store, names: Sequence[str], recipe: TrainRecipe, device: torch.device) -> int:
@@ -166,9 +187,10 @@ def _resolve(
         values = load_train_recipe(recipe, settings).model_dump()
     if genes is not None:
         if str(genes) == "0":
-            raise UsageError("--genes takes a number from 1 on, or a file with one gene a line")
+            raise UsageError("--genes takes a number from 1 on, all, or a file with one gene a line")
         if isinstance(genes, (str, Path, int)):
-            panel = int(str(genes)) if str(genes).isdecimal() else read_gene_file(Path(str(genes)))
+            word = str(genes)
+            panel = "all" if word == "all" else int(word) if word.isdecimal() else read_gene_file(Path(word))
         else:
             panel = tuple(genes)
         values["targets"]["genes"] = panel

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nh2st_pipe.core.errors import TrainError, UsageError
-from nh2st_pipe.data.folds import hold_out, kfold, make_folds
+from nh2st_pipe.data.blocks import cut, part_of
+from nh2st_pipe.data.folds import hold_out, kfold, make_folds, on_both_sides
+from nh2st_pipe.tiles.neighbours import nearest_spots
 from tests.conftest import slide
 
 patients_of = st.lists(st.sampled_from("ABCDE"), min_size=2, max_size=9)
@@ -52,10 +55,55 @@ def test_too_few_groups_and_wrong_words() -> None:
         make_folds(one_patient[:1], "slide", 0)
     with pytest.raises(TrainError, match="3 folds of patients need at least 3 patients, and there are 2"):
         make_folds([slide("a", "P"), slide("b", "Q")], "3", 0)
-    for wrong in ("section", "1", "-2", "2.5"):
-        with pytest.raises(UsageError, match="--folds takes patient, slide, none or a number"):
+    for wrong in ("section", "1", "-2", "2.5", "patient:1", "slide:x"):
+        with pytest.raises(UsageError, match=r"a column of the manifest \(this store has none\); .* Not"):
             make_folds(one_patient, wrong, 0)
+    with pytest.raises(UsageError, match="this store has centre, site"):
+        make_folds([slide("a", extra={"site": "x"}), slide("b", extra={"centre": "y"})], "sote", 0)
     assert make_folds(one_patient, "none", 0) == []
+
+
+def test_folds_by_a_column_and_of_whole_groups() -> None:
+    sites = {"a": "X", "b": "Y", "c": "X", "d": "Z"}
+    slides = [slide(name, f"P{name}", extra={"site": site}) for name, site in sites.items()]
+    assert [(f.name, f.test) for f in make_folds(slides, "site", 0)] == [
+        ("X", ("a", "c")),
+        ("Y", ("b",)),
+        ("Z", ("d",)),
+    ]
+    two = make_folds(slides, "site:2", 0)
+    assert sorted(name for fold in two for name in fold.test) == ["a", "b", "c", "d"]
+    assert all(("a" in fold.test) == ("c" in fold.test) for fold in two)
+    assert [len(fold.test) for fold in make_folds(slides, "slide:2", 0)] == [2, 2]
+    assert make_folds(slides, "patient:3", 7) == make_folds(slides, "3", 7)
+    slides[3].extra.clear()
+    with pytest.raises(TrainError, match="slide d has nothing in the column 'site'"):
+        make_folds(slides, "site", 0)
+    assert on_both_sides(slides, two) == []
+    shared = [slide("a", "P", extra={"site": "X"}), slide("b", "P", extra={"site": "Y"})]
+    assert on_both_sides(shared, make_folds(shared, "site", 0)) == ["P"]
+
+
+def test_blocks_have_as_many_spots_each_and_end_at_their_borders() -> None:
+    rng = np.random.default_rng(0)
+    n = 41
+    xy = rng.uniform(0, 100, (n, 2))
+    whole = slide(counts=np.arange(n * 3).reshape(n, 3), xy=xy, neighbours=nearest_spots(xy, 5)[0])
+    blocks = cut(whole)
+    assert sorted(np.concatenate(blocks).tolist()) == list(range(n))
+    assert {len(block) for block in blocks} == {10, 11}
+    left, right = xy[np.concatenate(blocks[:2]), 0], xy[np.concatenate(blocks[2:]), 0]
+    assert left.max() < right.min()
+    for rows in blocks:
+        part = part_of(whole, rows, "s#1")
+        assert part.counts is not None
+        assert np.array_equal(part.counts.toarray(), whole.counts.toarray()[rows])  # type: ignore[union-attr]
+        assert part.neighbours.max() < len(rows)
+        for i, row in enumerate(rows):
+            inside = [list(rows).index(j) for j in whole.neighbours[row] if j in rows]
+            assert [j for j in part.neighbours[i] if j >= 0] == inside
+    with pytest.raises(TrainError, match="has 15 spots, and folds by block need 16"):
+        cut(slide(counts=np.ones((15, 3)), xy=np.zeros((15, 2))))
 
 
 def test_what_is_held_out_is_a_patient_where_there_are_several() -> None:

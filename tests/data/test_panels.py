@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nh2st_pipe.core.errors import TrainError, UsageError
@@ -17,6 +18,32 @@ def test_the_panel_has_the_highest_mean_counts_over_all_spots() -> None:
     assert choose_panel([one, two], TargetRecipe(genes=99)) == ["b", "c", "a"]
     tie = slide(counts=[[1, 1, 1]], genes=["z", "y", "x"])
     assert choose_panel([tie], TargetRecipe(genes=2)) == ["z", "y"]
+
+
+def test_all_genes_are_those_that_every_slide_has_most_expressed_first() -> None:
+    one = slide(counts=[[1, 7, 3]], genes=["a", "b", "c"])
+    two = slide(counts=[[1, 0, 0]], genes=["c", "b", "x"])
+    assert choose_panel([one, two], TargetRecipe(genes="all")) == ["b", "c"]
+
+
+def test_dispersion_is_variance_over_mean_of_scaled_counts() -> None:
+    rng = np.random.default_rng(0)
+    n = 200
+    steady = rng.poisson(40, n)
+    patchy = np.where(np.arange(n) < 60, 30, 0) + rng.poisson(1, n)
+    depth = np.where(np.arange(n) % 2, 1, 3)  # deep and shallow spots: no gene's own doing
+    once = np.zeros(n)
+    once[3] = 500  # one spot of two hundred
+    counts = np.column_stack((steady * depth, patchy * depth, rng.poisson(3, n) * depth, once))
+    halves = [slide(counts=half, genes=["steady", "patchy", "few", "once"]) for half in (counts[:90], counts[90:])]
+    recipe = TargetRecipe(genes=4, panel="dispersion")
+    assert choose_panel(halves, recipe)[0] == "patchy"
+    assert "once" not in choose_panel(halves, recipe)
+    sums = counts.sum(1, keepdims=True)
+    scaled = counts * np.median(sums) / sums
+    order = [["steady", "patchy", "few"][i] for i in np.argsort(-(scaled.var(0) / scaled.mean(0))[:3])]
+    assert choose_panel(halves, recipe) == order
+    assert choose_panel(halves, TargetRecipe(genes=1)) == ["steady"]
 
 
 def test_a_given_panel_is_kept_in_order_and_checked() -> None:

@@ -33,8 +33,7 @@ def test_samples_are_rows_of_one_cache_that_nothing_copies(embedded: Study) -> N
     assert some.cache is other.cache is embedded.cache
     s2, s0 = store.read("s2"), store.read("s0")
     assert isinstance(embedded.cache, ResidentCache)
-    whole = embedded.cache.views.numpy()
-    assert all(np.shares_memory(each.views, whole) for each in embedded.slides.values())
+    assert [len(each.views) for each in embedded.slides.values()] == [0, 0, 0]  # they lie in the cache alone
     got = some.gather(torch.arange(len(some)), slice(None)).numpy()
     assert np.array_equal(got, np.concatenate((s2.views, s0.views)))
     rows, views = torch.tensor([3, len(s2) + 4]), torch.tensor([1, 7])

@@ -18,12 +18,17 @@ from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.evaluation.judge import evaluate
 from nh2st_pipe.evaluation.metrics import summarise
 from nh2st_pipe.prediction import predict
+from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe
 from nh2st_pipe.reporting.page import report
 from nh2st_pipe.runs.model import load_model
 from nh2st_pipe.training.run import Run, train
 from tests.conftest import GENES, Study, write_spots
 
 SMALL = ("head.width=16", "head.hidden=12", "head.decoder_hidden=6", "head.heads=4", "fit.epochs=4", "fit.patience=2")
+
+
+def yaml_recipe(path: Path) -> TrainRecipe:
+    return load_train_recipe(path / "recipe.yaml")
 
 
 def run(study: Study, out: str = "run", **options: Any) -> Run:
@@ -286,3 +291,55 @@ def test_a_slide_unlike_the_training_slides_is_named_wherever_it_is_met(study: S
     summary = predict(result.path, embeddings=study.folder / "new.zarr", out=study.folder / "q")
     words = next(notice for notice in summary.notices if notice.startswith("s0: unlike"))
     assert f"each held out, had a likeness of {low:.2f} to {high:.2f}" in words
+
+
+def test_a_single_slide_is_judged_by_blocks(make_study: Callable[..., Study]) -> None:
+    study = make_study(1, side=6)
+    options: dict[str, Any] = {"recipe": "nh2st-context", "folds": "block", "genes": GENES[:8]}
+    result = run(study, settings=("head.network.epochs=2", "baselines=[mean]"), **options)
+    assert [fold["fold"] for fold in result.metrics["folds"]] == [f"block {n}" for n in (1, 2, 3, 4)]
+    assert [fold["n_spots"] for fold in result.metrics["folds"]] == [9, 9, 9, 9]
+    assert "blocks of slides" in result.metrics["notes"][0]
+    data = anndata.read_h5ad(result.path / "predictions" / "s0.h5ad")
+    assert (data.n_obs, data.obs_names[7]) == (36, "s7")
+    assert np.isfinite(data.obs["likeness"]).all()
+    figures = result.metrics["folds"][2]
+    from nh2st_pipe.data.blocks import cut
+    from nh2st_pipe.data.folds import Fold
+    from nh2st_pipe.store.read import open_store
+    from nh2st_pipe.training.fold import FoldTask
+
+    rows = cut(open_store(study.folder / "store.zarr")["s0"])[2]
+    judged = summarise(np.asarray(data.X)[rows], np.asarray(data.layers["target"])[rows])
+    assert judged["pcc"] == pytest.approx(figures["pcc"])
+    assert load_model(result.path).about["trained_on"][0]["slide_id"] == "s0"
+    assert report(result.path).is_file()
+    # Other counts in the block that is judged: the same predictions for it, though their smoothing reached across.
+    path = study.folder / "s0.h5ad"
+    changed = anndata.read_h5ad(path)
+    names = set(data.obs_names[rows])
+    inside = np.array([name in names for name in changed.obs_names])
+    counts = changed.X.toarray()
+    counts[inside] = counts[inside][:, ::-1] + 3
+    changed.X = sp.csr_matrix(counts)
+    changed.write_h5ad(path)
+    study.embed(views=8)
+    again = run(study, "again", settings=("head.network.epochs=2", "baselines=[]"), **options)
+    after = anndata.read_h5ad(again.path / "predictions" / "s0.h5ad")
+    assert np.array_equal(np.asarray(after.X)[rows], np.asarray(data.X)[rows])
+    assert not np.array_equal(np.asarray(after.X), np.asarray(data.X))
+    task = FoldTask(str(study.folder / "store.zarr"), yaml_recipe(again.path), Fold("block 1", ("s0#2",), ("s0#1",)))
+    assert sorted(task.load().slides) == ["s0#1", "s0#2", "s0#3", "s0#4"]
+
+
+def test_folds_by_a_column_name_patients_on_both_sides(study: Study) -> None:
+    lines = study.manifest.read_text().splitlines()
+    sites = ("site", "X", "Y", "Y")
+    study.manifest.write_text("\n".join(f"{line},{site}" for line, site in zip(lines, sites, strict=True)) + "\n")
+    result = run(study, recipe="ridge", settings=("baselines=[]",), folds="site")
+    assert [fold["test_slides"] for fold in result.metrics["folds"]] == [["s0"], ["s1", "s2"]]
+    assert result.metrics["notes"] == []
+    study.manifest.write_text(study.manifest.read_text().replace("P1", "P0"))
+    study.embed(views=8)
+    both = run(study, "both", recipe="ridge", settings=("baselines=[]",), folds="site")
+    assert "patients on both sides of a fold by site: P0" in both.metrics["notes"][0]
