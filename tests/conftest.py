@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
 
 from nh2st_pipe.store.read import SlideData
+
+# The tests run side by side, on tensors so small that threads cost more than they save.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 # The same examples every time, and no time limit for one of them: a slow machine is not a fault.
 settings.register_profile("steady", deadline=None, derandomize=True)

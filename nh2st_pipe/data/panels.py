@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import TrainError, UsageError, listed
+from nh2st_pipe.core.errors import TrainError, UsageError, listed, nearest
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.store.read import SlideData
 
@@ -34,19 +34,25 @@ def read_gene_file(path: Path) -> tuple[str, ...]:
     return tuple(genes)
 
 
-def choose_panel(slides: Sequence[SlideData], recipe: TargetRecipe) -> list[str]:
+def choose_panel(slides: Sequence[SlideData], recipe: TargetRecipe, others: Sequence[SlideData] = ()) -> list[str]:
     """Return the gene panel for training on `slides`.
 
-    A list in the recipe is taken as it is, and each of its genes must be in some training slide. A number takes that
+    Of a list in the recipe, the genes that some training slide has are taken; one that neither these nor the `others`
+    of the study have is an error. A number takes that
     many of the genes that every slide has, by the recipe's rule, fewer where there are no more; "all" takes all of
     them, in the same order. Ties go to the gene that stands first in the first slide.
     """
     if isinstance(recipe.genes, tuple):
         known = {gene for slide in slides for gene in slide.genes}
-        unknown = [gene for gene in recipe.genes if gene not in known]
+        anywhere = known.union(*(slide.genes for slide in others))
+        unknown = [gene for gene in recipe.genes if gene not in anywhere]
         if unknown:
-            raise TrainError(f"{len(unknown)} genes of the panel are in no training slide: {listed(unknown)}")
-        return list(recipe.genes)
+            like = nearest(unknown[0], anywhere)
+            raise TrainError(f"{len(unknown)} genes of the panel are in no slide: {listed(unknown)}{like}")
+        panel = [gene for gene in recipe.genes if gene in known]
+        if not panel:
+            raise TrainError(f"slides {listed(slide.slide_id for slide in slides)} have none of the panel's genes")
+        return panel
     common = set(slides[0].genes).intersection(*(slide.genes for slide in slides[1:]))
     genes = [gene for gene in slides[0].genes if gene in common]
     if not genes:

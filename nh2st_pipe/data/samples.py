@@ -112,7 +112,7 @@ class Samples:
     neighbours: torch.Tensor
     """N × K, int64: rows of these samples, the spot itself first; it stands in where it has fewer neighbours."""
     target: torch.Tensor | None = None
-    """N × G, float32: what is judged."""
+    """N × G, float32: what is judged. NaN, for all spots of a slide, where it lacks the gene."""
     raw: torch.Tensor | None = None
     """N × G, float32: the target before smoothing (`target` itself where nothing is smoothed)."""
     depth: torch.Tensor | None = None
@@ -193,6 +193,34 @@ class Samples:
         """Return slices of the spots, small enough that work in float64 takes little beside the cache."""
         step = max(1, _CHUNK_VALUES // (self.n_views * self.dim))
         return [slice(i, min(i + step, len(self))) for i in range(0, len(self), step)]
+
+    def by_genes(self) -> list[tuple[torch.Tensor, Samples]]:
+        """Return the genes in groups that the same slides have: columns of the target, and those slides' spots.
+
+        The spots' targets have the group's columns alone, and no NaN. A gene that no slide has is in no group.
+        """
+        assert self.target is not None
+        assert self.raw is not None
+        slides = self.parts or (Part("", 0, len(self), np.zeros((len(self), 2))),)
+        has = torch.stack([torch.isfinite(self.target[part.rows]).all(0) for part in slides])
+        if has.all():
+            return [(torch.arange(has.shape[1], device=self.device), self)]
+        patterns, of_gene = torch.unique(has.T, dim=0, return_inverse=True)
+        groups = []
+        for i, pattern in enumerate(patterns):
+            if not pattern.any():
+                continue
+            genes = torch.nonzero(of_gene == i)[:, 0]
+            kept = torch.zeros(len(self), dtype=torch.bool, device=self.device)
+            for part, mine in zip(slides, pattern.tolist(), strict=True):
+                kept[part.rows] = mine
+            spots = self if bool(kept.all()) else self.subset(kept)
+            assert spots.target is not None
+            assert spots.raw is not None
+            target = spots.target[:, genes]
+            raw = target if spots.raw is spots.target else spots.raw[:, genes]
+            groups.append((genes, replace(spots, target=target, raw=raw)))
+        return groups
 
     def subset(self, kept: torch.Tensor) -> Samples:
         """Return the spots that the N booleans `kept` mark; a spot stands in for neighbours that were left out."""

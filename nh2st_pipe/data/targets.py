@@ -38,6 +38,11 @@ def targets(slide: SlideData, panel: Sequence[str], recipe: TargetRecipe) -> Tar
         raise TrainError(f"slide {slide.slide_id} has no expression in the store")
     place = {gene: i for i, gene in enumerate(slide.genes)}
     present = np.array([gene in place for gene in panel])
+    if not present.any():
+        raise TrainError(
+            f"slide {slide.slide_id} has none of the {len(panel)} genes of the panel; leave it out of the manifest, or "
+            "give genes under the names that its expression file has"
+        )
     columns = [place[gene] for gene in panel if gene in place]
     values = slide.counts[:, columns].toarray().astype(np.float64)
     sums = values.sum(axis=1, keepdims=True)

@@ -104,7 +104,7 @@ class Context(HeadModel):
         assert train.raw is not None
         assert train.depth is not None
         raw = train.raw.double()
-        self.target_mean = torch.stack([raw[part.rows].mean(0) for part in train.parts]).mean(0).to(self.target_mean)
+        self.target_mean = torch.stack([raw[part.rows].mean(0) for part in train.parts]).nanmean(0).to(self.target_mean)
         history: list[dict[str, float]] = []
         shifts = [part.stain_shift for part in train.parts if part.stain_shift is not None]
         parts = [part for part in (self.recipe.kernel, self.recipe.network) if part is not None]
@@ -150,7 +150,7 @@ class Context(HeadModel):
         weights = weights / weights.mean()
         y = _centred(raw, weights, train)
         smooth = torch.from_numpy(train.smooth(y.cpu().numpy()))
-        scale = smooth.square().mean().sqrt()
+        scale = smooth.square().nanmean().sqrt()
         self.target_scale = (scale if scale > 0 else torch.ones_like(scale)).float().to(train.device)
 
         self._fit_components(train)

@@ -42,11 +42,21 @@ def low_count_weights(depth: torch.Tensor, strength: float) -> torch.Tensor:
 
 
 def solve(blocks: torch.Tensor, y_ng: torch.Tensor, weights: torch.Tensor, ridge: float, rank: int) -> Kernel:
-    """Fit on all spots: `blocks` B × N × d, centred targets N × G, weights N."""
+    """Fit on all spots: `blocks` B × N × d, centred targets N × G, weights N.
+
+    A gene whose target is NaN in some spots is solved for on the others.
+    """
     medians = torch.stack([_median(_squared(block, block).flatten()) for block in blocks])
     medians = torch.where(medians > 0, medians, torch.ones_like(medians))  # spots that are all alike
     k = _mean_kernel(blocks, blocks, medians)
-    a = torch.linalg.solve(k + ridge * torch.diag(1 / weights), y_ng)
+    system = k + ridge * torch.diag(1 / weights)
+    a = torch.zeros_like(y_ng)
+    for rows, genes in _groups(torch.isfinite(y_ng)):
+        if len(rows) == len(y_ng):
+            a[:, genes] = torch.linalg.solve(system, y_ng[:, genes])
+        else:
+            place = rows[:, None], genes
+            a[place] = torch.linalg.solve(system[rows[:, None], rows], y_ng[place])
     v = _leading((k @ a) * weights.sqrt()[:, None], rank)
     return Kernel(blocks, medians, (a @ v) @ v.T)
 
@@ -57,26 +67,44 @@ def solve_landmarks(
     ridge: float,
     rank: int,
 ) -> Kernel:
-    """Fit with `landmarks` B × m × d; `spots` yields (blocks, centred targets, weights) of one slide after another."""
+    """Fit with `landmarks` B × m × d; `spots` yields (blocks, centred targets, weights) of one slide after another.
+
+    A gene that a slide lacks (its targets are NaN) is solved for on the other slides.
+    """
     medians = torch.stack([_median(_squared(block, block).flatten()) for block in landmarks])
     medians = torch.where(medians > 0, medians, torch.ones_like(medians))
     k_zz = _mean_kernel(landmarks, landmarks, medians)
-    gram = torch.zeros_like(k_zz)
+    grams: dict[bytes, tuple[torch.Tensor, torch.Tensor]] = {}  # by the genes that slides have
     cross: torch.Tensor | None = None
     for blocks, y, weights in spots:
         k = _mean_kernel(blocks, landmarks, medians)
         weighted = k * weights[:, None]
-        gram += k.T @ weighted
-        part = weighted.T @ y
+        has = torch.isfinite(y).all(0)
+        key = has.cpu().numpy().tobytes()
+        gram = k.T @ weighted
+        grams[key] = has, grams[key][1] + gram if key in grams else gram
+        part = weighted.T @ torch.where(has, y, 0.0)
         cross = part if cross is None else cross + part
     assert cross is not None
+    by_slides = torch.stack([has for has, _ in grams.values()])
+    every = torch.stack([gram for _, gram in grams.values()])
+    gram = every.sum(0)
     jitter = 1e-10 * k_zz.diagonal().mean() * torch.eye(len(k_zz), dtype=k_zz.dtype, device=k_zz.device)
-    a = torch.linalg.solve(gram + ridge * (k_zz + jitter), cross)
+    a = torch.zeros_like(cross)
+    for which, genes in _groups(by_slides):
+        a[:, genes] = torch.linalg.solve(every[which].sum(0) + ridge * (k_zz + jitter), cross[:, genes])
     # (√w K A)ᵀ (√w K A) = Aᵀ (Kᵀ W K) A: the directions need no pass over the spots.
     values, vectors = torch.linalg.eigh(gram)
     half = (values.clamp(min=0).sqrt()[:, None] * vectors.T) @ a
     v = _leading(half, rank)
     return Kernel(landmarks, medians, (a @ v) @ v.T)
+
+
+def _groups(has: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return a boolean matrix's columns in groups that are true in the same rows: (rows, columns)."""
+    patterns, of_column = torch.unique(has.T, dim=0, return_inverse=True)
+    groups = [(torch.nonzero(p)[:, 0], torch.nonzero(of_column == i)[:, 0]) for i, p in enumerate(patterns)]
+    return [(rows, columns) for rows, columns in groups if len(rows)]
 
 
 def _leading(values_ng: torch.Tensor, rank: int) -> torch.Tensor:

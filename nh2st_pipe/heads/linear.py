@@ -39,8 +39,9 @@ class Mean(HeadModel):
 
     def fit(self, train: Samples, plan: Plan) -> Fit:
         """Take the mean of the targets."""
-        assert train.target is not None
-        self.mean.copy_(train.target.double().mean(0))
+        for genes, spots in train.by_genes():
+            assert spots.target is not None
+            self.mean[genes] = spots.target.double().mean(0).to(self.mean)
         return Fit()
 
     def forward_view(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
@@ -101,7 +102,8 @@ class Ridge(HeadModel):
 
     def fit(self, train: Samples, plan: Plan) -> Fit:
         """Solve for `weight` and `bias` on all spots and views of `train`, in float64."""
-        self._solve(self._products(train))
+        for products in self._products(train):
+            self._solve(products)
         return Fit()
 
     @classmethod
@@ -109,25 +111,29 @@ class Ridge(HeadModel):
         cls, recipes: Sequence[TrainRecipe], train: Samples, genes: list[str], about: dict[str, Any], plan: Plan
     ) -> Iterator[HeadModel]:
         """See HeadModel: whatever alpha, scaling and products are the same. In float32: it is a comparison."""
-        head, products = None, None
+        head, products = None, []
         for recipe in recipes:
             wanted = cls.build(recipe, train.dim, genes, about)
-            if head is None or products is None or wanted.context != head.context:
+            if head is None or wanted.context != head.context:
                 head = wanted.to(train.device)
                 products = head._products(train, torch.float32)
             head.alpha = wanted.alpha
-            head._solve(products)
+            for each in products:
+                head._solve(each)
             yield head
 
-    def _products(self, train: Samples, dtype: torch.dtype = torch.float64) -> _Products:
-        """Fit the scaling and return what the solution is made of."""
-        assert train.target is not None
+    def _products(self, train: Samples, dtype: torch.dtype = torch.float64) -> list[_Products]:
+        """Fit the scaling; return what the solution is made of for each group of genes that the same slides have."""
         if isinstance(self.scaler, FeatureScaler):
             self.scaler.fit(train)
+        return [self._products_of(genes, spots, dtype) for genes, spots in train.by_genes()]
+
+    def _products_of(self, genes: torch.Tensor, train: Samples, dtype: torch.dtype) -> _Products:
+        assert train.target is not None
         n_views, width = train.n_views, len(self.weight)
         rows_of = torch.arange(len(train), device=train.device)
         gram = torch.zeros((width, width), dtype=dtype, device=rows_of.device)
-        cross = torch.zeros((width, len(self.genes)), dtype=dtype, device=rows_of.device)
+        cross = torch.zeros((width, len(genes)), dtype=dtype, device=rows_of.device)
         total = torch.zeros(width, dtype=dtype, device=rows_of.device)
         target_mean = train.target.double().mean(0)
         for part in train.chunks():
@@ -139,20 +145,21 @@ class Ridge(HeadModel):
                 total += x.sum(0)
         mean = total / (len(train) * n_views)
         gram -= len(train) * n_views * torch.outer(mean, mean)  # Σ(x − x̄)(x − x̄)ᵀ; Σy is zero already
-        return _Products(gram, cross, mean, target_mean, n_views)
+        return _Products(genes, gram, cross, mean, target_mean, n_views)
 
     def _solve(self, of: _Products) -> None:
         gram = of.gram.clone()
         gram.diagonal().add_(self.alpha * of.n_views)
         weight = torch.cholesky_solve(of.cross, torch.linalg.cholesky(gram))
-        self.weight.copy_(weight)
-        self.bias.copy_(of.target_mean - (of.mean @ weight))
+        self.weight[:, of.genes] = weight.to(self.weight)
+        self.bias[of.genes] = (of.target_mean - of.mean @ weight).to(self.bias)
 
 
 @dataclass(frozen=True)
 class _Products:
-    """Sums over all spots and views; x̄ and ȳ are taken off."""
+    """Sums over all spots and views of the slides that have the genes; x̄ and ȳ are taken off."""
 
+    genes: torch.Tensor
     gram: torch.Tensor
     """w × w: Σ(x − x̄)(x − x̄)ᵀ."""
     cross: torch.Tensor

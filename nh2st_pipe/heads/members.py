@@ -61,11 +61,17 @@ def fit_members(
     """Train `model` in place and return one record per epoch.
 
     `features(rows, views)` returns … × f, float32, for spots in their views, both int64 of any one shape. Every epoch
-    shows each member every spot once, in a view drawn at random; the loss is the squared error weighted by `weights_n`.
+    shows each member every spot once, in a view drawn at random; the loss is the squared error weighted by `weights_n`,
+    over the genes whose target is not NaN.
     AdamW, the learning rate rising over `recipe.warmup` steps and falling to 0 as a cosine. Raises TrainError where the
     loss is no longer a number; the weights are then those of the last epoch at which it was.
     """
     n, m, device = len(target_ng), recipe.members, target_ng.device
+    known_ng = torch.isfinite(target_ng)
+    share_ng = None
+    if not known_ng.all():  # genes that a slide lacks weigh nothing, and the others of its spots as much more
+        share_ng = known_ng / known_ng.sum(1, keepdim=True).clamp(min=1)
+        target_ng = torch.where(known_ng, target_ng, 0.0)
     draw = torch.Generator().manual_seed(seed)  # on the CPU, so that every device sees the same batches
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=device.type in ("cpu", "cuda")
@@ -82,7 +88,9 @@ def fit_members(
         for at in range(0, n, recipe.batch_size):
             rows, view = order[:, at : at + recipe.batch_size], views[:, at : at + recipe.batch_size]
             out = model(features(rows, view), recipe.input_dropout, recipe.dropout)
-            errors = (out - target_ng[rows]).square().mean(2) * weights_n[rows]
+            squares = (out - target_ng[rows]).square()
+            errors = squares.mean(2) if share_ng is None else (squares * share_ng[rows]).sum(2)
+            errors = errors * weights_n[rows]
             optimiser.zero_grad(set_to_none=True)
             errors.mean(1).sum().backward()  # each member's gradient is its own, however many there are
             optimiser.step()

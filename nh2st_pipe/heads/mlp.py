@@ -65,9 +65,9 @@ class MLP(HeadModel):
         assert train.target is not None
         if isinstance(self.scaler, FeatureScaler):
             self.scaler.fit(train)
-        self.target_mean.copy_(train.target.double().mean(0))
+        self.target_mean.copy_(train.target.double().nanmean(0))
         y = train.target - self.target_mean
-        scale = y.square().mean().sqrt()
+        scale = y.square().nanmean().sqrt()
         self.target_scale.copy_(scale if scale > 0 else torch.ones_like(scale))
         history = fit_members(
             self.members,

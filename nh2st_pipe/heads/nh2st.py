@@ -18,6 +18,7 @@ Letters: b spots of a batch, K spots of a neighbourhood, d embedding, w width, G
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -150,7 +151,11 @@ class NH2ST(HeadModel):
         """Train by steps; see `fit_by_steps`."""
         self.prepare(train)
         operators = self.operators(train)
-        return fit_by_steps(self, lambda rows, views: self.losses(train, operators, rows, views), train, plan)
+        assert train.target is not None
+        known = torch.isfinite(train.target)
+        if not known.all():  # a gene that a slide lacks is encoded as its mean, and not judged
+            train = replace(train, target=torch.where(known, train.target, train.target.nanmean(0)))
+        return fit_by_steps(self, lambda rows, views: self.losses(train, operators, rows, views, known), train, plan)
 
     def features(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Return … × d, float32, as the branches take them."""
@@ -164,7 +169,7 @@ class NH2ST(HeadModel):
         last = self.decoder[-1]
         assert isinstance(last, nn.Linear)
         with torch.no_grad():
-            last.bias.copy_(samples.target.mean(0))
+            last.bias.copy_(samples.target.nanmean(0))
 
     def forward_view(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
         """See HeadModel."""
@@ -179,9 +184,17 @@ class NH2ST(HeadModel):
         return torch.cat(parts)
 
     def losses(
-        self, samples: Samples, operators: torch.Tensor, rows: torch.Tensor, views: torch.Tensor
+        self,
+        samples: Samples,
+        operators: torch.Tensor,
+        rows: torch.Tensor,
+        views: torch.Tensor,
+        known: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Return `total` and its parts for the spots `rows`, each in its view of `views` (both of length b)."""
+        """Return `total` and its parts for the spots `rows`, each in its view of `views` (both of length b).
+
+        `known` (N × G) says which targets the squared error is over; all where it is None.
+        """
         assert samples.target is not None
         target = samples.target[rows]
         around_bk = samples.neighbours[rows]
@@ -197,7 +210,9 @@ class NH2ST(HeadModel):
         z_p = self.image_neighbours(image_ud, place_bk, operators[rows])
         z_g = self.gene_neighbours(gene_uw, gene_place_bk, operators[rows])
         query, neighbour = self._compare(h_p, h_g, z_p, z_g)
-        parts = {"mse": F.mse_loss(self.decoder(h_p), target), "query": query, "neighbour": neighbour}
+        errors = (self.decoder(h_p) - target).square()
+        mse = errors.mean() if known is None else errors[known[rows]].mean()
+        parts = {"mse": mse, "query": query, "neighbour": neighbour}
         total = parts["mse"] + self.query_weight * parts["query"] + self.neighbour_weight * parts["neighbour"]
         return {"total": total, **parts}
 

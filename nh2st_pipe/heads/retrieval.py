@@ -30,6 +30,7 @@ class KNN(HeadModel):
 
     keys: torch.Tensor
     values: torch.Tensor
+    mean: torch.Tensor
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class KNN(HeadModel):
         self.scaler: nn.Module = FeatureScaler(dim, clip) if scale_features else nn.Identity()
         self.register_buffer("keys", torch.zeros(0, dim))
         self.register_buffer("values", torch.zeros(0, len(self.genes)))
+        self.register_buffer("mean", torch.zeros(len(self.genes)))
 
     @classmethod
     def build(cls, recipe: TrainRecipe, dim: int, genes: list[str], about: dict[str, Any]) -> Self:
@@ -69,6 +71,7 @@ class KNN(HeadModel):
             self.scaler.fit(train)
         self.keys = torch.cat([self._key(train, part) for part in train.chunks()])
         self.values = train.target.clone()
+        self.mean = train.target.nanmean(0)
         return Fit()
 
     @classmethod
@@ -99,5 +102,6 @@ class KNN(HeadModel):
         out: list[NDArray[np.float32]] = [np.empty((0, len(self.genes)), np.float32)]
         for part in samples.chunks():
             found = index.search(self._key(samples, part).cpu().numpy(), min(self.k, index.ntotal))[1]
-            out.append(self.values[torch.from_numpy(found).to(self.values.device)].mean(1).cpu().numpy())
+            mean = self.values[torch.from_numpy(found).to(self.values.device)].nanmean(1)
+            out.append(torch.where(torch.isfinite(mean), mean, self.mean).cpu().numpy())  # none of the k has the gene
         return Prediction(np.concatenate(out))

@@ -83,7 +83,8 @@ def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = Non
     study = study or task.load()
     recipe, fold, tell = task.recipe, task.fold, tell or (lambda words: None)
     chosen_on = fold.train if recipe.protocol == "nested" else (*fold.train, *fold.test)
-    panel = choose_panel([study.slides[name] for name in sorted(chosen_on)], recipe.targets)
+    every = list(study.slides.values())
+    panel = choose_panel([study.slides[name] for name in sorted(chosen_on)], recipe.targets, every)
     target = study.targets((*fold.train, *fold.test), panel, recipe)
     began = time.perf_counter()
     chosen = _choose(study, recipe, panel, target, fold.train, lambda words: tell(f"{fold.name}, {words}"))
@@ -132,8 +133,7 @@ def _fit(
     if not recipe.head.by_epochs:
         return registry.fit(recipe, train, panel, {}, on_epoch=on_epoch)
     if recipe.protocol == "paper":
-        seen = {name: Targets(*map(np.nan_to_num, vars(target[name]).values())) for name in fold.test}
-        test = study.samples(fold.test, recipe, seen)
+        test = study.samples(fold.test, recipe, target)
         return registry.fit(recipe, train, panel, {}, watched=test, on_epoch=on_epoch)
     chosen = _choose_epochs(study, recipe, panel, target, fold.train, fold.name, tell)
     trained = registry.fit(recipe, train, panel, {}, epochs=chosen.best_epoch, on_epoch=on_epoch)

@@ -256,6 +256,11 @@ def _load(
             f"no stain shift of {listed(without)}: what another stain adds stays in the embeddings, and costs most on "
             "slides stained elsewhere; nh2st-pipe embed with the same manifest and store adds it, encoding nothing anew"
         )
+    listed_genes = recipe.targets.genes if isinstance(recipe.targets.genes, tuple) else ()
+    for slide in study.slides.values():
+        lacks = set(listed_genes).difference(slide.genes)
+        if lacks:
+            say(f"slide {slide.slide_id} lacks {len(lacks)} genes of the panel; others alone teach them")
     width = min(slide.neighbours.shape[1] for slide in study.slides.values())
     if recipe.features.neighbours > width:
         raise TrainError(

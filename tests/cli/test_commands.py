@@ -192,7 +192,7 @@ def test_bad_training(embedded: Study, make_study: Callable[..., Study], tmp_pat
         "--set",
         "fit.epochs=3",
     )
-    refused(2, "--folds takes patient, slide, none or a number", "train", "--embeddings", store, "--folds", "donor")
+    refused(2, "--folds takes patient, slide, block, none", "train", "--embeddings", store, "--folds", "donor")
     one = make_study(1, name="one")
     one.embed()
     refused(1, "folds by patient need at least two patients", "train", "--embeddings", one.folder / "store.zarr")

@@ -48,8 +48,11 @@ def test_dispersion_is_variance_over_mean_of_scaled_counts() -> None:
 
 def test_a_given_panel_is_kept_in_order_and_checked() -> None:
     assert choose_panel([slide()], TargetRecipe(genes=("c", "a"))) == ["c", "a"]
-    with pytest.raises(TrainError, match="1 genes of the panel are in no training slide: nope"):
+    with pytest.raises(TrainError, match="1 genes of the panel are in no slide: nope"):
         choose_panel([slide()], TargetRecipe(genes=("a", "nope")))
+    assert choose_panel([slide()], TargetRecipe(genes=("x", "a")), [slide(genes=["x", "y", "z"])]) == ["a"]
+    with pytest.raises(TrainError, match="slides s have none of the panel's genes"):
+        choose_panel([slide()], TargetRecipe(genes=("x",)), [slide(genes=["x", "y", "z"])])
     with pytest.raises(TrainError, match="no gene in common"):
         choose_panel([slide(), slide(genes=["x", "y", "z"])], TargetRecipe())
 

@@ -151,8 +151,34 @@ def test_a_gene_file_and_genes_that_a_test_slide_lacks(study: Study) -> None:
     )
     study.embed(views=8)
     (study.folder / "genes.txt").write_text("\n".join(GENES[4:10]))
-    with pytest.raises(TrainError, match="slide s2 lacks 2 genes of the panel"):
-        run(study, genes=study.folder / "genes.txt", recipe="ridge", settings=())
+    given = run(study, "given", genes=study.folder / "genes.txt", recipe="ridge", settings=())
+    assert "slide s2 lacks 2 genes of the panel" in given.metrics["notes"][0]
+    assert [fold["n_genes"] for fold in given.metrics["folds"]] == [6, 6, 4]
+    data = anndata.read_h5ad(given.path / "predictions" / "s2.h5ad")
+    assert np.isfinite(data.X).all()  # predicted though it was not measured
+    assert np.isnan(data.layers["target"]).all(axis=0).sum() == 2
+    with pytest.raises(TrainError, match="1 genes of the panel are in no slide: G1; did you mean 'G1"):
+        run(study, "no", genes=["G01", "G1"], recipe="ridge", settings=())
+    # A gene of the held-out slide alone cannot be learnt: it is no gene of that fold.
+    write_spots(
+        study.folder / "s2.h5ad",
+        xy.obsm["spatial"],
+        grid=xy.obs[["array_row", "array_col"]].to_numpy(),
+        genes=[*GENES[:7], "own"],
+    )
+    study.embed(views=8)
+    own = run(study, "own", genes=[*GENES[:4], "own"], recipe="ridge", settings=())
+    assert [fold["n_genes"] for fold in own.metrics["folds"]] == [4, 4, 4]
+    assert anndata.read_h5ad(own.path / "predictions" / "s2.h5ad").n_vars == 4
+    with pytest.raises(TrainError, match=r"slide s[01] has none of the 1 genes of the panel"):
+        run(study, "alone", genes=["own"], recipe="ridge", settings=())
+    write_spots(
+        study.folder / "s2.h5ad",
+        xy.obsm["spatial"],
+        grid=xy.obs[["array_row", "array_col"]].to_numpy(),
+        genes=GENES[:8],
+    )
+    study.embed(views=8)
     result = run(study, genes=12, recipe="ridge", settings=())  # s2 is left out once: its own fold has all 12 genes
     by_fold = {fold["fold"]: fold["n_genes"] for fold in result.metrics["folds"]}
     assert by_fold == {"P0": 8, "P1": 8, "P2": 8}
