@@ -67,9 +67,10 @@ def predict(
     Exactly one of `embeddings` (a store) and `slides` (a manifest) is given. Slides are embedded first, with the
     model's own encoder and tile size, into <out>/store.zarr; `weights` is then the encoder's file where the hub's is
     not wanted. Each <out>/<slide_id>.h5ad holds X n × G, the mean over the store's views, layers["target"] where the
-    store has expression, var["cv_pcc"] (the head's PCC of each gene out of fold), obs["likeness"] where the head can
-    tell how like a spot is to the training spots, and in uns["nh2st_pipe"] what the numbers are and whether the head
-    was trained on this slide. A slide whose tiles would show another size of tissue fails, unless `any_mpp`.
+    store has expression, var["cv_pcc"] and var["half_pcc"] (each gene's PCC out of fold, and between halves of the
+    training tissue), obs["likeness"] where the head can tell how like a spot is to the training spots, and in
+    uns["nh2st_pipe"] what the numbers are and whether the head was trained on this slide. A slide whose tiles would
+    show another size of tissue fails, unless `any_mpp`.
 
     Raises RunError where the model cannot be read, StoreError where the store is another encoder's.
     """
@@ -102,7 +103,7 @@ def predict(
         "version": nh2st_pipe.__version__,
         **_model_hash(model),
     }
-    cv_pcc = [about.cv_pcc.get(gene) for gene in head.genes] if about.cv_pcc else None
+    by_gene = {"cv_pcc": about.cv_pcc, "half_pcc": about.half_pcc}
     progress.start("predicting", len(names), "slides")
     for number, name in enumerate(names):
         progress.advance(number, len(names), name)
@@ -127,7 +128,7 @@ def predict(
         path = summary.out / f"{name}.h5ad"
         said = {**fixed, **{key: words for key, words in notices.items() if words}}
         truth = _truth(slide, head.genes, about.targets)
-        write_prediction(path, slide, head.genes, predicted, truth, said, cv_pcc)
+        write_prediction(path, slide, head.genes, predicted, truth, said, by_gene)
         summary.files[name] = path
     return summary
 

@@ -92,6 +92,10 @@ class HeadRecipe(Strict):
     by_epochs: ClassVar[bool] = False
     """Whether it is trained by `fit`, its number of epochs chosen on slides held out of the training slides."""
 
+    def in_brief(self) -> HeadRecipe | None:
+        """Return the head as it is trained where it has to be many times over; None where that takes too long."""
+        return None if self.by_epochs else self
+
     def uses_stain_shift(self) -> bool:
         """Whether it learns from how embeddings move under other stains."""
         return False
@@ -225,6 +229,13 @@ class ContextHead(HeadRecipe):
     """Likeness (median best kernel similarity of a slide's spots to the training spots) up to which it has none."""
     gate_to: float = 0.5
     """Likeness from which it has `kernel_share`."""
+
+    def in_brief(self) -> ContextHead:
+        """See HeadRecipe: the kernel part, which is solved, or a single member."""
+        if self.kernel is not None:
+            return self.model_copy(update={"network": None})
+        assert self.network is not None
+        return self.model_copy(update={"network": self.network.model_copy(update={"members": 1})})
 
     def uses_stain_shift(self) -> bool:
         """See HeadRecipe."""

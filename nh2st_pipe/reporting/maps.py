@@ -56,7 +56,7 @@ def slide_maps(folder: Path, genes: dict[str, Any]) -> list[dict[str, Any]]:
             if name not in place:
                 place[name] = len(place)
                 genes["names"].append(name)
-                for column in (genes["mean"], genes["folds"], *genes["pcc"]):
+                for column in (genes["mean"], genes["folds"], genes["half"], *genes["pcc"]):
                     column.append(None)
         index = np.array([place[name] for name in names], dtype=np.int64)
         # per_gene.csv is sorted by PCC, so a low place in the table is a well predicted gene.

@@ -227,6 +227,7 @@ def _genes(rows: list[dict[str, str]], heads: list[str]) -> dict[str, Any]:
         "names": names,
         "mean": [_number(row.get("target_mean")) for row in own],
         "folds": [_number(row.get("n_folds")) for row in own],
+        "half": [_number(row.get("half_pcc")) for row in own],
         "pcc": [[_number(cells.get((head, name), {}).get("pcc")) for name in names] for head in heads],
     }
 

@@ -43,6 +43,8 @@ class About(BaseModel):
     trained_on: tuple[TrainedOn, ...] = ()
     cv_pcc: dict[str, float | None] = Field(default_factory=dict)
     """Gene → mean PCC out of fold, None where it is not defined."""
+    half_pcc: dict[str, float | None] = Field(default_factory=dict)
+    """Gene → mean PCC between halves of the training tissue, which tells best which genes to trust on a new slide."""
     likeness: dict[str, float] = Field(default_factory=dict)
     """slide_id → median likeness of a training slide to the others, when it was held out; where the head can tell."""
     version: str = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ def write_prediction(
     predicted: Prediction,
     target: NDArray[np.float32] | None,
     about: dict[str, Any],
-    cv_pcc: Sequence[float | None] | None = None,
+    by_gene: Mapping[str, Mapping[str, float | None]] | None = None,
 ) -> None:
     """Write one slide's predictions: X n × G, layers["target"] where the truth is known, obsm["spatial"] in
     level-0 px, the thumbnail where scanpy and squidpy look for it, and `about` in uns["nh2st_pipe"].
 
-    obs["likeness"] tells how like each spot is to the training spots (its median stands in uns), var["cv_pcc"] how well
-    each gene was predicted out of fold, where these are known.
+    obs["likeness"] tells how like each spot is to the training spots (its median stands in uns). `by_gene` are columns
+    of var, each a value by gene: cv_pcc, half_pcc; those that are empty are left out.
     """
     obs = pd.DataFrame(index=pd.Index(slide.barcodes, name="barcode", dtype=object))
     for name, values in (("array_row", slide.array_row), ("array_col", slide.array_col)):
@@ -39,8 +39,10 @@ def write_prediction(
             obs[name] = values
     var = pd.DataFrame(index=pd.Index(genes, name="gene", dtype=object))
     about = {"slide_id": slide.slide_id, "patient": slide.patient, **about}
-    if cv_pcc is not None:
-        var["cv_pcc"] = np.array([np.nan if value is None else value for value in cv_pcc])
+    for column, known in (by_gene or {}).items():
+        if known:
+            of_genes = [known.get(gene) for gene in genes]
+            var[column] = np.array([np.nan if value is None else value for value in of_genes])
     if predicted.likeness is not None:
         obs["likeness"] = predicted.likeness
         about["likeness"] = float(np.median(predicted.likeness))

@@ -14,10 +14,9 @@ from nh2st_pipe.evaluation.metrics import summarise
 from nh2st_pipe.heads import registry
 from nh2st_pipe.recipes.train import TrainRecipe
 
-__all__ = ["choose", "halves", "left_out"]
+__all__ = ["choose", "left_out", "right_of"]
 
 _MOST_INNER_FOLDS = 5
-_RIGHT_FIFTH = 0.8
 
 
 def choose(
@@ -37,7 +36,8 @@ def choose(
     recipes = [recipe.chosen(choice) for choice in choices]
     scores = np.zeros(len(choices))
     splits = list(left_out(train, patients, recipe.seed))
-    for i, (inner, watched) in enumerate(splits):
+    for i, out in enumerate(splits):
+        inner, watched = train.subset(~out), train.subset(out)
         assert watched.target is not None
         target = watched.target.cpu().numpy()
         watch = watched if recipe.head.by_epochs else None
@@ -48,15 +48,15 @@ def choose(
     return choices[int(np.argmax(scores))]
 
 
-def left_out(train: Samples, patients: dict[str, str], seed: int) -> Iterator[tuple[Samples, Samples]]:
-    """Yield (what is trained on, what is watched): each patient left out in turn, or each slide of the one patient.
+def left_out(train: Samples, patients: dict[str, str], seed: int) -> Iterator[torch.Tensor]:
+    """Yield the spots that are watched, as N booleans: each patient left out in turn, or each slide of the one patient.
 
     In five folds where there are more; a single slide is split at its median x, each half left out in turn.
     """
     names = [part.slide_id for part in train.parts]
     if len(names) == 1:
-        one, other = halves(train, 0.5)
-        yield from ((one, other), (other, one))
+        right = right_of(train, 0.5)
+        yield from (right, ~right)
         return
     several = len({patients[name] for name in names}) > 1
     group = [patients[name] if several else name for name in names]
@@ -65,11 +65,13 @@ def left_out(train: Samples, patients: dict[str, str], seed: int) -> Iterator[tu
         out = torch.zeros(len(train), dtype=torch.bool, device=train.device)
         for part, mine in zip(train.parts, group, strict=True):
             out[part.rows] = groups.index(mine) in held
-        yield train.subset(~out), train.subset(out)
+        yield out
 
 
-def halves(samples: Samples, share: float = _RIGHT_FIFTH) -> tuple[Samples, Samples]:
-    """Split one slide's spots at the quantile `share` of x."""
-    x = samples.parts[0].xy[:, 0]
-    right = torch.from_numpy(x > np.quantile(x, share)).to(samples.device)
-    return samples.subset(~right), samples.subset(right)
+def right_of(samples: Samples, share: float) -> torch.Tensor:
+    """Return N booleans: which spots lie to the right of the quantile `share` of their slide's x."""
+    right = torch.zeros(len(samples), dtype=torch.bool)
+    for part in samples.parts:
+        x = part.xy[:, 0]
+        right[part.rows] = torch.from_numpy(x > np.quantile(x, share))
+    return right.to(samples.device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ from nh2st_pipe.heads import registry
 from nh2st_pipe.heads.base import Prediction
 from nh2st_pipe.recipes.train import TrainRecipe
 from nh2st_pipe.store.read import open_store
-from nh2st_pipe.training.choosing import choose, halves
+from nh2st_pipe.training.choosing import choose, right_of
+from nh2st_pipe.training.trust import half_pcc
 
 __all__ = ["FoldResult", "FoldTask", "fit_all", "run_fold"]
 
@@ -157,7 +158,9 @@ def _choose_epochs(
         inner = study.samples([name for name in names if name not in held], recipe, target)
         watched = study.samples(held, recipe, target)
     else:  # a single slide: its right-hand fifth is held out
-        inner, watched = halves(study.samples(names, recipe, target))
+        whole = study.samples(names, recipe, target)
+        right = right_of(whole, 0.8)
+        inner, watched = whole.subset(~right), whole.subset(right)
     return registry.fit(
         recipe, inner, panel, {}, watched=watched, on_epoch=lambda n: tell(f"{label}, choosing epochs, epoch {n}")
     )
@@ -192,9 +195,17 @@ def joined(study: Study, results: Sequence[FoldResult]) -> FoldResult:
     return FoldResult(results[0].head, fold, panel, predicted, target, patients, 0.0, 0, [], {}, cautions)
 
 
+@dataclass(frozen=True)
+class Final(registry.Trained):
+    """The head that is kept."""
+
+    half_pcc: dict[str, float | None] = field(default_factory=dict)
+    """Gene → mean PCC between halves of the training tissue; see `training.trust`."""
+
+
 def fit_all(
     study: Study, recipe: TrainRecipe, epochs: Sequence[int], about: dict[str, Any], tell: Tell | None = None
-) -> registry.Trained:
+) -> Final:
     """Train the head that is kept: on all slides of `study`, for the median of the folds' `epochs` (or chosen anew).
 
     What the recipe leaves to be chosen is chosen anew, on all of them.
@@ -204,6 +215,9 @@ def fit_all(
     target = study.targets(names, panel, recipe)
     choice = _choose(study, recipe, panel, target, names, lambda words: tell(f"all slides, {words}"))
     recipe = recipe.chosen(choice)
+    samples = study.samples(names, recipe, target)
+    patients = {name: slide.patient for name, slide in study.slides.items()}
+    half = half_pcc(recipe, samples, patients, panel, lambda words: tell(f"all slides, {words}"))
     chosen: int | None = None
     history: list[dict[str, Any]] = []
     if recipe.head.by_epochs:
@@ -212,10 +226,14 @@ def fit_all(
         else:
             watched = _choose_epochs(study, recipe, panel, target, names, "all slides", tell)
             chosen, history = watched.best_epoch, [{"phase": "choose", **row} for row in watched.history]
-    samples = study.samples(names, recipe, target)
     trained = registry.fit(
-        recipe, samples, panel, about, epochs=chosen, on_epoch=lambda n: tell(f"all slides, epoch {n}")
+        recipe,
+        samples,
+        panel,
+        {**about, "half_pcc": half},
+        epochs=chosen,
+        on_epoch=lambda n: tell(f"all slides, epoch {n}"),
     )
     history += [{"phase": "train", **row} for row in trained.history]
     history = [{"fold": "all slides", **row} for row in history]
-    return registry.Trained(trained.model, chosen or 0, history, choice)
+    return Final(trained.model, chosen or 0, history, choice, half)

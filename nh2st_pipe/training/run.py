@@ -8,13 +8,11 @@ test fold, as in published tables; its figures are optimistic and the run says s
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import nh2st_pipe
@@ -24,26 +22,19 @@ from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.data.folds import Fold, make_folds, on_both_sides
 from nh2st_pipe.data.panels import read_gene_file
 from nh2st_pipe.data.study import Study
-from nh2st_pipe.heads.registry import Trained
 from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe, with_settings
 from nh2st_pipe.recipes.values import validate
-from nh2st_pipe.runs.about import RUN_FORMAT, About, TrainedOn
 from nh2st_pipe.runs.folder import RunFolder
 from nh2st_pipe.runs.model import save_model
-from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.store.read import Store, open_store
 from nh2st_pipe.training.fold import FoldResult, FoldTask, fit_all, joined
 from nh2st_pipe.training.outcome import Outcome
+from nh2st_pipe.training.record import about, gene_table, metrics_of, write_predictions
 from nh2st_pipe.training.side_by_side import cores, run_all
 
 __all__ = ["Run", "train"]
 
 _WORTHWHILE = 2_000_000  # values of embeddings from which starting processes costs less than it saves
-
-PROTOCOLS = {
-    "nested": "gene panel, scaling, epochs and penalties chosen on training slides alone; each test fold touched once",
-    "paper": "gene panel from all slides and best epoch chosen ON THE TEST FOLD, as in published tables: optimistic",
-}
 
 
 @dataclass(frozen=True)
@@ -106,14 +97,14 @@ def train(
         def tell(words: str) -> None:
             progress.advance(fits, fits + 1, f"{resolved.name}, {words}")
 
-        final = fit_all(study, resolved, own.epochs, _about(study, resolved, own), tell)
+        final = fit_all(study, resolved, own.epochs, about(study, resolved, own), tell)
         save_model(final.model, folder.part / "model")
         for slide_id, words in own.cautions.items():
             notes.append(f"{slide_id}, held out: {words}")
-        metrics = _metrics(resolved, study, splits, outcomes, final, notes)
+        metrics = metrics_of(resolved, study, splits, outcomes, final, notes)
         folder.write_yaml("recipe.yaml", resolved.model_dump(mode="json"))
         folder.write_json("metrics.json", metrics)
-        folder.write_table("per_gene.csv", [row for name, o in outcomes.items() for row in o.per_gene(name)])
+        folder.write_table("per_gene.csv", gene_table(outcomes, resolved.name, final.half_pcc))
         folder.write_table("per_slide.csv", [row for name, o in outcomes.items() for row in o.per_slide(name)])
         folder.write_table("history.csv", own.history + final.history)
         folder.log("end")
@@ -139,12 +130,12 @@ def _run_folds(
     for result in run_all(tasks, judged, jobs, lambda done, words: progress.advance(done, len(tasks) + 1, words)):
         outcomes[result.head].add(result)
         if result.head == heads[0].name and judged is study:
-            _write_predictions(folder, study, heads[0], result)
+            write_predictions(folder, study, heads[0], result)
         elif result.head == heads[0].name:
             own.append(result)
         folder.log("fold", head=result.head, fold=result.fold.name, train_seconds=round(result.train_seconds, 3))
     if own:
-        _write_predictions(folder, study, heads[0], joined(study, own))
+        write_predictions(folder, study, heads[0], joined(study, own))
     return outcomes
 
 
@@ -207,25 +198,6 @@ def _as_baseline(name: str, main: TrainRecipe) -> TrainRecipe:
     return load_train_recipe(name).model_copy(update=shared)
 
 
-def _about(study: Study, recipe: TrainRecipe, outcome: Outcome) -> dict[str, Any]:
-    """Return what a model says about itself."""
-    slides = study.slides.values()
-    return About(
-        format=RUN_FORMAT,
-        recipe=recipe.name,
-        targets=recipe.targets,
-        features=recipe.features,
-        store=study.contract,
-        unit=recipe.targets.unit(),
-        trained_on=tuple(
-            TrainedOn(slide_id=s.slide_id, patient=s.patient, image=s.image_fingerprint, mpp=s.mpp) for s in slides
-        ),
-        likeness=outcome.likeness(),
-        cv_pcc={row["gene"]: row["pcc"] for row in outcome.per_gene(recipe.name)},
-        version=nh2st_pipe.__version__,
-    ).model_dump(mode="json")
-
-
 def _load(
     store: Store, recipe: TrainRecipe, device: torch.device, jobs: int | None, say: Callable[[str], None]
 ) -> tuple[Study, int]:
@@ -267,68 +239,3 @@ def _load(
             f"features.neighbours is {recipe.features.neighbours}, and {store.location} keeps {width} per spot"
         )
     return study, jobs
-
-
-def _write_predictions(folder: RunFolder, study: Study, recipe: TrainRecipe, result: FoldResult) -> None:
-    about = {
-        "recipe": result.head,
-        "fold": result.fold.name,
-        "out_of_fold": True,
-        "unit": recipe.targets.unit(),
-        "encoder": study.contract.identity["name"],
-        "weights_sha256": study.contract.weights.sha256,
-        "version": nh2st_pipe.__version__,
-    }
-    for name, predicted in result.predicted.items():
-        path = folder.part / "predictions" / f"{name}.h5ad"
-        caution = {"caution": result.cautions[name]} if name in result.cautions else {}
-        target = result.target[name]
-        write_prediction(path, study.slides[name], result.panel, predicted, target, {**about, **caution})
-
-
-def _metrics(
-    recipe: TrainRecipe,
-    study: Study,
-    folds: list[Fold],
-    outcomes: dict[str, Outcome],
-    final: Trained,
-    notes: list[str],
-) -> dict[str, Any]:
-    contract, slides = study.contract, study.slides.values()
-    return {
-        "format": RUN_FORMAT,
-        "head": recipe.name,
-        "protocol": recipe.protocol,
-        "protocol_in_words": PROTOCOLS[recipe.protocol],
-        "folds_by": recipe.folds,
-        "n_slides": len(slides),
-        "n_patients": len({slide.patient for slide in slides}),
-        "n_spots": sum(map(len, slides)),
-        "views": study.cache.n_views,
-        "notes": notes,
-        **outcomes[recipe.name].record(),
-        "baselines": {name: o.record() for name, o in outcomes.items() if name != recipe.name},
-        "model": {
-            "genes": len(final.model.genes),
-            "epochs": final.best_epoch,
-            "slides": sorted(study.slides),
-            "chosen": final.chosen,
-        },
-        "store": {
-            "path": study.path,
-            "encoder": contract.identity["name"],
-            "weights_sha256": contract.weights.sha256,
-            "weights_source": contract.weights.source,
-            "precision": contract.precision,
-            "tile": contract.tile,
-            "views": contract.views,
-            "dim": contract.dim,
-        },
-        "software": {
-            "nh2st_pipe": nh2st_pipe.__version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "device": str(study.device),
-        },
-    }

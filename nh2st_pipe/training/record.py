@@ -1,0 +1,121 @@
+"""What a run keeps of a training: what its model says about itself, metrics.json, per_gene.csv, predictions."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy as np
+import torch
+
+import nh2st_pipe
+from nh2st_pipe.data.folds import Fold
+from nh2st_pipe.data.study import Study
+from nh2st_pipe.heads.registry import Trained
+from nh2st_pipe.recipes.train import TrainRecipe
+from nh2st_pipe.runs.about import RUN_FORMAT, About, TrainedOn
+from nh2st_pipe.runs.folder import RunFolder
+from nh2st_pipe.runs.predictions import write_prediction
+from nh2st_pipe.training.fold import FoldResult
+from nh2st_pipe.training.outcome import Outcome
+
+__all__ = ["PROTOCOLS", "about", "gene_table", "metrics_of", "write_predictions"]
+
+PROTOCOLS = {
+    "nested": "gene panel, scaling, epochs and penalties chosen on training slides alone; each test fold touched once",
+    "paper": "gene panel from all slides and best epoch chosen ON THE TEST FOLD, as in published tables: optimistic",
+}
+
+
+def about(study: Study, recipe: TrainRecipe, outcome: Outcome) -> dict[str, Any]:
+    """Return what a model says about itself."""
+    slides = study.slides.values()
+    return About(
+        format=RUN_FORMAT,
+        recipe=recipe.name,
+        targets=recipe.targets,
+        features=recipe.features,
+        store=study.contract,
+        unit=recipe.targets.unit(),
+        trained_on=tuple(
+            TrainedOn(slide_id=s.slide_id, patient=s.patient, image=s.image_fingerprint, mpp=s.mpp) for s in slides
+        ),
+        likeness=outcome.likeness(),
+        cv_pcc={row["gene"]: row["pcc"] for row in outcome.per_gene(recipe.name)},
+        version=nh2st_pipe.__version__,
+    ).model_dump(mode="json")
+
+
+def gene_table(outcomes: dict[str, Outcome], own: str, half_pcc: dict[str, float | None]) -> list[dict[str, Any]]:
+    """Return the rows of per_gene.csv: every head's, and for the run's own what halves of the tissue say of a gene."""
+    rows = [row for name, outcome in outcomes.items() for row in outcome.per_gene(name)]
+    if not half_pcc:
+        return rows
+    return [{**row, "half_pcc": half_pcc.get(row["gene"]) if row["head"] == own else None} for row in rows]
+
+
+def write_predictions(folder: RunFolder, study: Study, recipe: TrainRecipe, result: FoldResult) -> None:
+    """Write the predictions of one fold\'s test slides, with what they are in uns."""
+    about = {
+        "recipe": result.head,
+        "fold": result.fold.name,
+        "out_of_fold": True,
+        "unit": recipe.targets.unit(),
+        "encoder": study.contract.identity["name"],
+        "weights_sha256": study.contract.weights.sha256,
+        "version": nh2st_pipe.__version__,
+    }
+    for name, predicted in result.predicted.items():
+        path = folder.part / "predictions" / f"{name}.h5ad"
+        caution = {"caution": result.cautions[name]} if name in result.cautions else {}
+        target = result.target[name]
+        write_prediction(path, study.slides[name], result.panel, predicted, target, {**about, **caution})
+
+
+def metrics_of(
+    recipe: TrainRecipe,
+    study: Study,
+    folds: list[Fold],
+    outcomes: dict[str, Outcome],
+    final: Trained,
+    notes: list[str],
+) -> dict[str, Any]:
+    """Return what metrics.json holds."""
+    contract, slides = study.contract, study.slides.values()
+    return {
+        "format": RUN_FORMAT,
+        "head": recipe.name,
+        "protocol": recipe.protocol,
+        "protocol_in_words": PROTOCOLS[recipe.protocol],
+        "folds_by": recipe.folds,
+        "n_slides": len(slides),
+        "n_patients": len({slide.patient for slide in slides}),
+        "n_spots": sum(map(len, slides)),
+        "views": study.cache.n_views,
+        "notes": notes,
+        **outcomes[recipe.name].record(),
+        "baselines": {name: o.record() for name, o in outcomes.items() if name != recipe.name},
+        "model": {
+            "genes": len(final.model.genes),
+            "epochs": final.best_epoch,
+            "slides": sorted(study.slides),
+            "chosen": final.chosen,
+        },
+        "store": {
+            "path": study.path,
+            "encoder": contract.identity["name"],
+            "weights_sha256": contract.weights.sha256,
+            "weights_source": contract.weights.source,
+            "precision": contract.precision,
+            "tile": contract.tile,
+            "views": contract.views,
+            "dim": contract.dim,
+        },
+        "software": {
+            "nh2st_pipe": nh2st_pipe.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+            "device": str(study.device),
+        },
+    }
