@@ -20,8 +20,9 @@ from nh2st_pipe.core.errors import TrainError
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.data.samples import Part, Samples
 from nh2st_pipe.data.smoothing import pitch_px
+from nh2st_pipe.heads.hypergraph import incidence, operator
 
-__all__ = ["Blur", "centred_views", "stain_basis", "without"]
+__all__ = ["Blur", "centred_views", "hypergraph_mean", "stain_basis", "without"]
 
 _DENSE_SPOTS = 4096
 _CUT_SIGMAS = 3.0  # where the weights are sparse: what lies beyond weighs 1 % of the spot itself at most
@@ -30,10 +31,18 @@ _CUT_SIGMAS = 3.0  # where the weights are sparse: what lies beyond weighs 1 % o
 class Blur:
     """Gaussian means over the spots of one slide: weights exp(−½ (distance / (σ · pitch))²), rows summing to 1.
 
-    Every spot counts, the spot itself included; on slides of more than 4,096 spots, those within 3 σ.
+    Every spot counts, the spot itself included; on slides of more than 4,096 spots, those within 3 σ. `further`, n × n,
+    is another mean to take.
     """
 
-    def __init__(self, part: Part, sigmas: Sequence[float], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        part: Part,
+        sigmas: Sequence[float],
+        device: torch.device,
+        dtype: torch.dtype,
+        further: torch.Tensor | None = None,
+    ) -> None:
         pitch = pitch_px(part.xy)
         if pitch == 0 and len(part.xy) > 1:
             raise TrainError(
@@ -42,6 +51,8 @@ class Blur:
             )
         pitch = pitch or 1.0  # a single spot: its own mean
         self._means = [self._weights(part.xy, sigma * pitch, device, dtype) for sigma in sigmas]
+        if further is not None:
+            self._means.append(further.to(dtype))
 
     @staticmethod
     def _weights(xy: NDArray[np.float64], sigma_px: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -67,6 +78,24 @@ class Blur:
     def __call__(self, x_nd: torch.Tensor) -> list[torch.Tensor]:
         """Return the B blocks of n × d: `x_nd` itself, then its Gaussian means."""
         return [x_nd, *(mean @ x_nd for mean in self._means)]
+
+
+def hypergraph_mean(samples: Samples, part: Part, similar: int) -> torch.Tensor:
+    """Return n × n, sparse: what NH2ST's neighbour branch passes on without its weights, on one slide.
+
+    Two hypergraph convolutions over a spot's neighbourhood (each spot of it and its `similar` most similar make a
+    hyperedge), then the mean over its nodes.
+    """
+    around = samples.neighbours[part.rows]
+    n, k = around.shape
+    passed = operator(incidence(samples.gather(around, 0), min(similar, k - 1)))
+    weights = torch.bmm(passed, passed).mean(
+        1
+    )  # n × k: what each spot of a neighbourhood weighs in the mean of its nodes
+    at = torch.stack((torch.arange(n, device=around.device)[:, None].expand(n, k), around - part.start))
+    with quiet_warnings():
+        made = torch.sparse_coo_tensor(at.flatten(1), weights.flatten(), (n, n)).coalesce()
+        return made.to_sparse_csr()
 
 
 def centred_views(samples: Samples, part: Part, centring: float, dtype: torch.dtype) -> torch.Tensor:

@@ -11,8 +11,11 @@ is here at prediction time, on frozen embeddings, with what was found to be wort
   weighted mean is taken off, and the mean over training slides is added to a prediction. Spots with few counts weigh
   less.
 - Kernel part (`kernel`): closed form, on the mean over views, in float64.
-- Network part (`members`): the leading principal components of each block, one scale per block, a network of one hidden
-  layer, several members in one batched model; a random view per spot and step, the mean over views at prediction.
+- Network part (`members`): the leading principal components of each block, one scale per block, a network of one
+  hidden layer, several members in one batched model; a random view per spot and step, the mean over views at
+  prediction. Beside the blocks a spot looks at its neighbours by cross-attention (`attention`).
+- NH2ST's other ingredients, off by default: a hypergraph block (`blocks.hypergraph_mean`) and a contrastive loss
+  (`contrast`).
 - Output: the kernel part's share of the mean of the two follows how like the slide is to the training spots
   (`likeness`): where a slide resembles nothing the head was trained on, the kernel steps back.
 
@@ -21,7 +24,8 @@ Letters: N spots, n spots of a slide, V views, d values, B blocks, p components,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -29,15 +33,18 @@ import torch
 
 from nh2st_pipe.core.errors import TrainError
 from nh2st_pipe.data.samples import Part, Samples
+from nh2st_pipe.heads.attention import Nearest, nearest_of
 from nh2st_pipe.heads.base import Fit, HeadModel, Plan, Prediction
-from nh2st_pipe.heads.blocks import Blur, centred_views, stain_basis, without
+from nh2st_pipe.heads.blocks import Blur, centred_views, hypergraph_mean, stain_basis, without
 from nh2st_pipe.heads.kernel import Kernel, low_count_weights, solve, solve_landmarks
-from nh2st_pipe.heads.members import Members, fit_members
+from nh2st_pipe.heads.members import Members, Surroundings, fit_members
 
 if TYPE_CHECKING:
     from nh2st_pipe.recipes.train import KernelPart, NetworkPart, TrainRecipe
 
 __all__ = ["Context"]
+
+_SIMILAR = 3  # most similar spots that join a spot's hyperedge, as in NH2ST
 
 _FITTED = ("target_mean", "kernel_blocks", "kernel_medians", "kernel_coefficients", "basis")
 
@@ -68,7 +75,7 @@ class Context(HeadModel):
         super().__init__()
         self.genes, self.about, self.kind = list(genes), about or {}, kind
         self.recipe = ContextHead.model_validate(head)
-        n_blocks, n_genes = 1 + len(self.recipe.sigmas), len(self.genes)
+        n_blocks, n_genes = 1 + len(self.recipe.sigmas) + self.recipe.hypergraph, len(self.genes)
         self.register_buffer("target_mean", torch.zeros(n_genes))
         self.register_buffer("target_scale", torch.ones(()))
         self.register_buffer("basis", torch.zeros(dim, 0))
@@ -82,7 +89,15 @@ class Context(HeadModel):
             self.register_buffer("centre", torch.zeros(n_blocks, dim))
             self.register_buffer("components", torch.zeros(n_blocks, dim, kept))
             self.register_buffer("component_scale", torch.ones(n_blocks))
-            self.members = Members(network.members, n_blocks * kept, network.width, n_genes, network.output_scale)
+            self.members = Members(
+                network.members,
+                n_blocks * kept,
+                network.width,
+                n_genes,
+                network.output_scale,
+                (min(kept, network.attention.components), network.attention) if network.attention is not None else None,
+                network.contrast,
+            )
 
     @classmethod
     def build(cls, recipe: TrainRecipe, dim: int, genes: list[str], about: dict[str, Any]) -> Self:
@@ -169,7 +184,19 @@ class Context(HeadModel):
             train.n_views,
             plan.seed,
             plan.on_epoch,
+            self._around(features, train.parts),
         )
+
+    def _around(self, features_nvf: torch.Tensor, parts: Sequence[Part]) -> Surroundings | None:
+        """Return what attention sees of the spots of `parts`: each one's own block, as the mean over views."""
+        network = self.recipe.network
+        if network is None or network.attention is None:
+            return None
+        near = [nearest_of(part.xy, network.attention.neighbours, features_nvf.device) for part in parts]
+        starts = [part.start for part in parts]
+        rows = torch.cat([each.rows + start for each, start in zip(near, starts, strict=True)])
+        own = features_nvf[..., : self.members.seen].mean(1)
+        return Surroundings(own, Nearest(rows, torch.cat([each.distance for each in near])))
 
     def _fit_components(self, train: Samples) -> None:
         """Find each block's mean and leading principal axes over all training spots and views."""
@@ -210,16 +237,25 @@ class Context(HeadModel):
         basis = self._basis(self.recipe.kernel, torch.float64)
         for part in samples.parts:
             x = centred_views(samples, part, self.recipe.centring, torch.float64).mean(1)
-            yield part, Blur(part, self.recipe.sigmas, samples.device, torch.float64)(without(x, basis))
+            yield part, self._blur(samples, part, torch.float64)(without(x, basis))
 
-    def _each_view(self, samples: Samples) -> Iterator[tuple[Part, int, list[torch.Tensor]]]:
+    def _each_view(
+        self, samples: Samples, parts: Sequence[Part] | None = None
+    ) -> Iterator[tuple[Part, int, list[torch.Tensor]]]:
         """Yield each slide's blocks view by view, float32: what the network sees."""
         basis = self._basis(self.recipe.network, torch.float32)
-        for part in samples.parts:
+        for part in samples.parts if parts is None else parts:
             x = without(centred_views(samples, part, self.recipe.centring, torch.float32), basis)
-            blur = Blur(part, self.recipe.sigmas, samples.device, torch.float32)
+            blur = self._blur(samples, part, torch.float32)
             for view in range(x.shape[1]):
                 yield part, view, blur(x[:, view].contiguous())
+
+    def _blur(self, samples: Samples, part: Part, dtype: torch.dtype) -> Blur:
+        """Return what makes the blocks of one slide's embeddings."""
+        around = None
+        if self.recipe.hypergraph:
+            around = hypergraph_mean(samples, part, _SIMILAR)
+        return Blur(part, self.recipe.sigmas, samples.device, dtype, around)
 
     def _basis(self, part: KernelPart | NetworkPart | None, dtype: torch.dtype) -> torch.Tensor | None:
         """Return the directions that a part leaves out, d × r, None where there are none."""
@@ -249,9 +285,13 @@ class Context(HeadModel):
                 out[part.rows] += share[part.rows] * (k @ kernel.coefficients)
             likeness = best.float().cpu().numpy()
         if self.recipe.network is not None:
-            for part, _, blocks in self._each_view(samples):
-                own = self.members.mean(self._project(blocks)).double() * self.target_scale
-                out[part.rows] += (1 - share[part.rows]) * own / samples.n_views
+            for part in samples.parts:
+                views = [self._project(blocks) for _, _, blocks in self._each_view(samples, [part])]
+                alone = replace(part, start=0, stop=part.stop - part.start)
+                around = self._around(torch.stack(views, 1), [alone]) if self.members.attention is not None else None
+                for features in views:
+                    own = self.members.mean(features, around).double() * self.target_scale
+                    out[part.rows] += (1 - share[part.rows]) * own / samples.n_views
         values = samples.smooth(out.cpu().numpy()).astype(np.float32)
         return Prediction(values, likeness)
 

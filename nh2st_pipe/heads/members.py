@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,35 +17,90 @@ from torch import nn
 from torch.nn import functional as F
 
 from nh2st_pipe.core.errors import TrainError
+from nh2st_pipe.heads.attention import Attention, Nearest
+from nh2st_pipe.heads.contrast import Contrast
 
 if TYPE_CHECKING:
-    from nh2st_pipe.recipes.train import MembersRecipe
+    from nh2st_pipe.recipes.train import AttentionPart, ContrastPart, MembersRecipe
 
-__all__ = ["Members", "fit_members"]
+__all__ = ["Members", "Surroundings", "fit_members", "uniform"]
+
+_AT_ONCE = 4096  # spots of a slide in one prediction, so that what attention gathers stays small
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What attention sees of the spots around each spot."""
+
+    features: torch.Tensor
+    """N × p: every spot, as its neighbours see it."""
+    nearest: Nearest
 
 
 class Members(nn.Module):
-    """M networks f → h → G."""
+    """M networks f → h → G.
 
-    def __init__(self, members: int, features: int, width: int, genes: int, output_scale: float = 1.0) -> None:
+    With `attention` (p and its fields), the first p features look at the spot's neighbours, and what they see is added
+    before the ReLU. With `contrast`, hidden layer and target are compared in training.
+    """
+
+    def __init__(
+        self,
+        members: int,
+        features: int,
+        width: int,
+        genes: int,
+        output_scale: float = 1.0,
+        attention: tuple[int, AttentionPart] | None = None,
+        contrast: ContrastPart | None = None,
+    ) -> None:
         super().__init__()
-        self.hidden = nn.Parameter(_uniform(members, features, width))
+        self.hidden = nn.Parameter(uniform(members, features, width))
         self.hidden_bias = nn.Parameter(torch.zeros(members, 1, width))
-        self.out = nn.Parameter(output_scale * _uniform(members, width, genes))
+        self.out = nn.Parameter(output_scale * uniform(members, width, genes))
         self.out_bias = nn.Parameter(torch.zeros(members, 1, genes))
+        self.attention = Attention(members, attention[0], width, attention[1]) if attention else None
+        self.seen = attention[0] if attention else 0
+        self.contrast = Contrast(members, width, genes, contrast) if contrast else None
 
     def forward(self, x_mbf: torch.Tensor, input_dropout: float = 0.0, dropout: float = 0.0) -> torch.Tensor:
         """Return M × b × G; dropout acts while training."""
+        return self.decode(self.encode(x_mbf, input_dropout), dropout)
+
+    def encode(
+        self,
+        x_mbf: torch.Tensor,
+        input_dropout: float = 0.0,
+        rows_mb: torch.Tensor | None = None,
+        around: Surroundings | None = None,
+    ) -> torch.Tensor:
+        """Return the hidden layer M × b × h of the spots `rows`, which attention needs to know."""
         x = F.dropout(x_mbf, input_dropout, self.training)
-        hidden = F.relu(torch.baddbmm(self.hidden_bias, x, self.hidden))
-        return torch.baddbmm(self.out_bias, F.dropout(hidden, dropout, self.training), self.out)
+        hidden = torch.baddbmm(self.hidden_bias, x, self.hidden)
+        if self.attention is not None:
+            assert rows_mb is not None
+            assert around is not None
+            near = around.nearest.rows[rows_mb]
+            distinct, place = torch.unique(near, return_inverse=True)  # each is projected once
+            distance = around.nearest.distance[rows_mb]
+            hidden = hidden + self.attention(x[..., : self.seen], around.features[distinct], place, distance)
+        return F.relu(hidden)
 
-    def mean(self, x_bf: torch.Tensor) -> torch.Tensor:
-        """Return b × G: the members' mean for the same spots."""
-        return self(x_bf.expand(len(self.hidden), -1, -1)).mean(0)  # type: ignore[no-any-return]
+    def decode(self, hidden_mbh: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
+        """Return M × b × G."""
+        return torch.baddbmm(self.out_bias, F.dropout(hidden_mbh, dropout, self.training), self.out)
+
+    def mean(self, x_bf: torch.Tensor, around: Surroundings | None = None) -> torch.Tensor:
+        """Return b × G: the members' mean for the same spots; with attention, all spots of a slide."""
+        m, parts = len(self.hidden), []
+        for rows in torch.arange(len(x_bf), device=x_bf.device).split(_AT_ONCE):
+            x = x_bf[rows].expand(m, -1, -1)
+            parts.append(self.decode(self.encode(x, 0.0, rows.expand(m, -1), around)).mean(0))
+        return torch.cat(parts) if parts else x_bf.new_zeros(0, self.out.shape[2])
 
 
-def _uniform(members: int, fan_in: int, fan_out: int) -> torch.Tensor:
+def uniform(members: int, fan_in: int, fan_out: int) -> torch.Tensor:
+    """Return weights M × fan_in × fan_out, uniform in ± 1/√fan_in."""
     return (2 * torch.rand(members, fan_in, fan_out) - 1) / math.sqrt(fan_in)
 
 
@@ -57,6 +113,7 @@ def fit_members(
     n_views: int,
     seed: int,
     on_epoch: Callable[[int], None] | None = None,
+    around: Surroundings | None = None,
 ) -> list[dict[str, float]]:
     """Train `model` in place and return one record per epoch.
 
@@ -78,6 +135,7 @@ def fit_members(
     )
     steps = recipe.epochs * math.ceil(n / recipe.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, recipe.warmup, steps))
+    contrast_weight = recipe.contrast.weight if recipe.contrast is not None else 0.0
     history = []
     model.train()
     for epoch in range(1, recipe.epochs + 1):
@@ -87,15 +145,19 @@ def fit_members(
         total = torch.zeros((), device=device)
         for at in range(0, n, recipe.batch_size):
             rows, view = order[:, at : at + recipe.batch_size], views[:, at : at + recipe.batch_size]
-            out = model(features(rows, view), recipe.input_dropout, recipe.dropout)
+            hidden = model.encode(features(rows, view), recipe.input_dropout, rows, around)
+            out = model.decode(hidden, recipe.dropout)
             squares = (out - target_ng[rows]).square()
             errors = squares.mean(2) if share_ng is None else (squares * share_ng[rows]).sum(2)
             errors = errors * weights_n[rows]
             optimiser.zero_grad(set_to_none=True)
-            errors.mean(1).sum().backward()  # each member's gradient is its own, however many there are
+            loss_m = errors.mean(1)
+            if model.contrast is not None:
+                loss_m = loss_m + contrast_weight * model.contrast(hidden, target_ng[rows])
+            loss_m.sum().backward()  # each member's gradient is its own, however many there are
             optimiser.step()
             schedule.step()
-            total += errors.detach().sum()
+            total += loss_m.detach().sum() * rows.shape[1]
         loss = float(total) / (n * m)
         if not math.isfinite(loss):
             raise TrainError(

@@ -172,6 +172,27 @@ class KernelPart(Strict):
     """Spots drawn at random that stand in for all."""
 
 
+class AttentionPart(Strict):
+    """Cross-attention from a spot to its nearest, biased by distance; see `heads.attention`."""
+
+    neighbours: int = Field(25, ge=1)
+    """Spots that are looked at, the spot itself among them."""
+    components: int = Field(64, gt=0)
+    """Leading principal components of the spot's own block that it sees and is seen by."""
+    heads: int = Field(4, gt=0)
+    key: int = Field(16, gt=0)
+    value: int = Field(32, gt=0)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class ContrastPart(Strict):
+    """A contrastive loss between image and expression, as an auxiliary; see `heads.contrast`."""
+
+    weight: float = Field(0.1, gt=0)
+    width: int = Field(64, gt=0)
+    temperature: float = Field(0.1, gt=0)
+
+
 class MembersRecipe(Strict):
     """A small network, several members in one batched model; see `heads.members`."""
 
@@ -188,6 +209,8 @@ class MembersRecipe(Strict):
     """At its highest: it rises over `warmup` steps and falls to 0 as a cosine."""
     warmup: int = Field(20, ge=0)
     weight_decay: float = Field(0.01, ge=0)
+    contrast: ContrastPart | None = None
+    """None leaves the contrastive loss out."""
 
 
 class NetworkPart(MembersRecipe):
@@ -200,6 +223,8 @@ class NetworkPart(MembersRecipe):
     """A spot of N counts weighs 1 / (1 + low_count · median(N) / N)."""
     stain_directions: int = Field(0, ge=0)
     """As the kernel part's."""
+    attention: AttentionPart | None = None
+    """None leaves cross-attention to the neighbours out."""
 
 
 class MLPHead(HeadRecipe):
@@ -219,6 +244,8 @@ class ContextHead(HeadRecipe):
     """Share of a slide's own mean embedding that is taken off its embeddings."""
     sigmas: tuple[Annotated[float, Field(gt=0)], ...] = (1.0, 2.0, 4.0)
     """Widths of the Gaussian means beside the spot itself, in spot pitches."""
+    hypergraph: bool = False
+    """Whether NH2ST's hypergraph over a spot's neighbourhood, without weights to learn, makes one more block."""
     kernel: KernelPart | None = KernelPart()
     """None leaves the network part alone."""
     network: NetworkPart | None = NetworkPart()
