@@ -22,9 +22,9 @@ from nh2st_pipe.data.samples import Part, Samples
 from nh2st_pipe.data.smoothing import pitch_px
 from nh2st_pipe.heads.hypergraph import incidence, operator
 
-__all__ = ["Blur", "centred_views", "hypergraph_mean", "stain_basis", "without"]
+__all__ = ["DENSE_SPOTS", "Blur", "centred_views", "hypergraph_mean", "stain_basis", "without"]
 
-_DENSE_SPOTS = 4096
+DENSE_SPOTS = 4096
 _CUT_SIGMAS = 3.0  # where the weights are sparse: what lies beyond weighs 1 % of the spot itself at most
 
 
@@ -41,7 +41,7 @@ class Blur:
         sigmas: Sequence[float],
         device: torch.device,
         dtype: torch.dtype,
-        further: torch.Tensor | None = None,
+        further: sp.csr_matrix | None = None,
     ) -> None:
         pitch = pitch_px(part.xy)
         if pitch == 0 and len(part.xy) > 1:
@@ -50,38 +50,56 @@ class Blur:
                 "obsm['spatial'] should hold each spot's own centre"
             )
         pitch = pitch or 1.0  # a single spot: its own mean
-        self._means = [self._weights(part.xy, sigma * pitch, device, dtype) for sigma in sigmas]
+        self._device, self._dtype = device, dtype
+        self._means: list[torch.Tensor | sp.csr_matrix] = []
+        for sigma in sigmas:
+            self._means.append(self._weights(part.xy, sigma * pitch))
         if further is not None:
-            self._means.append(further.to(dtype))
+            self._means.append(further)
+        self._whole = [self._on_device(mean) for mean in self._means]
 
-    @staticmethod
-    def _weights(xy: NDArray[np.float64], sigma_px: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        if len(xy) <= _DENSE_SPOTS:
-            at = torch.from_numpy(xy).to(device)
+    def _weights(self, xy: NDArray[np.float64], sigma_px: float) -> torch.Tensor | sp.csr_matrix:
+        if len(xy) <= DENSE_SPOTS:
+            at = torch.from_numpy(xy).to(self._device)
             weights = torch.cdist(at, at, compute_mode="donot_use_mm_for_euclid_dist").div_(sigma_px).square_()
             weights = weights.mul_(-0.5).exp_()
-            return (weights / weights.sum(1, keepdim=True)).to(dtype)
+            return (weights / weights.sum(1, keepdim=True)).to(self._dtype)
         tree = cKDTree(xy)
         near = tree.sparse_distance_matrix(tree, _CUT_SIGMAS * sigma_px, output_type="coo_matrix")
         values = np.exp(-0.5 * (near.data / sigma_px) ** 2)
         weights_csr = sp.csr_matrix((values, (near.row, near.col)), shape=near.shape)
         weights_csr.setdiag(1.0)  # scipy leaves distances of 0 out
-        weights_csr = sp.csr_matrix(sp.diags(1 / np.asarray(weights_csr.sum(axis=1)).ravel()) @ weights_csr)
+        return sp.csr_matrix(sp.diags(1 / np.asarray(weights_csr.sum(axis=1)).ravel()) @ weights_csr)
+
+    def _on_device(self, mean: torch.Tensor | sp.csr_matrix) -> torch.Tensor:
+        if isinstance(mean, torch.Tensor):
+            return mean
         with quiet_warnings():  # torch calls its CSR tensors a beta
             return torch.sparse_csr_tensor(
-                torch.from_numpy(weights_csr.indptr.astype(np.int64)),
-                torch.from_numpy(weights_csr.indices.astype(np.int64)),
-                torch.from_numpy(weights_csr.data).to(dtype),
-                size=weights_csr.shape,
-            ).to(device)
+                torch.from_numpy(mean.indptr.astype(np.int64)),
+                torch.from_numpy(mean.indices.astype(np.int64)),
+                torch.from_numpy(mean.data).to(self._dtype),
+                size=mean.shape,
+            ).to(self._device)
 
-    def __call__(self, x_nd: torch.Tensor) -> list[torch.Tensor]:
-        """Return the B blocks of n × d: `x_nd` itself, then its Gaussian means."""
-        return [x_nd, *(mean @ x_nd for mean in self._means)]
+    def __call__(self, x_nd: torch.Tensor, rows: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """Return the B blocks of n × d: `x_nd` itself, then its means; with `rows`, for those spots alone."""
+        if rows is None:
+            return [x_nd, *(mean @ x_nd for mean in self._whole)]
+        of_rows = [
+            self._on_device(mean[rows if isinstance(mean, torch.Tensor) else rows.cpu().numpy()])
+            for mean in self._means
+        ]
+        return [x_nd[rows], *(mean @ x_nd for mean in of_rows)]
+
+    def projected(self, x_nd: torch.Tensor, axes_bdp: torch.Tensor) -> list[torch.Tensor]:
+        """Return the B blocks n × d, each times its axes d × p: projected first, so that less is averaged."""
+        own, *others = axes_bdp
+        return [x_nd @ own, *(mean @ (x_nd @ axes) for mean, axes in zip(self._whole, others, strict=True))]
 
 
-def hypergraph_mean(samples: Samples, part: Part, similar: int) -> torch.Tensor:
-    """Return n × n, sparse: what NH2ST's neighbour branch passes on without its weights, on one slide.
+def hypergraph_mean(samples: Samples, part: Part, similar: int) -> sp.csr_matrix:
+    """Return n × n: what NH2ST's neighbour branch passes on without its weights, on one slide.
 
     Two hypergraph convolutions over a spot's neighbourhood (each spot of it and its `similar` most similar make a
     hyperedge), then the mean over its nodes.
@@ -92,10 +110,9 @@ def hypergraph_mean(samples: Samples, part: Part, similar: int) -> torch.Tensor:
     weights = torch.bmm(passed, passed).mean(
         1
     )  # n × k: what each spot of a neighbourhood weighs in the mean of its nodes
-    at = torch.stack((torch.arange(n, device=around.device)[:, None].expand(n, k), around - part.start))
-    with quiet_warnings():
-        made = torch.sparse_coo_tensor(at.flatten(1), weights.flatten(), (n, n)).coalesce()
-        return made.to_sparse_csr()
+    own = np.repeat(np.arange(n), k)
+    others = (around - part.start).flatten().cpu().numpy()
+    return sp.csr_matrix((weights.flatten().double().cpu().numpy(), (own, others)), shape=(n, n))
 
 
 def centred_views(samples: Samples, part: Part, centring: float, dtype: torch.dtype) -> torch.Tensor:

@@ -35,7 +35,7 @@ from nh2st_pipe.core.errors import TrainError
 from nh2st_pipe.data.samples import Part, Samples
 from nh2st_pipe.heads.attention import Nearest, nearest_of
 from nh2st_pipe.heads.base import Fit, HeadModel, Plan, Prediction
-from nh2st_pipe.heads.blocks import Blur, centred_views, hypergraph_mean, stain_basis, without
+from nh2st_pipe.heads.blocks import DENSE_SPOTS, Blur, centred_views, hypergraph_mean, stain_basis, without
 from nh2st_pipe.heads.kernel import Kernel, low_count_weights, solve, solve_landmarks
 from nh2st_pipe.heads.members import Members, Surroundings, fit_members
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from nh2st_pipe.recipes.train import KernelPart, NetworkPart, TrainRecipe
 
 __all__ = ["Context"]
+
+_AXES_FROM = 40_000  # spots times views from which principal axes are found, where there are more
 
 _SIMILAR = 3  # most similar spots that join a spot's hyperedge, as in NH2ST
 
@@ -147,10 +149,7 @@ class Context(HeadModel):
         else:
             draw = torch.Generator().manual_seed(seed)
             chosen = torch.randperm(len(train), generator=draw)[: recipe.landmarks].sort().values.to(train.device)
-            marks = []
-            for part, b in self._view_means(train):
-                inside = chosen[(chosen >= part.start) & (chosen < part.stop)] - part.start
-                marks.append(torch.stack([block[inside] for block in b]))
+            marks = [torch.stack(b) for _, b in self._view_means(train, chosen)]
             spots = ((b, y[part.rows], weights[part.rows]) for part, b in self._view_means(train))
             kernel = solve_landmarks(torch.cat(marks, 1), spots, recipe.ridge, recipe.rank)
         self.kernel_blocks = kernel.blocks.to(self.kernel_blocks)
@@ -168,12 +167,12 @@ class Context(HeadModel):
         scale = smooth.square().nanmean().sqrt()
         self.target_scale = (scale if scale > 0 else torch.ones_like(scale)).float().to(train.device)
 
-        self._fit_components(train)
+        self._fit_components(train, plan.seed)
         width = self.components.shape[0] * self.components.shape[2]
-        features = torch.empty((len(train), train.n_views, width), device=train.device)
-        for part, view, blocks in self._each_view(train):
-            features[part.rows, view] = self._project(blocks)
-        self._set_component_scale(features)
+        # Half precision, as the embeddings have it: of unit RMS, and the largest thing that training holds.
+        features = torch.empty((len(train), train.n_views, width), dtype=torch.float16, device=train.device)
+        for part, view, x, blur in self._each_view(train):
+            features[part.rows, view] = self._project(x, blur).to(torch.float16)
         target = (y / self.target_scale).float()
         return fit_members(
             self.members,
@@ -195,60 +194,66 @@ class Context(HeadModel):
         near = [nearest_of(part.xy, network.attention.neighbours, features_nvf.device) for part in parts]
         starts = [part.start for part in parts]
         rows = torch.cat([each.rows + start for each, start in zip(near, starts, strict=True)])
-        own = features_nvf[..., : self.members.seen].mean(1)
+        own = features_nvf[..., : self.members.seen].float().mean(1)
         return Surroundings(own, Nearest(rows, torch.cat([each.distance for each in near])))
 
-    def _fit_components(self, train: Samples) -> None:
-        """Find each block's mean and leading principal axes over all training spots and views."""
+    def _fit_components(self, train: Samples, seed: int) -> None:
+        """Find each block's mean, leading principal axes and their scale over the training spots and views.
+
+        Over a random part of the spots where there are very many: the axes are then as well known.
+        """
         n_blocks, dim, kept = self.components.shape
         total = torch.zeros((n_blocks, dim), dtype=torch.float64, device=train.device)
         second = torch.zeros((n_blocks, dim, dim), device=train.device)
-        for _, _, blocks in self._each_view(train):
-            for i, block in enumerate(blocks):
+        most = max(_AXES_FROM // train.n_views, kept)
+        chosen = None
+        if len(train) > most:
+            draw = torch.Generator().manual_seed(seed)
+            chosen = torch.randperm(len(train), generator=draw)[:most].sort().values.to(train.device)
+        for part, _, x, blur in self._each_view(train):
+            for i, block in enumerate(blur(x, None if chosen is None else _inside(chosen, part))):
                 total[i] += block.sum(0, dtype=torch.float64)
                 second[i].addmm_(block.T, block)
-        count = len(train) * train.n_views
+        count = (len(train) if chosen is None else len(chosen)) * train.n_views
         mean = total / count
         for i in range(n_blocks):
             covariance = second[i].double() / count - torch.outer(mean[i], mean[i])
-            vectors = torch.linalg.eigh(covariance)[1]
+            values, vectors = torch.linalg.eigh(covariance)
             self.components[i] = vectors[:, -kept:].flip(1).float()
+            rms = values[-kept:].clamp(min=0).mean().sqrt()  # what the components' is, over all spots and views
+            self.component_scale[i] = 1 / rms if rms > 0 else torch.ones_like(rms)
         self.centre.copy_(mean)
 
-    def _set_component_scale(self, features: torch.Tensor) -> None:
-        """Give each block unit RMS, in place, and remember by what."""
-        n_blocks, _, kept = self.components.shape
-        for i in range(n_blocks):
-            mine = features[:, :, i * kept : (i + 1) * kept]
-            rms = mine.square().mean().sqrt()
-            scale = 1 / rms if rms > 0 else torch.ones_like(rms)
-            mine.mul_(scale)
-            self.component_scale[i] = scale
-
-    def _project(self, blocks: list[torch.Tensor]) -> torch.Tensor:
-        """Return n × (B · p) from the blocks of a slide in one view."""
-        parts = zip(blocks, self.centre, self.components, self.component_scale, strict=True)
-        return torch.cat([(block - centre) @ axes * scale for block, centre, axes, scale in parts], 1)
+    def _project(self, x: torch.Tensor, blur: Blur) -> torch.Tensor:
+        """Return n × (B · p) from a slide's embeddings in one view."""
+        parts = zip(blur.projected(x, self.components), self.centre, self.components, self.component_scale, strict=True)
+        return torch.cat([(block - centre @ axes) * scale for block, centre, axes, scale in parts], 1)
 
     # ---- features
 
-    def _view_means(self, samples: Samples) -> Iterator[tuple[Part, list[torch.Tensor]]]:
-        """Yield each slide's blocks of the mean over views, float64: what the kernel compares."""
-        basis = self._basis(self.recipe.kernel, torch.float64)
+    def _view_means(
+        self, samples: Samples, rows: torch.Tensor | None = None
+    ) -> Iterator[tuple[Part, list[torch.Tensor]]]:
+        """Yield each slide's blocks of the mean over views, which the kernel compares; with `rows`, those spots' alone.
+
+        In float64; in float32 on slides so large that means over them are sparse.
+        """
         for part in samples.parts:
-            x = centred_views(samples, part, self.recipe.centring, torch.float64).mean(1)
-            yield part, self._blur(samples, part, torch.float64)(without(x, basis))
+            dtype = torch.float64 if part.stop - part.start <= DENSE_SPOTS else torch.float32
+            x = centred_views(samples, part, self.recipe.centring, dtype).mean(1)
+            x = without(x, self._basis(self.recipe.kernel, dtype))
+            yield part, self._blur(samples, part, dtype)(x, None if rows is None else _inside(rows, part))
 
     def _each_view(
         self, samples: Samples, parts: Sequence[Part] | None = None
-    ) -> Iterator[tuple[Part, int, list[torch.Tensor]]]:
-        """Yield each slide's blocks view by view, float32: what the network sees."""
+    ) -> Iterator[tuple[Part, int, torch.Tensor, Blur]]:
+        """Yield each slide's embeddings view by view, float32, and what makes the network's blocks of them."""
         basis = self._basis(self.recipe.network, torch.float32)
         for part in samples.parts if parts is None else parts:
             x = without(centred_views(samples, part, self.recipe.centring, torch.float32), basis)
             blur = self._blur(samples, part, torch.float32)
             for view in range(x.shape[1]):
-                yield part, view, blur(x[:, view].contiguous())
+                yield part, view, x[:, view].contiguous(), blur
 
     def _blur(self, samples: Samples, part: Part, dtype: torch.dtype) -> Blur:
         """Return what makes the blocks of one slide's embeddings."""
@@ -279,14 +284,15 @@ class Context(HeadModel):
             )
             best = torch.empty(len(samples), dtype=torch.float64, device=samples.device)
             for part, blocks in self._view_means(samples):
-                k = kernel.similarity(blocks)
-                best[part.rows] = k.amax(1)
+                said = torch.empty_like(out[part.rows])
+                for rows, k in kernel.similarities(blocks):
+                    best[part.rows][rows], said[rows] = k.amax(1), k @ kernel.coefficients
                 share[part.rows] = self._kernel_share(best[part.rows])
-                out[part.rows] += share[part.rows] * (k @ kernel.coefficients)
+                out[part.rows] += share[part.rows] * said
             likeness = best.float().cpu().numpy()
         if self.recipe.network is not None:
             for part in samples.parts:
-                views = [self._project(blocks) for _, _, blocks in self._each_view(samples, [part])]
+                views = [self._project(x, blur) for _, _, x, blur in self._each_view(samples, [part])]
                 alone = replace(part, start=0, stop=part.stop - part.start)
                 around = self._around(torch.stack(views, 1), [alone]) if self.members.attention is not None else None
                 for features in views:
@@ -315,6 +321,11 @@ class Context(HeadModel):
             return 1.0
         like = (float(best.quantile(0.5)) - recipe.gate_from) / (recipe.gate_to - recipe.gate_from)
         return recipe.kernel_share * min(1.0, max(0.0, like))
+
+
+def _inside(rows: torch.Tensor, part: Part) -> torch.Tensor:
+    """Return those of the samples' `rows` that are of one slide, counted from its first."""
+    return rows[(rows >= part.start) & (rows < part.stop)] - part.start
 
 
 def _centred(raw: torch.Tensor, weights: torch.Tensor, samples: Samples) -> torch.Tensor:

@@ -11,10 +11,12 @@ with every spot a landmark the two are the same. Letters: N spots, m landmarks, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+
+_AT_ONCE = 4096  # spots whose kernel values are in memory at a time
 
 __all__ = ["Kernel", "low_count_weights", "solve", "solve_landmarks"]
 
@@ -30,9 +32,14 @@ class Kernel:
     coefficients: torch.Tensor
     """m × G: A V Vᵀ."""
 
-    def similarity(self, blocks: Iterable[torch.Tensor]) -> torch.Tensor:
+    def similarity(self, blocks: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
         """Return n × m kernel values of spots, given as B blocks of n × d."""
-        return _mean_kernel(blocks, self.blocks, self.medians)
+        return _mean_kernel(blocks, self.blocks.to(blocks[0].dtype), self.medians.to(blocks[0].dtype)).double()
+
+    def similarities(self, blocks: Sequence[torch.Tensor]) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield the same for some spots after others, so that little of it is in memory."""
+        for rows in _in_turn(len(blocks[0])):
+            yield rows, self.similarity([block[rows] for block in blocks])
 
 
 def low_count_weights(depth: torch.Tensor, strength: float) -> torch.Tensor:
@@ -63,7 +70,7 @@ def solve(blocks: torch.Tensor, y_ng: torch.Tensor, weights: torch.Tensor, ridge
 
 def solve_landmarks(
     landmarks: torch.Tensor,
-    spots: Iterator[tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]],
+    spots: Iterable[tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]],
     ridge: float,
     rank: int,
 ) -> Kernel:
@@ -73,18 +80,19 @@ def solve_landmarks(
     """
     medians = torch.stack([_median(_squared(block, block).flatten()) for block in landmarks])
     medians = torch.where(medians > 0, medians, torch.ones_like(medians))
-    k_zz = _mean_kernel(landmarks, landmarks, medians)
+    k_zz = _mean_kernel(landmarks, landmarks, medians).double()
     grams: dict[bytes, tuple[torch.Tensor, torch.Tensor]] = {}  # by the genes that slides have
     cross: torch.Tensor | None = None
     for blocks, y, weights in spots:
-        k = _mean_kernel(blocks, landmarks, medians)
-        weighted = k * weights[:, None]
         has = torch.isfinite(y).all(0)
         key = has.cpu().numpy().tobytes()
-        gram = k.T @ weighted
-        grams[key] = has, grams[key][1] + gram if key in grams else gram
-        part = weighted.T @ torch.where(has, y, 0.0)
-        cross = part if cross is None else cross + part
+        for rows in _in_turn(len(y)):
+            k = _mean_kernel([block[rows] for block in blocks], landmarks, medians).double()
+            weighted = k * weights[rows, None]
+            gram = k.T @ weighted
+            grams[key] = has, grams[key][1].add_(gram) if key in grams else gram
+            part = weighted.T @ torch.where(has, y[rows], 0.0)
+            cross = part if cross is None else cross.add_(part)
     assert cross is not None
     by_slides = torch.stack([has for has, _ in grams.values()])
     every = torch.stack([gram for _, gram in grams.values()])
@@ -98,6 +106,10 @@ def solve_landmarks(
     half = (values.clamp(min=0).sqrt()[:, None] * vectors.T) @ a
     v = _leading(half, rank)
     return Kernel(landmarks, medians, (a @ v) @ v.T)
+
+
+def _in_turn(n: int) -> list[slice]:
+    return [slice(start, min(start + _AT_ONCE, n)) for start in range(0, n, _AT_ONCE)]
 
 
 def _groups(has: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from torch.nn import functional as F
 
@@ -158,12 +159,48 @@ def test_sparse_means_are_the_dense_ones_cut_where_they_weigh_little(monkeypatch
     part = Part("s", 0, 625, np.column_stack((cols, rows)) * 30.0)
     x = torch.randn(625, 4, generator=torch.Generator().manual_seed(0))
     dense = Blur(part, (1.0, 2.0), torch.device("cpu"), torch.float32)(x)
-    monkeypatch.setattr(blocks, "_DENSE_SPOTS", 0)
+    monkeypatch.setattr(blocks, "DENSE_SPOTS", 0)
     sparse = Blur(part, (1.0, 2.0), torch.device("cpu"), torch.float32)
     ones = sparse(torch.ones(625, 1))
     assert all(torch.allclose(mean, torch.ones(625, 1), atol=1e-5) for mean in ones)
     for one, two in zip(dense, sparse(x), strict=True):
         assert float((one - two).abs().max()) < 0.03 * float(x.std())
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_blocks_of_some_spots_and_projected_blocks_are_those_of_all(
+    sparse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sparse:
+        monkeypatch.setattr(blocks, "DENSE_SPOTS", 0)
+    rng = np.random.default_rng(0)
+    part = Part("s", 0, 90, rng.uniform(0, 300, (90, 2)))
+    x = torch.randn(90, 6, generator=torch.Generator().manual_seed(0))
+    further = sp.csr_matrix(rng.uniform(size=(90, 90)) * (rng.uniform(size=(90, 90)) < 0.1))
+    blur = Blur(part, (1.0, 2.0), torch.device("cpu"), torch.float32, further)
+    whole, some = blur(x), torch.tensor([3, 4, 50, 88])
+    assert len(whole) == 4
+    for one, other in zip(blur(x, some), whole, strict=True):
+        assert torch.allclose(one, other[some], atol=1e-6)
+    axes = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(1))
+    for one, other, a in zip(blur.projected(x, axes), whole, axes, strict=True):
+        assert torch.allclose(one, other @ a, atol=1e-5)
+
+
+def test_a_study_of_very_many_spots_is_trained_on_nearly_as_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sparse means, in float32; axes from a part of the spots; kernel values a few spots at a time."""
+    train, test = samples_of(TRAIN, torch.float32), samples_of(TEST, torch.float32)
+    landmarks = {"kernel": {"exact_up_to": 10, "landmarks": 60}}
+    one = registry.fit(recipe(**landmarks), train, GENES, {}).model
+    monkeypatch.setattr("nh2st_pipe.heads.kernel._AT_ONCE", 7)
+    two = registry.fit(recipe(**landmarks), train, GENES, {}).model
+    assert np.allclose(two.predict(test), one.predict(test), atol=1e-5)
+    monkeypatch.setattr(blocks, "DENSE_SPOTS", 0)
+    monkeypatch.setattr("nh2st_pipe.heads.context.DENSE_SPOTS", 0)
+    monkeypatch.setattr("nh2st_pipe.heads.context._AXES_FROM", 8 * (len(train) - 5))
+    three = registry.fit(recipe(**landmarks), train, GENES, {}).model
+    difference = np.abs(three.predict(test) - one.predict(test)).mean()
+    assert 0 < difference < 0.1 * one.predict(test).std()
 
 
 def test_every_member_is_its_own_two_layer_network() -> None:
