@@ -71,6 +71,14 @@ class Study:
             slides[name] = replace(slide, views=slide.views[:0])  # they lie in the cache
         return cls(str(store.location), store.contract, slides, places, ResidentCache(views))
 
+    def only(self, names: Sequence[str]) -> Study:
+        """Return the study of some of its slides, on the same cache."""
+        return replace(
+            self,
+            slides={name: self.slides[name] for name in names},
+            places={name: self.places[name] for name in names},
+        )
+
     def in_blocks(self) -> Study:
         """Return the same study with each slide's blocks in its place, on the same cache; see `data.blocks`."""
         slides, places = {}, {}

@@ -46,6 +46,8 @@ class Fit:
 
     best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    notice: str = ""
+    """What has to be known of it: that it ended early, and why."""
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,6 @@ class Context(HeadModel):
         assert train.depth is not None
         raw = train.raw.double()
         self.target_mean = torch.stack([raw[part.rows].mean(0) for part in train.parts]).nanmean(0).to(self.target_mean)
-        history: list[dict[str, float]] = []
         shifts = [part.stain_shift for part in train.parts if part.stain_shift is not None]
         parts = [part for part in (self.recipe.kernel, self.recipe.network) if part is not None]
         wanted = max(part.stain_directions for part in parts)
@@ -131,9 +130,7 @@ class Context(HeadModel):
             self.basis = basis.to(self.basis)
         if self.recipe.kernel is not None:
             self._fit_kernel(train, raw, plan.seed)
-        if self.recipe.network is not None:
-            history = self._fit_network(train, raw, plan)
-        return Fit(0, history)
+        return self._fit_network(train, raw, plan) if self.recipe.network is not None else Fit()
 
     def _fit_kernel(self, train: Samples, raw: torch.Tensor, seed: int) -> None:
         recipe = self.recipe.kernel
@@ -156,7 +153,7 @@ class Context(HeadModel):
         self.kernel_medians = kernel.medians.to(self.kernel_medians)
         self.kernel_coefficients = kernel.coefficients.to(self.kernel_coefficients)
 
-    def _fit_network(self, train: Samples, raw: torch.Tensor, plan: Plan) -> list[dict[str, float]]:
+    def _fit_network(self, train: Samples, raw: torch.Tensor, plan: Plan) -> Fit:
         recipe = self.recipe.network
         assert recipe is not None
         assert train.depth is not None
@@ -176,6 +173,7 @@ class Context(HeadModel):
         target = (y / self.target_scale).float()
         return fit_members(
             self.members,
+            train,
             lambda rows, views: features[rows, views].float(),
             target,
             weights.float(),

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import torch
 
-from nh2st_pipe.core.errors import TrainError
 from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.evaluation.metrics import summarise
 from nh2st_pipe.heads.base import Fit, HeadModel, Plan
+from nh2st_pipe.heads.watch import Watch
 
 __all__ = ["fit_by_steps"]
 
@@ -29,8 +29,8 @@ def fit_by_steps(
 
     `losses(rows, views)` returns `total` and its parts for the spots `rows`, each in its view. Exactly `plan.epochs`
     epochs are run; or, with `plan.watched`, the model is left as it was at its best epoch there (by
-    `plan.steps.select_by`) and training stops `plan.steps.patience` epochs after it. Raises TrainError where the loss
-    is no longer a number.
+    `plan.steps.select_by`) and training stops `plan.steps.patience` epochs after it. Where the loss is no number any
+    more, training stops at the last good epoch (see `Watch`).
     """
     recipe, watched, on_epoch = plan.steps, plan.watched, plan.on_epoch
     assert recipe is not None
@@ -46,7 +46,8 @@ def fit_by_steps(
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, recipe.lr_step, recipe.lr_gamma)
     n, n_views = len(train), train.n_views
     best, best_epoch, best_state = -float("inf"), epochs, None
-    history = []
+    history, notice = [], None
+    watch = Watch(model, train, "fit.lr", recipe.lr)
     for epoch in range(1, epochs + 1):
         began = time.perf_counter()
         model.train()
@@ -57,16 +58,16 @@ def fit_by_steps(
             parts = losses(rows, views[rows])
             optimiser.zero_grad(set_to_none=True)
             parts["total"].backward()
+            watch.batch(rows, parts["total"])
             optimiser.step()
             for name, value in parts.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach() * len(rows)
         schedule.step()
         record = {"epoch": float(epoch), **{f"loss_{name}": float(value) / n for name, value in sums.items()}}
-        if not all(value == value for value in record.values()):
-            raise TrainError(
-                f"the loss is not a number from epoch {epoch} on; a smaller learning rate may help "
-                f"(--set fit.lr={recipe.lr / 10:g})"
-            )
+        notice = watch.epoch(epoch, record["loss_total"])
+        if notice is not None:
+            best_epoch = min(best_epoch, epoch - 1)
+            break
         record["train_seconds"] = time.perf_counter() - began
         if watched is not None:
             assert watched.target is not None
@@ -84,4 +85,4 @@ def fit_by_steps(
     if best_state is not None:
         model.load_state_dict(best_state)
     model.eval()
-    return Fit(best_epoch, history)
+    return Fit(best_epoch, history, notice or "")

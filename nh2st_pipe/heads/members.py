@@ -16,9 +16,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nh2st_pipe.core.errors import TrainError
+from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.heads.attention import Attention, Nearest
+from nh2st_pipe.heads.base import Fit
 from nh2st_pipe.heads.contrast import Contrast
+from nh2st_pipe.heads.watch import Watch
 
 if TYPE_CHECKING:
     from nh2st_pipe.recipes.train import AttentionPart, ContrastPart, MembersRecipe
@@ -106,6 +108,7 @@ def uniform(members: int, fan_in: int, fan_out: int) -> torch.Tensor:
 
 def fit_members(
     model: Members,
+    train: Samples,
     features: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     target_ng: torch.Tensor,
     weights_n: torch.Tensor,
@@ -114,14 +117,14 @@ def fit_members(
     seed: int,
     on_epoch: Callable[[int], None] | None = None,
     around: Surroundings | None = None,
-) -> list[dict[str, float]]:
-    """Train `model` in place and return one record per epoch.
+) -> Fit:
+    """Train `model` on the spots of `train` in place.
 
     `features(rows, views)` returns … × f, float32, for spots in their views, both int64 of any one shape. Every epoch
     shows each member every spot once, in a view drawn at random; the loss is the squared error weighted by `weights_n`,
     over the genes whose target is not NaN.
-    AdamW, the learning rate rising over `recipe.warmup` steps and falling to 0 as a cosine. Raises TrainError where the
-    loss is no longer a number; the weights are then those of the last epoch at which it was.
+    AdamW, the learning rate rising over `recipe.warmup` steps and falling to 0 as a cosine. Where the loss is no number
+    any more, training stops at the last good epoch (see `Watch`).
     """
     n, m, device = len(target_ng), recipe.members, target_ng.device
     known_ng = torch.isfinite(target_ng)
@@ -136,7 +139,8 @@ def fit_members(
     steps = recipe.epochs * math.ceil(n / recipe.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, recipe.warmup, steps))
     contrast_weight = recipe.contrast.weight if recipe.contrast is not None else 0.0
-    history = []
+    history, notice = [], None
+    watch = Watch(model, train, "head.network.lr", recipe.lr)
     model.train()
     for epoch in range(1, recipe.epochs + 1):
         began = time.perf_counter()
@@ -150,6 +154,7 @@ def fit_members(
             squares = (out - target_ng[rows]).square()
             errors = squares.mean(2) if share_ng is None else (squares * share_ng[rows]).sum(2)
             errors = errors * weights_n[rows]
+            watch.batch(rows, errors)
             optimiser.zero_grad(set_to_none=True)
             loss_m = errors.mean(1)
             if model.contrast is not None:
@@ -159,16 +164,14 @@ def fit_members(
             schedule.step()
             total += loss_m.detach().sum() * rows.shape[1]
         loss = float(total) / (n * m)
-        if not math.isfinite(loss):
-            raise TrainError(
-                f"the loss is not a number from epoch {epoch} on; a smaller learning rate may help "
-                f"(--set head.network.lr={recipe.lr / 10:g})"
-            )
+        notice = watch.epoch(epoch, loss)
+        if notice is not None:
+            break
         history.append({"epoch": float(epoch), "loss_total": loss, "train_seconds": time.perf_counter() - began})
         if on_epoch is not None:
             on_epoch(epoch)
     model.eval()
-    return history
+    return Fit(0, history, notice or "")
 
 
 def _rate(step: int, warmup: int, steps: int) -> float:

@@ -69,8 +69,9 @@ class MLP(HeadModel):
         y = train.target - self.target_mean
         scale = y.square().nanmean().sqrt()
         self.target_scale.copy_(scale if scale > 0 else torch.ones_like(scale))
-        history = fit_members(
+        return fit_members(
             self.members,
+            train,
             lambda rows, views: self.features(train, rows, views),
             y / self.target_scale,
             torch.ones(len(train), device=train.device),
@@ -79,7 +80,6 @@ class MLP(HeadModel):
             plan.seed,
             plan.on_epoch,
         )
-        return Fit(0, history)
 
     def features(self, samples: Samples, rows: torch.Tensor, views: int | torch.Tensor) -> torch.Tensor:
         """Return … × d, float32."""

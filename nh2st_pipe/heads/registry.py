@@ -35,6 +35,8 @@ class Trained:
     history: list[dict[str, Any]]
     chosen: dict[str, Any] = field(default_factory=dict)
     """What was left to be chosen, and came to be."""
+    notice: str = ""
+    """What has to be known of how it was trained."""
 
 
 def fit(
@@ -53,7 +55,7 @@ def fit(
         torch.manual_seed(recipe.seed)
         model = head_class(recipe.head.kind).build(recipe, train.dim, genes, about).to(train.device)
         done = model.fit(train, plan)
-    return Trained(model, done.best_epoch, list(done.history))
+    return Trained(model, done.best_epoch, list(done.history), notice=done.notice)
 
 
 def fit_each(

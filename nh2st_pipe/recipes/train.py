@@ -15,7 +15,7 @@ import pydantic
 import yaml
 from pydantic import Field, model_validator
 
-from nh2st_pipe.core.errors import UsageError
+from nh2st_pipe.core.errors import UsageError, listed
 from nh2st_pipe.recipes import files
 from nh2st_pipe.recipes.values import Strict, faults_in_words, validate
 
@@ -46,6 +46,16 @@ class TargetRecipe(Strict):
     """`log10(x + 1)`, `ln(x + 1)`, or nothing."""
     smooth: Literal["grid8", "none"] = "grid8"
     """`grid8` takes the mean over a spot and its neighbours with |Δrow| ≤ 1 and |Δcol| ≤ 1."""
+
+    @model_validator(mode="after")
+    def _genes_are_named_once(self) -> Self:
+        names = self.genes if isinstance(self.genes, tuple) else ()
+        if isinstance(self.genes, tuple) and not names:
+            raise ValueError("genes names no genes; give a number, all, or at least one gene")
+        twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+        if twice:
+            raise ValueError(f"genes names genes twice: {listed(twice)}")
+        return self
 
     def unit(self) -> str:
         """Say in words what a target is a number of."""

@@ -74,6 +74,8 @@ class FoldResult:
     """What `recipe.choose` came to, by key; empty where nothing was to choose."""
     cautions: dict[str, str]
     """Why a slide's prediction should be believed less, by slide_id; the others are left out."""
+    notice: str = ""
+    """What has to be known of how the head was trained."""
 
 
 def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = None) -> FoldResult:
@@ -105,6 +107,7 @@ def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = Non
         history=trained.history,
         chosen=chosen,
         cautions={name: words for name, words in cautions.items() if words},
+        notice=trained.notice,
     )
 
 
@@ -140,7 +143,7 @@ def _fit(
     trained = registry.fit(recipe, train, panel, {}, epochs=chosen.best_epoch, on_epoch=on_epoch)
     history = [{"phase": "choose", **row} for row in chosen.history]
     history += [{"phase": "train", **row} for row in trained.history]
-    return registry.Trained(trained.model, chosen.best_epoch, history)
+    return registry.Trained(trained.model, chosen.best_epoch, history, notice=trained.notice)
 
 
 def _choose_epochs(
@@ -236,4 +239,4 @@ def fit_all(
     )
     history += [{"phase": "train", **row} for row in trained.history]
     history = [{"fold": "all slides", **row} for row in history]
-    return Final(trained.model, chosen or 0, history, choice, half)
+    return Final(trained.model, chosen or 0, history, choice, trained.notice, half)

@@ -19,6 +19,8 @@ class Outcome:
         self.folds: list[dict[str, Any]] = []
         self.epochs: list[int] = []
         self.history: list[dict[str, Any]] = []
+        self.notices: list[str] = []
+        """What has to be known of how the head was trained."""
         self.cautions: dict[str, str] = {}
         """Why a test slide's prediction should be believed less, by slide_id."""
         self._genes: dict[str, list[dict[str, float]]] = {}
@@ -45,6 +47,8 @@ class Outcome:
             figures["chosen"] = result.chosen
         self.folds.append(figures)
         self.cautions |= result.cautions
+        if result.notice:
+            self.notices.append(f"{result.head}, {fold.name}: {result.notice}")
         self.history += [{"fold": fold.name, **row} for row in result.history]
         by_gene = gene_metrics(p, t)
         for i, gene in enumerate(result.panel):

@@ -99,6 +99,9 @@ def train(
 
         final = fit_all(study, resolved, own.epochs, about(study, resolved, own), tell)
         save_model(final.model, folder.part / "model")
+        notes += [notice for outcome in outcomes.values() for notice in outcome.notices]
+        if final.notice:
+            notes.append(f"{resolved.name}, all slides: {final.notice}")
         for slide_id, words in own.cautions.items():
             notes.append(f"{slide_id}, held out: {words}")
         metrics = metrics_of(resolved, study, splits, outcomes, final, notes)
@@ -222,6 +225,12 @@ def _load(
     kept = [name for name in names if name not in without]
     first_only, jobs = recipe.features.views == "first", _jobs(jobs, store, kept, recipe, device)
     study = Study.load(store, kept, first_view_only=first_only, device=device, shared=jobs > 1)
+    empty = [name for name, slide in study.slides.items() if slide.counts is None or slide.counts.sum() == 0]
+    if len(empty) == len(kept):
+        raise TrainError(f"all counts in {store.location} are zero, so there is nothing to learn from")
+    if empty:
+        say(f"not in this training: {listed(empty)}, all counts zero")
+        study = study.only([name for name in kept if name not in empty])
     without = [slide.slide_id for slide in study.slides.values() if slide.stain_shift is None]
     if recipe.head.uses_stain_shift() and without:
         say(

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -369,3 +371,45 @@ def test_folds_by_a_column_name_patients_on_both_sides(study: Study) -> None:
     study.embed(views=8)
     both = run(study, "both", recipe="ridge", settings=("baselines=[]",), folds="site")
     assert "patients on both sides of a fold by site: P0" in both.metrics["notes"][0]
+
+
+def test_a_slide_without_a_single_count_is_left_out_and_named(study: Study) -> None:
+    path = study.folder / "s1.h5ad"
+    data = anndata.read_h5ad(path)
+    data.X = sp.csr_matrix(data.X.shape, dtype=np.float32)
+    data.write_h5ad(path)
+    result = run(study, recipe="ridge", settings=("baselines=[]",))
+    assert result.metrics["notes"] == ["not in this training: s1, all counts zero"]
+    assert [fold["fold"] for fold in result.metrics["folds"]] == ["P0", "P2"]
+    assert result.metrics["model"]["slides"] == ["s0", "s2"]
+    for name in ("s0", "s2"):
+        shutil.copy(path, study.folder / f"{name}.h5ad")
+    study.embed(views=8)
+    with pytest.raises(TrainError, match=r"all counts in .* are zero"):
+        run(study, "none", recipe="ridge", settings=())
+
+
+def test_how_training_ended_early_stands_in_the_run(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nh2st_pipe.heads import members
+
+    plain = members.fit_members
+
+    def ended(*arguments: Any, **options: Any) -> Any:
+        return replace(plain(*arguments, **options), notice="the loss is not a number from epoch 2 on")
+
+    monkeypatch.setattr("nh2st_pipe.heads.mlp.fit_members", ended)
+    result = run(study, recipe="mlp", settings=("baselines=[]", "head.network.epochs=2"))
+    assert [note.split(":")[0] for note in result.metrics["notes"]] == [
+        "mlp, P0",
+        "mlp, P1",
+        "mlp, P2",
+        "mlp, all slides",
+    ]
+
+
+def test_genes_named_twice_or_not_at_all_are_refused_before_anything_is_read(study: Study) -> None:
+    study.embed()
+    with pytest.raises(UsageError, match="genes names genes twice: G01"):
+        run(study, genes=["G01", "G02", "G01"], recipe="ridge", settings=())
+    with pytest.raises(UsageError, match="genes names no genes"):
+        run(study, genes=[], recipe="ridge", settings=())
