@@ -57,7 +57,9 @@ def run_demo(folder: Path, progress: Progress | None = None) -> Demo:
 
 
 def _by_group(per_gene: Path) -> list[dict[str, Any]]:
-    table = pl.read_csv(per_gene).with_columns(pl.col("gene").str.slice(0, 5).str.to_lowercase().alias("group"))
+    table = pl.read_csv(per_gene.read_bytes()).with_columns(
+        pl.col("gene").str.slice(0, 5).str.to_lowercase().alias("group")
+    )
     means = table.group_by("head", "group", maintain_order=True).agg(pl.col("pcc").mean())
     heads = list(dict.fromkeys(means["head"]))
     pcc = {(head, group): value for head, group, value in means.iter_rows()}

@@ -19,7 +19,8 @@ line prints it without a traceback and exits with `exit_status`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "DamageError",
@@ -33,6 +34,7 @@ __all__ = [
     "StoreError",
     "TrainError",
     "UsageError",
+    "fault_of",
     "listed",
     "nearest",
 ]
@@ -95,6 +97,21 @@ class TrainError(NH2STError, ValueError):
 
 class RunError(NH2STError, ValueError):
     """A run folder that cannot be written or read."""
+
+
+@contextmanager
+def fault_of(kind: type[NH2STError], where: str) -> Iterator[None]:
+    """Make whatever goes wrong inside a fault of the file that is read: `kind`, naming `where` and the cause.
+
+    For what parses files of others, which may hold anything: the slide is passed over, not the whole run.
+    """
+    try:
+        yield
+    except (NH2STError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise kind(f"{where}: {reason}") from error
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str:

@@ -10,22 +10,24 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import TrainError, UsageError, listed, nearest
+from nh2st_pipe.core.tables import read_text
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.store.read import SlideData
 
 __all__ = ["choose_panel", "read_gene_file"]
+
+_HEADERS = ("gene", "genes", "gene_name", "gene_names", "gene_symbol", "symbol")
 
 _SEEN_IN = 0.01
 """Share of the spots in which a gene has to be seen, for its dispersion to say anything."""
 
 
 def read_gene_file(path: Path) -> tuple[str, ...]:
-    """Return the genes of a text file, one a line; empty lines and lines beginning with # are passed over."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the gene file {path} cannot be read: {error}") from error
+    """Return the genes of a text file, one a line; empty lines, a header and lines beginning with # are passed over."""
+    lines = [line.strip().strip('"') for line in read_text(path, UsageError).splitlines()]
     genes = [line for line in lines if line and not line.startswith("#")]
+    if genes and genes[0].lower() in _HEADERS:
+        del genes[0]
     twice = sorted({gene for gene in genes if genes.count(gene) > 1})
     if twice:
         raise UsageError(f"the gene file {path} names genes twice: {listed(twice)}")

@@ -99,6 +99,6 @@ def _section(folder: Path, section: str, count_file: Path, target: Path) -> tupl
 
 def _table(path: Path) -> pl.DataFrame:
     try:
-        return pl.read_csv(path, separator="\t", infer_schema_length=None)
+        return pl.read_csv(path.read_bytes(), separator="\t", infer_schema_length=None)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ExpressionError(f"{path} is not a readable table: {str(error).splitlines()[0]}") from error

@@ -159,8 +159,12 @@ def _read(run: Path) -> tuple[tuple[Path, dict[str, Any], TargetRecipe], list[_E
         raise RunError(f"{run} was trained without folds: nothing in it was judged, so there is nothing to compare")
     try:
         recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-        slides = pl.read_csv(run / "per_slide.csv", infer_schema_length=None, schema_overrides={"slide_id": pl.String})
-        genes = pl.read_csv(run / "per_gene.csv", infer_schema_length=None, schema_overrides={"gene": pl.String})
+        slides = pl.read_csv(
+            (run / "per_slide.csv").read_bytes(), infer_schema_length=None, schema_overrides={"slide_id": pl.String}
+        )
+        genes = pl.read_csv(
+            (run / "per_gene.csv").read_bytes(), infer_schema_length=None, schema_overrides={"gene": pl.String}
+        )
         targets = validate(TargetRecipe, recipe["targets"], f"{run}/recipe.yaml, targets")
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError, pl.exceptions.PolarsError) as error:
         raise RunError(f"{run} cannot be compared: {' '.join(str(error).split())[:200]}") from error

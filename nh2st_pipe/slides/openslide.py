@@ -14,6 +14,8 @@ from nh2st_pipe.core.errors import SlideError
 
 __all__ = ["OpenSlideSlide"]
 
+_SQUARE = 0.05  # how far the sides of a px may differ
+
 
 class OpenSlideSlide:
     """A slide read by OpenSlide, which keeps a cache of decoded blocks of its own."""
@@ -26,7 +28,7 @@ class OpenSlideSlide:
             raise SlideError(f"{path} cannot be opened: {error}; is the file complete?") from error
         self.size: tuple[int, int] = self._handle.dimensions
         self.downsamples: tuple[float, ...] = (1.0, *self._handle.level_downsamples[1:])
-        self.mpp = _mpp(self._handle.properties)
+        self.mpp = _mpp(self._handle.properties, path)
 
     @staticmethod
     def reads(path: Path) -> bool:
@@ -55,7 +57,7 @@ class OpenSlideSlide:
         self._handle.close()
 
 
-def _mpp(properties: Mapping[str, str]) -> float | None:
+def _mpp(properties: Mapping[str, str], path: Path) -> float | None:
     values = []
     for key in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y):
         try:
@@ -64,4 +66,8 @@ def _mpp(properties: Mapping[str, str]) -> float | None:
             continue
         if math.isfinite(value) and value > 0:
             values.append(value)
+    if len(values) == 2 and not 1 - _SQUARE < values[0] / values[1] < 1 + _SQUARE:
+        raise SlideError(
+            f"{path} has px of {values[0]:g} × {values[1]:g} µm, and tiles are square: scale the image to square px"
+        )
     return sum(values) / len(values) if values else None

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,21 @@ from PIL import Image, UnidentifiedImageError
 
 from nh2st_pipe.core.errors import SlideError
 
-__all__ = ["RasterSlide"]
+__all__ = ["RasterSlide", "any_size"]
 
 _PILLOW_LIMIT = threading.Lock()  # Image.MAX_IMAGE_PIXELS is one value for all threads
 _STRIP_PX = 256
+
+
+@contextmanager
+def any_size() -> Iterator[None]:
+    """Open an image without Pillow's guard against those of over 179 Mpx; ours knows the memory."""
+    with _PILLOW_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 class RasterSlide:
@@ -38,13 +50,8 @@ class RasterSlide:
 
     def _open(self) -> Image.Image:
         try:
-            # Pillow's guard against images of over 179 Mpx is replaced by our own, which knows the memory.
-            with _PILLOW_LIMIT:
-                limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-                try:
-                    return Image.open(self.path)
-                finally:
-                    Image.MAX_IMAGE_PIXELS = limit
+            with any_size():
+                return Image.open(self.path)
         except UnidentifiedImageError as error:
             raise SlideError(f"{self.path} is not an image that OpenSlide or Pillow can read") from error
         except (OSError, ValueError, SyntaxError) as error:

@@ -12,9 +12,10 @@ from typing import Any
 from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.slides.base import Slide
 
-__all__ = ["TileSize", "choose_mpp"]
+__all__ = ["TileSize", "choose_mpp", "implausible_mpp", "plausible_mpp"]
 
 _MPP_TOLERANCE = 0.05
+_LEAST_MPP, _MOST_MPP = 0.05, 10.0
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,33 @@ class TileSize:
         return self.um / mpp
 
 
+def plausible_mpp(mpp: float) -> bool:
+    """Whether a slide scanner could have made px of `mpp` µm: 0.05 to 10."""
+    return _LEAST_MPP <= mpp <= _MOST_MPP
+
+
+def implausible_mpp(mpp: float) -> str:
+    """Say what an implausible resolution may be instead."""
+    bounds = f"{_LEAST_MPP:g} to {_MOST_MPP:g} are"
+    if plausible_mpp(mpp / 1000) and mpp >= 50:
+        return f"{bounds}; in nm it would be {mpp / 1000:g} µm"
+    if mpp in (20, 40, 60, 80, 100):
+        return f"{bounds}; a magnification of {mpp:g}× is about {10 / mpp:g} µm per px"
+    return bounds
+
+
 def choose_mpp(in_manifest: float | None, in_file: float | None) -> tuple[float | None, str, str | None]:
-    """Return (µm per px, where it is from, a notice where manifest and file differ by more than 5 %)."""
+    """Return (µm per px, where it is from, a notice where manifest and file differ by more than 5 %).
+
+    What the file says is passed over, with a notice, where no slide could have it.
+    """
+    if in_file is not None and not plausible_mpp(in_file):
+        source = "unknown" if in_manifest is None else "manifest"
+        return (
+            in_manifest,
+            source,
+            f"the file says {in_file:g} µm per px, which is passed over: {implausible_mpp(in_file)}",
+        )
     if in_manifest is None:
         return in_file, "file" if in_file else "unknown", None
     notice = None

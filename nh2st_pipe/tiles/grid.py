@@ -36,6 +36,16 @@ def file_order(xy: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.lexsort((xy[:, 1], xy[:, 0], xy[:, 1] // _BLOCK_PX)).astype(np.int64)
 
 
+def _edges(n: int, step: float, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where each of n tiles begins and ends on a mask, `step` mask px long: at least the px it begins in."""
+    at = np.arange(n + 1) * step
+    begin = np.clip(at[:-1].round().astype(np.int64), 0, length)
+    end = np.clip(at[1:].round().astype(np.int64), 0, length)
+    small = end <= begin
+    begin = np.where(small, np.clip(at[:-1].astype(np.int64), 0, length - 1), begin)
+    return begin, np.where(small, begin + 1, end)
+
+
 def grid_spots(tissue: NDArray[np.bool_], size_level0_px: float, slide: Slide, min_share: float = 0.5) -> Spots:
     """Return adjoining tiles over the parts of a slide that `tissue` marks, for slides without spots.
 
@@ -46,11 +56,15 @@ def grid_spots(tissue: NDArray[np.bool_], size_level0_px: float, slide: Slide, m
     n_cols, n_rows = (max(1, int(side // size_level0_px)) for side in (width, height))
     # The share of tissue under each tile from a summed-area table: exact for tiles of any size.
     summed = np.pad(tissue.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    ys = np.clip((np.arange(n_rows + 1) * size_level0_px * tissue.shape[0] / height).round(), 0, tissue.shape[0])
-    xs = np.clip((np.arange(n_cols + 1) * size_level0_px * tissue.shape[1] / width).round(), 0, tissue.shape[1])
-    corners = summed[np.ix_(ys.astype(int), xs.astype(int))]
-    inside = corners[1:, 1:] - corners[:-1, 1:] - corners[1:, :-1] + corners[:-1, :-1]
-    area = np.maximum(np.outer(np.diff(ys), np.diff(xs)), 1)
+    top, bottom = _edges(n_rows, size_level0_px * tissue.shape[0] / height, tissue.shape[0])
+    left, right = _edges(n_cols, size_level0_px * tissue.shape[1] / width, tissue.shape[1])
+    inside = (
+        summed[np.ix_(bottom, right)]
+        - summed[np.ix_(top, right)]
+        - summed[np.ix_(bottom, left)]
+        + summed[np.ix_(top, left)]
+    )
+    area = np.outer(bottom - top, right - left)
     rows, cols = np.nonzero(inside / area >= min_share)
     if len(rows) == 0:
         raise SlideError(f"no tissue was found on {slide.path}; give a mask in the manifest's column 'tissue'")

@@ -17,11 +17,15 @@ from typing import Any
 import polars as pl
 
 from nh2st_pipe.core.errors import ManifestError, nearest
+from nh2st_pipe.core.tables import Table, read_table
+from nh2st_pipe.slides.resolution import implausible_mpp, plausible_mpp
 
 __all__ = ["SlideRow", "read_manifest", "write_manifest"]
 
 _KNOWN = ("slide_id", "slide", "expression", "patient", "mpp", "tissue")
 _REQUIRED = ("slide_id", "slide")
+_LONGEST_ID = 100
+_RESERVED = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 _SLIDE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -56,12 +60,12 @@ def read_manifest(path: str | Path) -> list[SlideRow]:
     Raises ManifestError with every fault of every row, so that a file is mended in one go.
     """
     path = Path(path)
-    table = _read_text_table(path)
+    table = _read(path)
     faults: list[str] = []
     rows: list[SlideRow] = []
     first_seen: dict[str, int] = {}
-    for number, cells in enumerate(table.iter_rows(named=True), start=2):
-        row, row_faults = _row({key: (value or "").strip() for key, value in cells.items()}, path.parent)
+    for number, cells in table.rows:
+        row, row_faults = _row(cells, path.parent)
         if row.slide_id and row.slide_id in first_seen:
             row_faults.append(f"slide_id: '{row.slide_id}' is already in row {first_seen[row.slide_id]}")
         first_seen.setdefault(row.slide_id, number)
@@ -73,25 +77,20 @@ def read_manifest(path: str | Path) -> list[SlideRow]:
     return rows
 
 
-def _read_text_table(path: Path) -> pl.DataFrame:
+def _read(path: Path) -> Table:
     if not path.exists():
         raise ManifestError(f"there is no manifest at {path}")
     if path.is_dir():
         raise ManifestError(f"{path} is a folder; a manifest is a CSV file with the columns slide_id and slide")
-    try:
-        table = pl.read_csv(path, infer_schema=False)
-    except pl.exceptions.NoDataError as error:
-        raise ManifestError(f"{path} is empty; its first line should be: slide_id,slide,expression") from error
-    except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ManifestError(f"{path} is not a readable CSV file: {reason}") from error
-    table = table.rename({name: name.strip() for name in table.columns})
+    table = read_table(path, ManifestError)
+    if not table.columns:
+        raise ManifestError(f"{path} is empty; its first line should be: slide_id,slide,expression")
     missing = [name for name in _REQUIRED if name not in table.columns]
     if missing:
         hints = [nearest(name, [c for c in table.columns if c not in _KNOWN]) for name in missing]
         faults = [f"'{name}'{hint}" for name, hint in zip(missing, hints, strict=True)]
         raise ManifestError(f"{path} lacks the column {' and '.join(faults)} (it has {', '.join(table.columns)})")
-    if table.height == 0:
+    if not table.rows:
         raise ManifestError(f"{path} has a header and no rows; add one row per slide")
     return table
 
@@ -113,6 +112,9 @@ def _row(cells: dict[str, str], folder: Path) -> tuple[SlideRow, list[str]]:
         faults.append("slide_id: is empty")
     elif not _SLIDE_ID.fullmatch(slide_id):
         faults.append(f"slide_id: '{slide_id}' may hold letters, digits and ._- and must begin with a letter or digit")
+    elif len(slide_id) > _LONGEST_ID or slide_id.lower() in _RESERVED:
+        why = f"has {len(slide_id)} letters, more than {_LONGEST_ID}" if len(slide_id) > _LONGEST_ID else "is taken"
+        faults.append(f"slide_id: '{slide_id[:40]}' names a folder of the store, and {why}; give it another")
     if not cells["slide"]:
         faults.append("slide: is empty")
     mpp: float | None = None
@@ -123,6 +125,9 @@ def _row(cells: dict[str, str], folder: Path) -> tuple[SlideRow, list[str]]:
             mpp = math.nan
         if not (math.isfinite(mpp) and mpp > 0):
             faults.append(f"mpp: '{cells['mpp']}' is not a positive number of µm per px")
+            mpp = None
+        elif not plausible_mpp(mpp):
+            faults.append(f"mpp: {mpp:g} is not µm per px of a slide ({implausible_mpp(mpp)})")
             mpp = None
     row = SlideRow(
         slide_id=slide_id,

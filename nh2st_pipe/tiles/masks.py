@@ -8,33 +8,38 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 
-from nh2st_pipe.core.errors import SlideError
+from nh2st_pipe.core.errors import SlideError, fault_of
+from nh2st_pipe.core.tables import read_text
 from nh2st_pipe.slides.base import Slide
+from nh2st_pipe.slides.raster import any_size
 
 __all__ = ["MASK_PX", "mask_from_geojson", "mask_from_image"]
+
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a TIFF's tag, and what tifffile writes there for booleans
 
 MASK_PX = 2048  # longest side of the thumbnail the mask is made on
 
 
 def mask_from_image(path: Path) -> NDArray[np.bool_]:
-    """Return h × w: what is not black in the image at `path`. Raises SlideError where it is none."""
-    try:
-        with Image.open(path) as image:
-            mask = np.asarray(image.convert("L")) > 0
-    except (UnidentifiedImageError, OSError) as error:
-        raise SlideError(f"the tissue mask {path} is not a readable image: {error}") from error
-    return mask
+    """Return h × w: what is not black in the image at `path`. Raises SlideError where it is none.
+
+    Of whatever size: a mask has few bytes a px, and Pillow's limit is meant for uploads of strangers.
+    """
+    with fault_of(SlideError, f"the tissue mask {path} is not a readable image"), any_size(), Image.open(path) as image:
+        inverted = image.mode == "1" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        mask = np.asarray(image.convert("L")) > 0
+    return ~mask if inverted else mask  # what is stored counts, not how it would be shown
 
 
 def mask_from_geojson(path: Path, slide: Slide) -> NDArray[np.bool_]:
     """Draw the polygons of a GeoJSON file (level-0 px, as QuPath exports them); later rings are holes."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        polygons = list(_polygons(data))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SlideError(f"the tissue outline {path} is not GeoJSON: {error}") from error
+    with fault_of(SlideError, f"the tissue outline {path} is not GeoJSON"):
+        return _drawn(path, list(_polygons(json.loads(read_text(path, SlideError)))), slide)
+
+
+def _drawn(path: Path, polygons: list[list[list[list[float]]]], slide: Slide) -> NDArray[np.bool_]:
     if not polygons:
         raise SlideError(f"the tissue outline {path} holds no Polygon or MultiPolygon")
     width, height = slide.size
@@ -53,7 +58,9 @@ def mask_from_geojson(path: Path, slide: Slide) -> NDArray[np.bool_]:
     return total
 
 
-def _polygons(node: dict[str, Any]) -> list[list[list[list[float]]]]:
+def _polygons(node: Any) -> list[list[list[list[float]]]]:
+    if isinstance(node, list):  # as QuPath exports features without a collection around them
+        return [polygon for each in node for polygon in _polygons(each)]
     kind = node.get("type")
     if kind == "FeatureCollection":
         return [polygon for feature in node["features"] for polygon in _polygons(feature)]

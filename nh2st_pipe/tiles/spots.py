@@ -15,10 +15,13 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import ExpressionError, listed
+from nh2st_pipe.core.errors import ExpressionError, fault_of, listed
 from nh2st_pipe.core.quiet import quiet_warnings
 
 __all__ = ["Spots", "read_spots"]
+
+
+_TRUE, _FALSE = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "nan", "none", "")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ def read_spots(path: Path) -> Spots:
         reason = " ".join(str(error).split())[:200]
         raise ExpressionError(f"{path} cannot be read as an AnnData .h5ad file: {reason}") from error
 
+    with fault_of(ExpressionError, f"{path} cannot be used"):
+        return _spots_of(data, path)
+
+
+def _spots_of(data: anndata.AnnData, path: Path) -> Spots:
     barcodes = [str(name) for name in data.obs_names]
     genes = [str(name) for name in data.var_names]
     for what, seen in (("barcode", barcodes), ("gene", genes)):
@@ -86,7 +94,7 @@ def read_spots(path: Path) -> Spots:
     if spots.counts.nnz and np.any(spots.counts.data % 1 != 0):
         notices.append("counts are not whole numbers: are they already normalised? Raw counts are expected")
     if "in_tissue" in data.obs:
-        inside = np.flatnonzero(data.obs["in_tissue"].to_numpy().astype(float) > 0)
+        inside = np.flatnonzero(_in_tissue(data, path))
         if len(inside) == 0:
             raise ExpressionError(f"{path}: obs['in_tissue'] is 0 for every spot, so there is nothing to embed")
         if len(inside) < len(spots):
@@ -100,6 +108,16 @@ def _repeated(names: list[str]) -> list[str]:
     return list(dict.fromkeys(name for name in names if name in seen or seen.add(name)))  # type: ignore[func-returns-value]
 
 
+def _in_tissue(data: anndata.AnnData, path: Path) -> NDArray[np.bool_]:
+    """Return which spots are in the tissue: numbers, booleans, or either of them as text."""
+    values = [str(value).strip().lower() for value in data.obs["in_tissue"]]
+    strange = [i for i, value in enumerate(values) if value not in _TRUE and value not in _FALSE]
+    if strange:
+        spot = data.obs_names[strange[0]]
+        raise ExpressionError(f"{path}: obs['in_tissue'] of spot {spot} is '{values[strange[0]]}', neither 1 nor 0")
+    return np.array([value in _TRUE for value in values])
+
+
 def _spot_centres(data: anndata.AnnData, path: Path) -> NDArray[np.float64]:
     if "spatial" not in data.obsm:
         have = ", ".join(data.obsm) or "nothing"
@@ -107,7 +125,12 @@ def _spot_centres(data: anndata.AnnData, path: Path) -> NDArray[np.float64]:
             f"{path} has no obsm['spatial'] (obsm holds {have}); it should hold each spot's centre as x, y in "
             "full-resolution pixels"
         )
-    xy = np.asarray(data.obsm["spatial"], dtype=np.float64)
+    try:
+        xy = np.asarray(data.obsm["spatial"], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ExpressionError(
+            f"{path}: obsm['spatial'] holds text; it should hold x, y in full-resolution pixels"
+        ) from error
     if xy.ndim != 2 or xy.shape[1] != 2:
         raise ExpressionError(f"{path}: obsm['spatial'] should be spots × 2 (x, y), and is {xy.shape}")
     bad = np.flatnonzero(~np.isfinite(xy).all(axis=1))
@@ -135,6 +158,9 @@ def _raw_counts(data: anndata.AnnData, path: Path) -> sp.csr_matrix:
     where, matrix = ("layers['counts']", data.layers["counts"]) if "counts" in data.layers else ("X", data.X)
     if matrix is None:
         raise ExpressionError(f"{path} holds no counts, neither in layers['counts'] nor in X")
+    if hasattr(matrix, "check_format"):  # before any arithmetic: with places that are not there, that would crash
+        with fault_of(ExpressionError, f"{path}: {where} is damaged"):
+            matrix.check_format(full_check=True)
     counts = sp.csr_matrix(matrix)
     counts.sum_duplicates()
     if not np.issubdtype(counts.dtype, np.number):

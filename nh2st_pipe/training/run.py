@@ -99,6 +99,9 @@ def train(
 
         final = fit_all(study, resolved, own.epochs, about(study, resolved, own), tell)
         save_model(final.model, folder.part / "model")
+        wanted = resolved.targets.genes
+        if isinstance(wanted, int) and len(final.model.genes) < wanted:
+            notes.append(f"{wanted:,} genes were asked for, and the slides have {len(final.model.genes):,} in common")
         notes += [notice for outcome in outcomes.values() for notice in outcome.notices]
         if final.notice:
             notes.append(f"{resolved.name}, all slides: {final.notice}")

@@ -61,6 +61,8 @@ def test_gene_files(tmp_path: Path) -> None:
     path = tmp_path / "genes.txt"
     path.write_text("# mine\nA\n\n B \n")
     assert read_gene_file(path) == ("A", "B")
+    path.write_bytes('\ufeffgene\nErbb2\n"G1"\n'.encode())  # as a spreadsheet saves it: a mark, a header, quotes
+    assert read_gene_file(path) == ("Erbb2", "G1")
     for text, message in (("A\nB\nA\n", "names genes twice: A"), ("#\n", "names no genes")):
         path.write_text(text)
         with pytest.raises(UsageError, match=message):

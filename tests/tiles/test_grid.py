@@ -43,3 +43,22 @@ def test_a_grid_covers_the_tissue_and_only_it(tmp_path: Path) -> None:
     assert spots.barcodes[0] == "x4_y2"
     with pytest.raises(SlideError, match="no tissue was found"):
         grid_spots(np.zeros((30, 40), bool), 50.0, slide)
+
+
+@pytest.mark.parametrize("mask_px", [1, 3, 7, 50, 400])
+@pytest.mark.parametrize("tile_px", [5.0, 13.7, 100.0])
+def test_a_slide_that_is_all_tissue_is_covered_whatever_the_masks_size(
+    tmp_path: Path, mask_px: int, tile_px: float
+) -> None:
+    slide = open_slide(blank(tmp_path, (400, 300)))
+    spots = grid_spots(np.ones((mask_px, mask_px), bool), tile_px, slide)
+    assert len(spots) == int(400 // tile_px) * int(300 // tile_px)
+
+
+def test_tiles_smaller_than_a_mask_px_follow_the_mask(tmp_path: Path) -> None:
+    slide = open_slide(blank(tmp_path, (400, 400)))
+    left = np.zeros((4, 4), bool)
+    left[:, :2] = True
+    spots = grid_spots(left, 20.0, slide)
+    assert len(spots) == 10 * 20
+    assert spots.xy[:, 0].max() < 200

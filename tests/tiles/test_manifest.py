@@ -27,7 +27,9 @@ def test_rows_are_read_with_defaults_and_extra_columns(tmp_path: Path) -> None:
 
 
 def test_every_fault_is_named_with_row_and_column_at_once(tmp_path: Path) -> None:
-    path = write(tmp_path, "slide_id,slide,mpp,expression\nA,a.png,zero,\nA,nope.png,-1,\n../x,b.png,,gone.h5ad\n,,,\n")
+    path = write(
+        tmp_path, "slide_id,slide,mpp,expression\nA,a.png,zero,\nA,nope.png,-1,\n../x,b.png,,gone.h5ad\n,,0.5,\n"
+    )
     with pytest.raises(ManifestError) as error:
         read_manifest(path)
     text = str(error.value)
@@ -51,12 +53,42 @@ def test_every_fault_is_named_with_row_and_column_at_once(tmp_path: Path) -> Non
         ("", "is empty"),
         ("slide_id,slide\n", "no rows"),
         ("slideid,slide\nA,a.png\n", "lacks the column 'slide_id'; did you mean 'slideid'?"),
-        ("slide_id,slide\nA,a.png,1,2,3\n", "not a readable CSV"),
+        ("slide_id,slide\nA,a.png,1,2,3\n", "row 2 has 5 cells, and the header has 2"),
+        ("slide_id;slide\nA;a.png\n", "separated by semicolons, and commas are expected"),
     ],
 )
 def test_a_table_that_is_no_manifest_says_so(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ManifestError, match=message.replace("?", r"\?")):
         read_manifest(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("zarr.json,a.png,", "row 2, column slide_id: 'zarr.json' names a folder of the store, and is taken"),
+        (f"{'a' * 300},a.png,", "has 300 letters, more than 100"),
+        ("A,a.png,250", "mpp: 250 is not µm per px of a slide (0.05 to 10 are; in nm it would be 0.25 µm)"),
+        ("A,a.png,20", "a magnification of 20× is about 0.5 µm per px"),
+        ("A,a.png,0.01", "mpp: 0.01 is not µm per px of a slide"),
+    ],
+)
+def test_what_no_slide_can_be_is_named(tmp_path: Path, row: str, message: str) -> None:
+    with pytest.raises(ManifestError) as error:
+        read_manifest(write(tmp_path, f"slide_id,slide,mpp\n{row}\n"))
+    assert message in str(error.value)
+
+
+def test_a_manifest_is_read_as_spreadsheets_save_it(tmp_path: Path) -> None:
+    text = "slide_id,slide,mpp,\r\n\r\nA,a.png,0.5,\r\n,,,\r\nB,b.png,,\r\n\r\n"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        path = write(tmp_path, "")
+        path.write_bytes(text.encode(encoding))
+        assert [(row.slide_id, row.mpp) for row in read_manifest(path)] == [("A", 0.5), ("B", None)]
+    write(tmp_path, "").rename(tmp_path / "ma.csv")
+    named = tmp_path / "m[ab].csv"
+    named.write_text("slide_id,slide\nZ,a.png\n")
+    (tmp_path / "ma.csv").write_text("slide_id,slide\nY,a.png\n")
+    assert read_manifest(named)[0].slide_id == "Z"  # no character of a file's name is a pattern
 
 
 def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import h5py
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from nh2st_pipe.core.errors import ExpressionError
 from nh2st_pipe.tiles.spots import read_spots
@@ -55,6 +57,24 @@ def test_normalised_counts_are_said(tmp_path: Path) -> None:
     assert "not whole numbers" in spots.notices[0]
 
 
+@pytest.mark.parametrize(
+    "values", [[True, False, True], ["True", "False", "TRUE"], ["1", "0", "1.0"], ["yes", "no", "yes"]]
+)
+def test_in_tissue_may_be_numbers_booleans_or_text(tmp_path: Path, values: list[Any]) -> None:
+    def partly(data: anndata.AnnData) -> None:
+        data.obs["in_tissue"] = values
+
+    assert read_spots(write_spots(tmp_path / "a.h5ad", XY, change=partly)).barcodes == ["s0", "s2"]
+
+
+def _in_tissue_words(data: anndata.AnnData) -> None:
+    data.obs["in_tissue"] = ["1", "inside", "0"]
+
+
+def _text_places(data: anndata.AnnData) -> None:
+    data.obsm["spatial"] = np.array([["x", "y"], ["1", "2"], ["3", "4"]])
+
+
 def _no_spatial(data: anndata.AnnData) -> None:
     del data.obsm["spatial"]
 
@@ -77,6 +97,8 @@ def _half_row(data: anndata.AnnData) -> None:
         ({"change": _no_spatial}, r"no obsm\['spatial'\] \(obsm holds nothing\)"),
         ({"change": _three_columns}, r"should be spots × 2"),
         ({"change": _nan_place}, r"not a number for 1 spots: s1"),
+        ({"change": _in_tissue_words}, r"obs\['in_tissue'\] of spot s1 is 'inside', neither 1 nor 0"),
+        ({"change": _text_places}, r"obsm\['spatial'\] holds text"),
         ({"change": _half_row}, r"obs\['array_row'\] of spot s1 is 0.5"),
         (
             {"counts": np.array([[0] * 12, [0, np.nan] + [0] * 10, [0] * 12])},
@@ -103,3 +125,33 @@ def test_a_file_that_is_no_h5ad(tmp_path: Path, make: Callable[[Path], Any]) -> 
     make(tmp_path / "a.h5ad")
     with pytest.raises(ExpressionError, match=r"a\.h5ad cannot be read as an AnnData"):
         read_spots(tmp_path / "a.h5ad")
+
+
+@pytest.mark.parametrize("layout", ["csr", "csc"])
+@pytest.mark.parametrize("part", ["indices", "indptr"])
+@pytest.mark.parametrize("where", ["X", "layers/counts"])
+def test_counts_that_point_beyond_the_matrix_are_refused_before_any_arithmetic(
+    tmp_path: Path, layout: str, part: str, where: str
+) -> None:
+    def as_layout(data: anndata.AnnData) -> None:
+        data.X = sp.csc_matrix(data.X) if layout == "csc" else data.X
+        data.layers["counts"] = data.X.copy()
+
+    path = write_spots(tmp_path / "a.h5ad", XY, change=as_layout)
+    with h5py.File(path, "r+") as file:
+        if where == "X":
+            del file["layers/counts"]
+        values = file[f"{where}/{part}"]
+        values[1] = 1_000_000
+    with pytest.raises(ExpressionError, match=r"a\.h5ad: (X|layers\['counts'\]) is damaged"):
+        read_spots(path)
+
+
+def test_whatever_else_is_wrong_is_a_fault_of_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise LookupError("odd")
+
+    path = write_spots(tmp_path / "a.h5ad", XY)
+    monkeypatch.setattr("nh2st_pipe.tiles.spots._grid_index", broken)
+    with pytest.raises(ExpressionError, match=r"a\.h5ad cannot be used: odd"):
+        read_spots(path)

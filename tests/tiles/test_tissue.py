@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.slides import open_slide
+from nh2st_pipe.tiles.masks import mask_from_image
 from nh2st_pipe.tiles.tissue import tissue_mask
 from tests.conftest import blank
 
@@ -42,3 +44,47 @@ def test_tissue_given_as_mask_or_geojson(tmp_path: Path) -> None:
         (tmp_path / "bad.geojson").write_text(text)
         with pytest.raises(SlideError, match=r"bad\.geojson"):
             tissue_mask(slide, tmp_path / "bad.geojson")
+
+
+def test_a_mask_may_be_larger_than_pillows_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # more than twice as many px would be an error
+    Image.new("1", (40, 30), 1).save(tmp_path / "m.png")
+    assert mask_from_image(tmp_path / "m.png").all()
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_a_boolean_mask_is_taken_as_it_is_stored(tmp_path: Path) -> None:
+    mask = np.zeros((30, 40), bool)
+    mask[5:9, 7:20] = True
+    for photometric in ("miniswhite", "minisblack"):
+        tifffile.imwrite(tmp_path / "m.tif", mask, photometric=photometric)
+        assert np.array_equal(mask_from_image(tmp_path / "m.tif"), mask), photometric
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    assert np.array_equal(mask_from_image(tmp_path / "m.png"), mask)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"type": "FeatureCollection", "features": 3}',
+        '{"type": "Polygon", "coordinates": [[["a", 1], [2, 3], [4, 5]]]}',
+        '{"type": "Polygon", "coordinates": [[1, 2], [3, 4]]}',
+        "7",
+        "not JSON",
+    ],
+)
+def test_an_outline_that_is_none_is_a_fault_of_its_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "o.geojson").write_text(text)
+    with pytest.raises(SlideError, match=r"tissue outline .*o\.geojson"):
+        tissue_mask(open_slide(blank(tmp_path)), tmp_path / "o.geojson")
+
+
+def test_features_may_stand_in_a_plain_list(tmp_path: Path) -> None:
+    square = {"type": "Polygon", "coordinates": [[[10, 10], [90, 10], [90, 90], [10, 90]]]}
+    (tmp_path / "o.geojson").write_bytes(
+        b"\xef\xbb\xbf" + json.dumps([{"type": "Feature", "geometry": square}]).encode()
+    )
+    mask = tissue_mask(open_slide(blank(tmp_path)), tmp_path / "o.geojson")
+    assert mask[50, 50]
+    assert not mask[150, 150]

@@ -184,6 +184,7 @@ def test_a_gene_file_and_genes_that_a_test_slide_lacks(study: Study) -> None:
     result = run(study, genes=12, recipe="ridge", settings=())  # s2 is left out once: its own fold has all 12 genes
     by_fold = {fold["fold"]: fold["n_genes"] for fold in result.metrics["folds"]}
     assert by_fold == {"P0": 8, "P1": 8, "P2": 8}
+    assert "12 genes were asked for, and the slides have 8 in common" in result.metrics["notes"]
     data = anndata.read_h5ad(result.path / "predictions" / "s2.h5ad")
     assert data.n_vars == 12
     assert np.isnan(data.layers["target"]).all(axis=0).sum() == 4
