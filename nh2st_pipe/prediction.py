@@ -128,7 +128,7 @@ def predict(
         path = summary.out / f"{name}.h5ad"
         said = {**fixed, **{key: words for key, words in notices.items() if words}}
         truth = _truth(slide, head.genes, about.targets)
-        write_prediction(path, slide, head.genes, predicted, truth, said, by_gene)
+        write_prediction(path, slide, head.genes, predicted, truth, about.targets, said, by_gene)
         summary.files[name] = path
     return summary
 

@@ -146,7 +146,9 @@ def predict(
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Option(help="Folder of .h5ad files made by `nh2st-pipe predict`.")],
+    predictions: Annotated[
+        Path, typer.Option(help="Folder of .h5ad files made by `nh2st-pipe predict`, or a run folder.")
+    ],
     embeddings: Annotated[str, typer.Option(help="Store with the expression of these slides.")],
     out: Annotated[Path | None, typer.Option(help="File to write the figures to, as JSON.")] = None,
     as_json: Json = False,
@@ -156,7 +158,13 @@ def evaluate(
 
     figures = run(predictions, embeddings, out)
     rows = [{"head": name, **values} for name, values in {**figures["slides"], "mean": figures["summary"]}.items()]
-    show(figures, as_json, lambda: typer.echo(table(rows).replace("head", "slide", 1)))
+
+    def say() -> None:
+        typer.echo(table(rows).replace("head", "slide", 1))
+        for note in figures["notes"]:
+            typer.echo(f"note: {note}")
+
+    show(figures, as_json, say)
 
 
 def compare(

@@ -1,4 +1,8 @@
-"""How good predictions in `.h5ad` files are, against the expression in a store."""
+"""How good predictions in `.h5ad` files are, against the expression in a store.
+
+The truth is made from the store's counts, as the prediction says its values are made; what a file claims to be true is
+not looked at. What is left out, and what was trained on, is said.
+"""
 
 from __future__ import annotations
 
@@ -8,48 +12,117 @@ from typing import Any
 
 import anndata
 import numpy as np
+from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import RunError, TrainError, listed
+from nh2st_pipe.core.errors import NH2STError, RunError, TrainError, listed
+from nh2st_pipe.core.quiet import quiet_warnings
+from nh2st_pipe.data.targets import targets
 from nh2st_pipe.evaluation.metrics import summarise
-from nh2st_pipe.store.read import open_store
+from nh2st_pipe.recipes.train import TargetRecipe
+from nh2st_pipe.recipes.values import validate
+from nh2st_pipe.store.read import SlideData, Store, open_store
 
 __all__ = ["evaluate"]
 
 
 def evaluate(predictions: str | Path, embeddings: str | Path, out: str | Path | None = None) -> dict[str, Any]:
-    """Return the figures of the predictions in the folder `predictions`, by slide and as their mean.
+    """Return the figures of the predictions in a folder (or a run folder's own), by slide and as their mean.
 
-    Spots are joined by barcode with the store `embeddings`, which must hold expression; the truth is the
-    layers["target"] that prediction made from it. With `out` the figures are written there as JSON.
+    `slides` are the figures by slide_id, `summary` their means, `notes` what has to be known of them: slides and
+    patients that the head was trained on, and what was left out. Slides are joined with the store `embeddings` by name,
+    spots by barcode, genes by name. With `out` the figures are written there as JSON.
 
-    Raises RunError where there is nothing to judge or a file's spots are not the store's.
+    Raises RunError where there is nothing to judge, or a file is not what prediction writes or not of the store's
+    spots; TrainError where the store has expression for none of the slides.
     """
-    files = sorted(Path(predictions).glob("*.h5ad"))
+    folder = Path(predictions)
+    folder = folder / "predictions" if (folder / "metrics.json").is_file() else folder
+    files = sorted(folder.glob("*.h5ad"))
     if not files:
         raise RunError(f"there are no predictions (*.h5ad) in {predictions}")
     store = open_store(embeddings)
-    known = set(store.slides())
     slides: dict[str, dict[str, Any]] = {}
+    notes: list[str] = []
     for file in files:
-        data = anndata.read_h5ad(file)
         slide_id = file.stem
-        if slide_id not in known:
+        if slide_id not in store.slides():
             raise RunError(f"{file} is of slide {slide_id}, which {store.location} does not hold")
-        if "target" not in data.layers:
+        if not store.has_expression(slide_id):
+            notes.append(f"{slide_id}: left out, the store has no expression of it")
             continue
-        place = {barcode: i for i, barcode in enumerate(store.read(slide_id, first_view_only=True).barcodes)}
-        strangers = [name for name in data.obs_names if name not in place]
-        if strangers:
-            raise RunError(
-                f"{file} names spots that slide {slide_id} of {store.location} does not have: {listed(strangers)}"
-            )
-        slides[slide_id] = summarise(np.asarray(data.X), np.asarray(data.layers["target"]))
+        slides[slide_id] = _judge(file, slide_id, store, notes)
     if not slides:
         raise TrainError(f"none of the slides in {predictions} has expression to be judged against")
-    figures: dict[str, Any] = {"slides": slides, "summary": {}}
+    absent = [name for name in store.slides() if store.has_expression(name) and name not in slides]
+    if absent:
+        notes.append(f"not predicted, and so not judged: {listed(absent)}")
+    figures: dict[str, Any] = {"slides": slides, "summary": {}, "notes": notes}
     for key in ("pcc", "pcc_top50", "mse", "mae"):
         values = [slide[key] for slide in slides.values() if slide[key] is not None]
         figures["summary"][key] = float(np.mean(values)) if values else None
     if out is not None:
         Path(out).write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return figures
+
+
+def _judge(file: Path, slide_id: str, store: Store, notes: list[str]) -> dict[str, Any]:
+    """Return one slide's figures, and add to `notes` what has to be known of them."""
+    data, about = _read(file)
+    slide = store.read(slide_id, first_view_only=True)
+    place = {barcode: i for i, barcode in enumerate(slide.barcodes)}
+    strangers = [name for name in data.obs_names if name not in place]
+    if strangers:
+        raise RunError(
+            f"{file} names spots that slide {slide_id} of {store.location} does not have: {listed(strangers)}"
+        )
+    if data.obs_names.has_duplicates:
+        raise RunError(f"{file} names spots twice: {listed(data.obs_names[data.obs_names.duplicated()])}")
+    rows = np.array([place[name] for name in data.obs_names], dtype=np.int64)
+    truth = _truth(file, data, about, slide)[rows]
+    predicted = np.asarray(data.X, dtype=np.float64)
+    if len(rows) < len(slide):
+        notes.append(f"{slide_id}: {len(rows)} of its {len(slide)} spots are predicted; the figures are of those alone")
+    unknown = int(np.isnan(truth).all(axis=0).sum()) if len(truth) else 0
+    if unknown:
+        notes.append(f"{slide_id}: {unknown} of the {data.n_vars} genes are not in its expression, and left out")
+    missing = ~np.isfinite(predicted) & np.isfinite(truth)
+    if missing.any():
+        notes.append(f"{slide_id}: {int(missing.sum()):,} predictions are not numbers, and left out")
+        truth = np.where(missing, np.nan, truth)
+    seen = str(about.get("in_sample") or "")
+    if seen:
+        notes.append(f"{slide_id}: {seen}; its figures do not say how good predictions of new slides are")
+    return {**summarise(np.where(np.isfinite(predicted), predicted, 0.0), truth), "in_sample": seen or None}
+
+
+def _read(file: Path) -> tuple[anndata.AnnData, dict[str, Any]]:
+    try:
+        with quiet_warnings():
+            data = anndata.read_h5ad(file)
+        about = dict(data.uns["nh2st_pipe"])
+    except KeyError as error:
+        raise RunError(
+            f"{file} does not say what it is (uns['nh2st_pipe']); was it made by nh2st-pipe predict?"
+        ) from error
+    except Exception as error:  # whatever h5py or anndata make of a broken file
+        raise RunError(f"{file} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    return data, about
+
+
+def _truth(file: Path, data: anndata.AnnData, about: dict[str, Any], slide: SlideData) -> NDArray[np.float32]:
+    """Return the targets of all spots of `slide` for the file's genes, n × G, made as the file says its values are."""
+    if "targets" not in about:
+        raise RunError(
+            f"{file} was made by a version that did not keep how its values are made; predict again, and evaluate that"
+        )
+    panel = [str(gene) for gene in about["panel"]]
+    strangers = [gene for gene in data.var_names if gene not in set(panel)]
+    if strangers:
+        raise RunError(f"{file} has genes that are not of the panel it was predicted with: {listed(strangers)}")
+    recipe = validate(TargetRecipe, json.loads(str(about["targets"])), f"{file}, targets")
+    try:
+        whole = targets(slide, panel, recipe).values
+    except NH2STError as error:
+        raise RunError(f"{file} cannot be judged: {error}") from error
+    column = {gene: i for i, gene in enumerate(panel)}
+    return whole[:, [column[gene] for gene in data.var_names]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.heads.base import Prediction
+from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.store.read import SlideData
 
 __all__ = ["write_prediction"]
@@ -24,11 +26,13 @@ def write_prediction(
     genes: list[str],
     predicted: Prediction,
     target: NDArray[np.float32] | None,
+    made: TargetRecipe | None,
     about: dict[str, Any],
     by_gene: Mapping[str, Mapping[str, float | None]] | None = None,
 ) -> None:
     """Write one slide's predictions: X n × G, layers["target"] where the truth is known, obsm["spatial"] in
-    level-0 px, the thumbnail where scanpy and squidpy look for it, and `about` in uns["nh2st_pipe"].
+    level-0 px, the thumbnail where scanpy and squidpy look for it, and `about` in uns["nh2st_pipe"], with how the
+    values are made of counts (`made`) and the panel they were scaled over; None where spots have several.
 
     obs["likeness"] tells how like each spot is to the training spots (its median stands in uns). `by_gene` are columns
     of var, each a value by gene: cv_pcc, half_pcc; those that are empty are left out.
@@ -39,6 +43,8 @@ def write_prediction(
             obs[name] = values
     var = pd.DataFrame(index=pd.Index(genes, name="gene", dtype=object))
     about = {"slide_id": slide.slide_id, "patient": slide.patient, **about}
+    if made is not None:
+        about |= {"targets": json.dumps({**made.model_dump(mode="json"), "genes": len(genes)}), "panel": list(genes)}
     for column, known in (by_gene or {}).items():
         if known:
             of_genes = [known.get(gene) for gene in genes]

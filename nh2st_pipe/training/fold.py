@@ -76,6 +76,8 @@ class FoldResult:
     """Why a slide's prediction should be believed less, by slide_id; the others are left out."""
     notice: str = ""
     """What has to be known of how the head was trained."""
+    one_panel: bool = True
+    """Whether all spots' values were scaled over `panel`; not so where blocks with panels of their own are joined."""
 
 
 def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = None) -> FoldResult:
@@ -195,7 +197,10 @@ def joined(study: Study, results: Sequence[FoldResult]) -> FoldResult:
     names = tuple(study.slides)
     patients = {name: slide.patient for name, slide in study.slides.items()}
     fold = Fold("blocks", names, names)
-    return FoldResult(results[0].head, fold, panel, predicted, target, patients, 0.0, 0, [], {}, cautions)
+    same = all(result.panel == panel for result in results)
+    return FoldResult(
+        results[0].head, fold, panel, predicted, target, patients, 0.0, 0, [], {}, cautions, one_panel=same
+    )
 
 
 @dataclass(frozen=True)

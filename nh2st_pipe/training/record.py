@@ -65,11 +65,12 @@ def write_predictions(folder: RunFolder, study: Study, recipe: TrainRecipe, resu
         "weights_sha256": study.contract.weights.sha256,
         "version": nh2st_pipe.__version__,
     }
+    made = recipe.targets if result.one_panel else None
     for name, predicted in result.predicted.items():
         path = folder.part / "predictions" / f"{name}.h5ad"
         caution = {"caution": result.cautions[name]} if name in result.cautions else {}
         target = result.target[name]
-        write_prediction(path, study.slides[name], result.panel, predicted, target, {**about, **caution})
+        write_prediction(path, study.slides[name], result.panel, predicted, target, made, {**about, **caution})
 
 
 def metrics_of(

@@ -132,7 +132,9 @@ def make_run(
         predicted, target = values(1)
         about = {"fold": folds[0], "recipe": "nh2st"}
         slide = slide_data(slide_id, thumbnail=thumbnail)
-        write_prediction(folder.part / "predictions" / "s1.h5ad", slide, GENES, Prediction(predicted), target, about)
+        write_prediction(
+            folder.part / "predictions" / "s1.h5ad", slide, GENES, Prediction(predicted), target, None, about
+        )
         predicted, target = values(2, 2)
         write_prediction(
             folder.part / "predictions" / "s2.h5ad",
@@ -140,6 +142,7 @@ def make_run(
             ["KRT19", "ACTB"],
             Prediction(predicted),
             target,
+            None,
             about,
         )
     (folder.part / "model").mkdir()

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pytest
+
+from nh2st_pipe.core.errors import RunError
+from nh2st_pipe.evaluation.judge import evaluate
+from nh2st_pipe.prediction import predict
+from nh2st_pipe.training.run import train
+from tests.cli.test_commands import call
+from tests.conftest import GENES, Study, write_spots
+
+
+@pytest.fixture
+def predicted(study: Study) -> Path:
+    """Predictions of the slides that were trained on, and the run beside them."""
+    study.embed(views=8)
+    run = train(
+        study.folder / "store.zarr", recipe="ridge", genes=8, settings=["baselines=[]"], out=study.folder / "run"
+    )
+    return predict(run.path, embeddings=study.folder / "store.zarr", out=study.folder / "p").out
+
+
+def change(file: Path, how: Callable[[anndata.AnnData], anndata.AnnData | None]) -> None:
+    data = anndata.read_h5ad(file)
+    changed = how(data)
+    (data if changed is None else changed).write_h5ad(file)
+
+
+def test_out_of_fold_predictions_are_judged_as_the_run_judged_them(study: Study, predicted: Path) -> None:
+    run, store = study.folder / "run", study.folder / "store.zarr"
+    figures = evaluate(run, store)
+    import polars as pl
+
+    table = pl.read_csv(run / "per_slide.csv")
+    for slide_id, pcc, mse in table.select("slide_id", "pcc", "mse").iter_rows():
+        assert figures["slides"][slide_id]["pcc"] == pytest.approx(pcc, abs=1e-6)
+        assert figures["slides"][slide_id]["mse"] == pytest.approx(mse, abs=1e-6)
+    assert figures["notes"] == []
+    in_sample = evaluate(predicted, store)
+    assert in_sample["summary"]["pcc"] > figures["summary"]["pcc"]
+    assert [note.split(";")[0] for note in in_sample["notes"]] == [f"s{i}: trained on this slide" for i in range(3)]
+    assert in_sample["slides"]["s1"]["in_sample"] == "trained on this slide"
+    said = call("evaluate", "--predictions", predicted, "--embeddings", store)
+    assert "note: s0: trained on this slide; its figures do not say" in said.stdout
+
+
+def test_what_a_file_claims_to_be_true_is_not_looked_at(study: Study, predicted: Path) -> None:
+    before = evaluate(predicted, study.folder / "store.zarr")
+
+    def flatter(data: anndata.AnnData) -> None:
+        data.layers["target"] = data.X.copy()
+
+    def without(data: anndata.AnnData) -> None:
+        del data.layers["target"]
+
+    change(predicted / "s0.h5ad", flatter)
+    change(predicted / "s1.h5ad", without)
+    assert evaluate(predicted, study.folder / "store.zarr") == before
+
+
+def test_what_is_left_out_is_said(study: Study, predicted: Path) -> None:
+    store = study.folder / "store.zarr"
+    whole = evaluate(predicted, store)
+
+    def few(data: anndata.AnnData) -> anndata.AnnData:
+        return data[[4, 2, 9, 17], ::-1].copy()  # in another order: joined by name
+
+    def holes(data: anndata.AnnData) -> None:
+        data.X[3, 2] = np.nan
+
+    change(predicted / "s0.h5ad", few)
+    change(predicted / "s1.h5ad", holes)
+    (predicted / "s2.h5ad").unlink()
+    figures = evaluate(predicted, store)
+    assert "s0: 4 of its 25 spots are predicted; the figures are of those alone" in figures["notes"]
+    assert "s1: 1 predictions are not numbers, and left out" in figures["notes"]
+    assert "not predicted, and so not judged: s2" in figures["notes"]
+    assert figures["slides"]["s0"]["n_spots"] == 4
+    assert abs(figures["slides"]["s1"]["mse"] - whole["slides"]["s1"]["mse"]) < 0.05
+    data = anndata.read_h5ad(predicted / "s0.h5ad")
+    errors = (np.asarray(data.X) - np.asarray(data.layers["target"])) ** 2  # which predict made from the same counts
+    assert figures["slides"]["s0"]["mse"] == pytest.approx(errors.mean(), rel=1e-5)
+
+
+def test_genes_that_a_slide_does_not_have_are_left_out(study: Study, predicted: Path, make_study: Any) -> None:
+    new = make_study(2, name="new")
+    data = anndata.read_h5ad(new.folder / "s1.h5ad")
+    places, grid = data.obsm["spatial"], data.obs[["array_row", "array_col"]].to_numpy()
+    write_spots(new.folder / "s1.h5ad", places, grid=grid, genes=[*GENES[:5], "other"])
+    lines = new.manifest.read_text().splitlines()
+    new.manifest.write_text("\n".join([*lines[:1], lines[1].rsplit(",", 1)[0] + ",", lines[2]]) + "\n")
+    (new.folder / "m.png").write_bytes((new.folder / "s0.png").read_bytes())
+    new.manifest.write_text(
+        new.manifest.read_text()
+        .replace("expression\n", "expression,tissue\n")
+        .replace("P0,\n", "P0,,m.png\n")
+        .replace("s1.h5ad\n", "s1.h5ad,\n")
+    )
+    new.embed(views=8)
+    done = predict(study.folder / "run", embeddings=new.folder / "store.zarr", out=new.folder / "p")
+    figures = evaluate(done.out, new.folder / "store.zarr")
+    assert "s0: left out, the store has no expression of it" in figures["notes"]
+    absent = 8 - len(set(GENES[:5]) & set(anndata.read_h5ad(done.files["s1"]).var_names))
+    assert f"s1: {absent} of the 8 genes are not in its expression, and left out" in figures["notes"]
+    assert figures["slides"]["s1"]["n_genes"] == 8 - absent
+
+
+def test_files_that_cannot_be_judged_are_named(study: Study, predicted: Path) -> None:
+    store = study.folder / "store.zarr"
+
+    def twice(data: anndata.AnnData) -> anndata.AnnData:
+        return data[[0, 1, 1]].copy()
+
+    def stranger(data: anndata.AnnData) -> None:
+        data.var_names = [*data.var_names[:-1], "OTHER"]
+
+    def silent(data: anndata.AnnData) -> None:
+        data.uns["nh2st_pipe"].pop("targets")
+
+    def nameless(data: anndata.AnnData) -> None:
+        del data.uns["nh2st_pipe"]
+
+    def elsewhere(data: anndata.AnnData) -> None:
+        data.obs_names = [f"other{i}" for i in range(data.n_obs)]
+
+    kept = (predicted / "s1.h5ad").read_bytes()
+    for how, message in (
+        (stranger, "genes that are not of the panel it was predicted with: OTHER"),
+        (silent, "by a version that did not keep how its values are made"),
+        (nameless, "does not say what it is"),
+        (elsewhere, "names spots that slide s1 of .* does not have: other0"),
+    ):
+        change(predicted / "s1.h5ad", how)
+        with pytest.raises(RunError, match=message):
+            evaluate(predicted, store)
+        (predicted / "s1.h5ad").write_bytes(kept)
+    with pytest.warns(UserWarning, match="not unique"):
+        change(predicted / "s1.h5ad", twice)
+    with pytest.raises(RunError, match="names spots twice: s"):
+        evaluate(predicted, store)
+    (predicted / "s1.h5ad").write_bytes(kept[: len(kept) // 2])
+    with pytest.raises(RunError, match=r"s1\.h5ad cannot be read"):
+        evaluate(predicted, store)
