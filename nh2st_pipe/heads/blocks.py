@@ -52,24 +52,19 @@ class Blur:
         pitch = pitch or 1.0  # a single spot: its own mean
         self._device, self._dtype = device, dtype
         self._means: list[torch.Tensor | sp.csr_matrix] = []
-        for sigma in sigmas:
-            self._means.append(self._weights(part.xy, sigma * pitch))
+        if len(part.xy) <= DENSE_SPOTS:
+            self._means += [self._weights(part.xy, sigma * pitch) for sigma in sigmas]
+        elif sigmas:
+            self._means += _sparse_weights(part.xy, [sigma * pitch for sigma in sigmas])
         if further is not None:
             self._means.append(further)
         self._whole = [self._on_device(mean) for mean in self._means]
 
-    def _weights(self, xy: NDArray[np.float64], sigma_px: float) -> torch.Tensor | sp.csr_matrix:
-        if len(xy) <= DENSE_SPOTS:
-            at = torch.from_numpy(xy).to(self._device)
-            weights = torch.cdist(at, at, compute_mode="donot_use_mm_for_euclid_dist").div_(sigma_px).square_()
-            weights = weights.mul_(-0.5).exp_()
-            return (weights / weights.sum(1, keepdim=True)).to(self._dtype)
-        tree = cKDTree(xy)
-        near = tree.sparse_distance_matrix(tree, _CUT_SIGMAS * sigma_px, output_type="coo_matrix")
-        values = np.exp(-0.5 * (near.data / sigma_px) ** 2)
-        weights_csr = sp.csr_matrix((values, (near.row, near.col)), shape=near.shape)
-        weights_csr.setdiag(1.0)  # scipy leaves distances of 0 out
-        return sp.csr_matrix(sp.diags(1 / np.asarray(weights_csr.sum(axis=1)).ravel()) @ weights_csr)
+    def _weights(self, xy: NDArray[np.float64], sigma_px: float) -> torch.Tensor:
+        at = torch.from_numpy(xy).to(self._device)
+        weights = torch.cdist(at, at, compute_mode="donot_use_mm_for_euclid_dist").div_(sigma_px).square_()
+        weights = weights.mul_(-0.5).exp_()
+        return (weights / weights.sum(1, keepdim=True)).to(self._dtype)
 
     def _on_device(self, mean: torch.Tensor | sp.csr_matrix) -> torch.Tensor:
         if isinstance(mean, torch.Tensor):
@@ -96,6 +91,20 @@ class Blur:
         """Return the B blocks n × d, each times its axes d × p: projected first, so that less is averaged."""
         own, *others = axes_bdp
         return [x_nd @ own, *(mean @ (x_nd @ axes) for mean, axes in zip(self._whole, others, strict=True))]
+
+
+def _sparse_weights(xy: NDArray[np.float64], sigmas_px: Sequence[float]) -> list[sp.csr_matrix]:
+    """Return the weights of each σ, those within 3 σ; distances are found once, for the largest."""
+    tree = cKDTree(xy)
+    near = tree.sparse_distance_matrix(tree, _CUT_SIGMAS * max(sigmas_px), output_type="coo_matrix")
+    found = []
+    for sigma in sigmas_px:
+        inside = near.data <= _CUT_SIGMAS * sigma
+        values = np.exp(-0.5 * (near.data[inside] / sigma) ** 2)
+        weights = sp.csr_matrix((values, (near.row[inside], near.col[inside])), shape=near.shape)
+        weights.setdiag(1.0)  # scipy leaves distances of 0 out
+        found.append(sp.csr_matrix(sp.diags(1 / np.asarray(weights.sum(axis=1)).ravel()) @ weights))
+    return found
 
 
 def hypergraph_mean(samples: Samples, part: Part, similar: int) -> sp.csr_matrix:

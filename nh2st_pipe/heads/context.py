@@ -81,6 +81,7 @@ class Context(HeadModel):
         self.register_buffer("target_mean", torch.zeros(n_genes))
         self.register_buffer("target_scale", torch.ones(()))
         self.register_buffer("basis", torch.zeros(dim, 0))
+        self._last: tuple[object, Samples, Blur] | None = None
         kernel, network = self.recipe.kernel, self.recipe.network
         if kernel is not None:
             self.register_buffer("kernel_blocks", torch.zeros(n_blocks, 0, dim))
@@ -130,7 +131,9 @@ class Context(HeadModel):
             self.basis = basis.to(self.basis)
         if self.recipe.kernel is not None:
             self._fit_kernel(train, raw, plan.seed)
-        return self._fit_network(train, raw, plan) if self.recipe.network is not None else Fit()
+        done = self._fit_network(train, raw, plan) if self.recipe.network is not None else Fit()
+        self._last = None
+        return done
 
     def _fit_kernel(self, train: Samples, raw: torch.Tensor, seed: int) -> None:
         recipe = self.recipe.kernel
@@ -254,11 +257,12 @@ class Context(HeadModel):
                 yield part, view, x[:, view].contiguous(), blur
 
     def _blur(self, samples: Samples, part: Part, dtype: torch.dtype) -> Blur:
-        """Return what makes the blocks of one slide's embeddings."""
-        around = None
-        if self.recipe.hypergraph:
-            around = hypergraph_mean(samples, part, _SIMILAR)
-        return Blur(part, self.recipe.sigmas, samples.device, dtype, around)
+        """Return what makes the blocks of one slide's embeddings; the last is kept for the other part of the head."""
+        key = (id(samples), part.slide_id, part.start, dtype)
+        if self._last is None or self._last[0] != key:
+            around = hypergraph_mean(samples, part, _SIMILAR) if self.recipe.hypergraph else None
+            self._last = (key, samples, Blur(part, self.recipe.sigmas, samples.device, dtype, around))
+        return self._last[2]
 
     def _basis(self, part: KernelPart | NetworkPart | None, dtype: torch.dtype) -> torch.Tensor | None:
         """Return the directions that a part leaves out, d × r, None where there are none."""
@@ -296,6 +300,7 @@ class Context(HeadModel):
                 for features in views:
                     own = self.members.mean(features, around).double() * self.target_scale
                     out[part.rows] += (1 - share[part.rows]) * own / samples.n_views
+        self._last = None
         values = samples.smooth(out.cpu().numpy()).astype(np.float32)
         return Prediction(values, likeness)
 
