@@ -51,7 +51,7 @@ def run_demo(folder: Path, progress: Progress | None = None) -> Demo:
     if summary.failed:
         raise EncoderError("; ".join(f"{name}: {cause}" for name, cause in summary.failed.items()))
     shutil.rmtree(folder / "run", ignore_errors=True)
-    run = train(store, genes=60, settings=_SETTINGS, out=folder / "run", progress=progress)
+    run = train(store, genes=60, settings=_SETTINGS, out=folder / "run", jobs=None, progress=progress)
     predicted = predict(run.path, embeddings=store, out=folder / "predictions", progress=progress)
     return Demo(run, report(run.path), predicted.out, _by_group(run.path / "per_gene.csv"))
 

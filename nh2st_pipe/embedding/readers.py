@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -207,8 +207,8 @@ class Readers:
             spots = grid_spots(tissue_mask(slide, row.tissue), size, slide)
         spots = spots.take(file_order(spots.xy))
         check_spots(record, spots, wanted, self._redo)
-        if notice:
-            spots = Spots(**{**vars(spots), "notices": (*spots.notices, notice)})
+        said = (*slide.notices, *([notice] if notice else []))
+        spots = replace(spots, notices=(*spots.notices, *said))
         image: dict[str, Any] = {
             "path": str(row.slide),
             "width": slide.size[0],

@@ -26,6 +26,8 @@ class Slide(Protocol):
     """Width and height, level-0 px."""
     mpp: float | None
     """µm per level-0 px by the file itself, None where it does not say."""
+    notices: tuple[str, ...]
+    """What a person would not expect of how the file is read."""
     downsamples: tuple[float, ...]
     """Level-0 px per px of each level; the first is 1."""
 

@@ -28,6 +28,7 @@ class OpenSlideSlide:
             raise SlideError(f"{path} cannot be opened: {error}; is the file complete?") from error
         self.size: tuple[int, int] = self._handle.dimensions
         self.downsamples: tuple[float, ...] = (1.0, *self._handle.level_downsamples[1:])
+        self.notices: tuple[str, ...] = ()
         self.mpp = _mpp(self._handle.properties, path)
 
     @staticmethod

@@ -17,12 +17,23 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from nh2st_pipe.core.errors import SlideError
+from nh2st_pipe.core.errors import SlideError, fault_of
 
 __all__ = ["RasterSlide", "any_size"]
 
 _PILLOW_LIMIT = threading.Lock()  # Image.MAX_IMAGE_PIXELS is one value for all threads
 _STRIP_PX = 256
+_ORIENTATION = 274  # the tag
+_BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+_SIDES_SWAP = tuple(_BACK[tag] for tag in (5, 6, 7, 8))
 
 
 @contextmanager
@@ -45,8 +56,10 @@ class RasterSlide:
         self.mpp: float | None = None  # the resolution tags of photographs say nothing about the tissue
         self._lock = threading.Lock()
         self._pixels: NDArray[np.uint8] | None = None
-        with self._open() as image:
-            self.size: tuple[int, int] = image.size
+        with self._open() as image, fault_of(SlideError, f"{path} cannot be read (is the file complete?)"):
+            self._page, pages = _largest_page(image)
+            self.size: tuple[int, int] = pages[self._page]
+            self.notices = tuple(_notices(image, self._page, pages))
 
     def _open(self) -> Image.Image:
         try:
@@ -69,9 +82,10 @@ class RasterSlide:
                     )
                 try:
                     with closing(self._open()) as image:
+                        image.seek(self._page)
                         self._pixels = _as_array(image)
                     _trim_heap()
-                except (OSError, ValueError, SyntaxError, EOFError) as error:
+                except (OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError) as error:
                     raise SlideError(f"{self.path} cannot be decoded: {error}; is the file complete?") from error
             return self._pixels
 
@@ -93,13 +107,52 @@ class RasterSlide:
             _trim_heap()
 
 
+def _largest_page(image: Image.Image) -> tuple[int, list[tuple[int, int]]]:
+    """Return which page is the largest, the first of equals, and the pages' sizes: labels and thumbnails are small."""
+    sizes = []
+    for page in range(getattr(image, "n_frames", 1) if image.format == "TIFF" else 1):
+        image.seek(page)
+        sizes.append(image.size if _turned_back(image) not in _SIDES_SWAP else image.size[::-1])
+    largest = max(range(len(sizes)), key=lambda page: sizes[page][0] * sizes[page][1])
+    image.seek(largest)
+    return largest, sizes
+
+
+def _turned_back(image: Image.Image) -> Image.Transpose | None:
+    """Return what undoes what Pillow makes of an orientation tag: it turns TIFFs as it decodes them, and no others."""
+    return _BACK.get(image.getexif().get(_ORIENTATION, 1)) if image.format == "TIFF" else None
+
+
+def _notices(image: Image.Image, page: int, pages: list[tuple[int, int]]) -> list[str]:
+    """Return what a person would not expect of how the image is read."""
+    found = []
+    if page:
+        found.append(
+            f"page {page + 1} of {len(pages)} is read, the largest; the first has {pages[0][0]} × {pages[0][1]} px"
+        )
+    turned = image.getexif().get(_ORIENTATION, 1)
+    if turned not in (0, 1):
+        found.append(f"its orientation tag ({turned}) is passed over: spots are counted on the px as they are stored")
+    if image.mode.startswith("I"):
+        found.append("16 bits a px are read as their upper 8")
+    return found
+
+
 def _as_array(image: Image.Image) -> NDArray[np.uint8]:
-    """Return h × w × 3; strip by strip, since Pillow hands over a whole image through two copies of it."""
+    """Return h × w × 3 as stored; strip by strip, since Pillow hands over a whole image through two copies of it."""
+    back = _turned_back(image)
+    if back is not None:
+        image.load()
+        image = image.transpose(back)
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, _STRIP_PX):
         strip = image.crop((0, top, width, min(top + _STRIP_PX, height)))
-        pixels[top : top + _STRIP_PX] = np.asarray(strip if strip.mode == "RGB" else _flattened(strip))
+        if image.mode.startswith("I"):
+            grey = np.clip(np.asarray(strip).astype(np.int64) >> 8, 0, 255)
+            pixels[top : top + _STRIP_PX] = grey[..., None]
+        else:
+            pixels[top : top + _STRIP_PX] = np.asarray(strip if strip.mode == "RGB" else _flattened(strip))
     return pixels
 
 

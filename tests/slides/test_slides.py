@@ -13,7 +13,7 @@ from nh2st_pipe.slides import open_slide
 from nh2st_pipe.slides.base import read_tile, thumbnail
 from nh2st_pipe.slides.openslide import OpenSlideSlide
 from nh2st_pipe.slides.raster import RasterSlide
-from tests.conftest import picture
+from tests.conftest import Study, picture
 
 
 def write_pyramid(path: Path, pixels: NDArray[np.uint8], mpp: float | None = 0.5) -> None:
@@ -153,3 +153,53 @@ def test_an_image_larger_than_the_memory_is_refused(
     monkeypatch.setattr("nh2st_pipe.slides.raster._free_memory", lambda: 1e6)
     with pytest.raises(SlideError, match="convert it to a tiled pyramidal TIFF"):
         open_slide(tmp_path / "a.png").read_region(0, 0, 5, 5, 0)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_sixteen_bits_are_read_as_their_upper_eight(tmp_path: Path, pixels: NDArray[np.uint8], name: str) -> None:
+    grey = pixels[..., 0].astype(np.uint16) * 256 + 77
+    if name == "a.png":
+        Image.fromarray(grey).save(tmp_path / name)
+    else:
+        tifffile.imwrite(tmp_path / name, grey)
+    slide = RasterSlide(tmp_path / name)
+    height, width = grey.shape
+    assert np.array_equal(slide.read_region(0, 0, width, height, 0), np.repeat(pixels[..., :1], 3, axis=2))
+    assert slide.notices == ("16 bits a px are read as their upper 8",)
+
+
+@pytest.mark.parametrize("turned", range(2, 9))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+def test_pixels_are_taken_as_they_are_stored_and_a_turned_file_is_said_to_be(
+    tmp_path: Path, pixels: NDArray[np.uint8], name: str, turned: int
+) -> None:
+    image, exif = Image.fromarray(pixels), Image.Exif()
+    exif[274] = turned
+    image.save(tmp_path / f"plain{name[1:]}")
+    image.save(tmp_path / name, exif=exif)
+    slide, plain = RasterSlide(tmp_path / name), RasterSlide(tmp_path / f"plain{name[1:]}")
+    assert slide.size == plain.size == (pixels.shape[1], pixels.shape[0])
+    region = slide.read_region(0, 0, *slide.size, 0)
+    assert np.array_equal(region, plain.read_region(0, 0, *plain.size, 0))
+    assert f"its orientation tag ({turned}) is passed over" in slide.notices[0]
+    assert plain.notices == ()
+
+
+def test_of_several_pages_the_largest_is_read(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    label = np.full((20, 30, 3), 7, np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for page in (label, pixels, pixels[:40, :50]):
+            file.write(page, photometric="rgb")
+    slide = RasterSlide(tmp_path / "a.tif")
+    assert slide.size == (pixels.shape[1], pixels.shape[0])
+    assert np.array_equal(slide.read_region(0, 0, *slide.size, 0), pixels)
+    assert slide.notices == ("page 2 of 3 is read, the largest; the first has 30 × 20 px",)
+
+
+def test_what_a_file_is_read_as_is_said_by_embed(study: Study) -> None:
+    grey = np.asarray(Image.open(study.folder / "s1.png").convert("L")).astype(np.uint16) * 256
+    Image.fromarray(grey).save(study.folder / "s1.png")
+    summary = study.embed()
+    assert [notice for notice in summary.notices if "16 bits" in notice] == [
+        "s1: 16 bits a px are read as their upper 8"
+    ]
