@@ -21,7 +21,7 @@ from nh2st_pipe.reporting.page import report
 from nh2st_pipe.synthetic import generate
 from nh2st_pipe.training.run import Run, train
 
-__all__ = ["Demo", "run_demo"]
+__all__ = ["Demo", "run_demo", "standing"]
 
 # Raw targets, so that genes that follow the spot stay apart from genes that follow its neighbours.
 _SETTINGS = ("targets.smooth=none",)
@@ -54,6 +54,22 @@ def run_demo(folder: Path, progress: Progress | None = None) -> Demo:
     run = train(store, genes=60, settings=_SETTINGS, out=folder / "run", jobs=None, progress=progress)
     predicted = predict(run.path, embeddings=store, out=folder / "predictions", progress=progress)
     return Demo(run, report(run.path), predicted.out, _by_group(run.path / "per_gene.csv"))
+
+
+def standing(groups: list[dict[str, Any]]) -> list[str]:
+    """Say where the run's own head stands on genes that follow the spot, and on those that follow its neighbours."""
+    own, *others = groups
+    said = []
+    for group, what in (("local", "the spot"), ("neigh", "its neighbours")):
+        best = max(others, key=lambda row: row[group])
+        mine, second = own[group], f"{best['head']} {best[group]:.3f}"
+        if mine > best[group]:
+            where = f"{own['head']} is ahead of every baseline ({mine:.3f}; {second})"
+        else:
+            ahead = ", ".join(row["head"] for row in others if row[group] >= mine)
+            where = f"{own['head']} ({mine:.3f}) is behind {ahead} ({second})"
+        said.append(f"on genes that follow {what}, {where}")
+    return said
 
 
 def _by_group(per_gene: Path) -> list[dict[str, Any]]:

@@ -32,12 +32,14 @@ def demo(
 ) -> None:
     """Make small slides whose expression follows a known rule, and run everything on them."""
     from nh2st_pipe.core.progress import progress_for_terminal
-    from nh2st_pipe.demo import run_demo
+    from nh2st_pipe.demo import run_demo, standing
 
     with progress_for_terminal() as progress:
         done = run_demo(out, progress)
     say_run(done.run)
     typer.echo("\nPCC of genes that follow the spot (local), its neighbours (neigh), nothing (noise):")
     typer.echo(table(done.groups))
+    for words in standing(done.groups):
+        typer.echo(words)
     typer.echo(f"\nslides and embeddings: {out}; predictions: {done.predictions}")
     typer.echo(f"report: {done.report.resolve()}")
