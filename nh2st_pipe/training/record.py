@@ -55,7 +55,7 @@ def gene_table(outcomes: dict[str, Outcome], own: str, half_pcc: dict[str, float
 
 
 def write_predictions(folder: RunFolder, study: Study, recipe: TrainRecipe, result: FoldResult) -> None:
-    """Write the predictions of one fold\'s test slides, with what they are in uns."""
+    """Write the predictions of one fold's test slides, with what they are in uns."""
     about = {
         "recipe": result.head,
         "fold": result.fold.name,
