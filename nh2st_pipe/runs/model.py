@@ -58,10 +58,10 @@ def model_folder(where: str | Path) -> Path:
     raise RunError(f"there is no run at {where}{near} (a model on the Hugging Face hub is {HUB}owner/name)")
 
 
-def save_model(model: HeadModel, folder: Path) -> None:
-    """Write a head as config.json and model.safetensors, with a list of their hashes."""
+def save_model(model: HeadModel, folder: Path, card: str) -> None:
+    """Write a head as config.json, model.safetensors and its model `card`, with a list of their hashes."""
     model.cpu().save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # the hub's empty model card
+    (folder / "README.md").write_text(card, encoding="utf-8")  # in place of the hub's empty one
     write_sums(folder)
 
 

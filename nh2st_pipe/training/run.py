@@ -24,6 +24,8 @@ from nh2st_pipe.data.panels import read_gene_file
 from nh2st_pipe.data.study import Study
 from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe, with_settings
 from nh2st_pipe.recipes.values import validate
+from nh2st_pipe.runs.about import About
+from nh2st_pipe.runs.card import model_card
 from nh2st_pipe.runs.folder import RunFolder
 from nh2st_pipe.runs.model import save_model
 from nh2st_pipe.store.read import Store, open_store
@@ -98,7 +100,6 @@ def train(
             progress.advance(fits, fits + 1, f"{resolved.name}, {words}")
 
         final = fit_all(study, resolved, own.epochs, about(study, resolved, own), tell)
-        save_model(final.model, folder.part / "model")
         wanted = resolved.targets.genes
         if isinstance(wanted, int) and len(final.model.genes) < wanted:
             notes.append(f"{wanted:,} genes were asked for, and the slides have {len(final.model.genes):,} in common")
@@ -108,6 +109,8 @@ def train(
         for slide_id, words in own.cautions.items():
             notes.append(f"{slide_id}, held out: {words}")
         metrics = metrics_of(resolved, study, splits, outcomes, final, notes)
+        card = model_card(metrics, About.of(final.model.about, folder.part))
+        save_model(final.model, folder.part / "model", card)
         folder.write_yaml("recipe.yaml", resolved.model_dump(mode="json"))
         folder.write_json("metrics.json", metrics)
         folder.write_table("per_gene.csv", gene_table(outcomes, resolved.name, final.half_pcc))

@@ -18,6 +18,7 @@ from nh2st_pipe.core.errors import RecipeError, RunError
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.reporting.page import report
 from nh2st_pipe.runs.about import About
+from nh2st_pipe.runs.card import model_card
 from nh2st_pipe.runs.folder import RunFolder
 from nh2st_pipe.runs.model import load_model
 from nh2st_pipe.training.run import train
@@ -208,3 +209,19 @@ def test_names_that_would_collide_or_escape_are_refused(study: Study) -> None:
         train(store, recipe="ridge", settings=["baselines=[ridge]"])
     with pytest.raises(RecipeError, match="name: string should match pattern"):
         train(store, recipe="ridge", settings=["name=../../escaped"])
+
+
+def test_a_models_card_says_what_it_is_and_what_it_reached(finished: Path) -> None:
+    card = (finished / "model" / "README.md").read_text()
+    metrics = json.loads((finished / "metrics.json").read_text())
+    about = About.of(load_model(finished).about, finished)
+    assert card.startswith("---\nlibrary_name: nh2st-pipe\nlicense: apache-2.0\n")
+    assert f"Predicts {len(load_model(finished).genes)} genes a spot, as {about.unit}." in card
+    assert "Embeddings: fake (96 values" in card
+    assert "Trained on 3 slides of 3 patients, 75 spots" in card
+    own = metrics["summary"]
+    assert f"| {metrics['head']} | {own['pcc']:.3f} | {own['pcc_top50']:.3f} | {own['mse']:.4f} |" in card
+    for name in metrics["baselines"]:
+        assert f"\n| {name} | " in card
+    assert "Nothing was judged" in model_card({**metrics, "summary": None, "folds": []}, about)
+    assert "- Note: odd" in model_card({**metrics, "notes": ["odd"]}, about)

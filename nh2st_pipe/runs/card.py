@@ -1,0 +1,66 @@
+"""The model card: what a trained head is, what it reached and on what, as the hub and people read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nh2st_pipe.runs.about import About
+from nh2st_pipe.store.format import tile_words
+
+__all__ = ["model_card"]
+
+_FRONT = """---
+library_name: nh2st-pipe
+license: apache-2.0
+tags: [pathology, spatial-transcriptomics, histology, gene-expression]
+---
+"""
+
+
+def model_card(metrics: dict[str, Any], about: About) -> str:
+    """Return the card of the head of a run, as Markdown, from its metrics.json and what the model says of itself."""
+    store, model = about.store, metrics["model"]
+    patients = len({slide.patient for slide in about.trained_on})
+    lines = [
+        _FRONT,
+        f"# {about.recipe}: spatial gene expression from H&E",
+        f"Predicts {model['genes']:,} genes a spot, as {about.unit}.",
+        "",
+        f"- Embeddings: {store.identity['name']} ({store.dim} values, weights SHA-256 `{store.weights.sha256[:12]}…`), "
+        f"tiles of {tile_words(store.tile)}, {metrics['views']} of its views. Others are refused.",
+        f"- Trained on {len(about.trained_on)} slides of {patients} patients, {metrics['n_spots']:,} spots.",
+        f"- Made by nh2st-pipe {about.version}.",
+        "",
+        *_figures(metrics),
+        *(f"- Note: {note}" for note in metrics["notes"]),
+        "",
+        "`nh2st-pipe predict --model hf-hub:OWNER/NAME --slides manifest.csv`; in Python "
+        '`nh2st_pipe.load_model("hf-hub:OWNER/NAME")`. A prediction says how well each gene was predicted out of fold '
+        '(`var["cv_pcc"]`, `var["half_pcc"]`) and how like its spots are to those trained on (`obs["likeness"]`).',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _figures(metrics: dict[str, Any]) -> list[str]:
+    if metrics["summary"] is None:
+        return ["Nothing was judged: it was trained without folds, and how good it is on a new slide is not known.", ""]
+    heads = {metrics["head"]: metrics, **metrics["baselines"]}
+    rows = [
+        f"| {name} | {_cell(head['summary'], 'pcc', 3)} | {_cell(head['summary'], 'pcc_top50', 3)} "
+        f"| {_cell(head['summary'], 'mse', 4)} |"
+        for name, head in heads.items()
+    ]
+    return [
+        f"On slides it had not seen ({len(metrics['folds'])} folds by {metrics['folds_by']}; {metrics['protocol']}: "
+        f"{metrics['protocol_in_words']}):",
+        "",
+        "| head | PCC | top 50 | MSE |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def _cell(summary: dict[str, Any], key: str, digits: int) -> str:
+    value = summary.get(key)
+    return "–" if value is None else f"{value:.{digits}f}"
