@@ -28,7 +28,7 @@ def model_card(metrics: dict[str, Any], about: About) -> str:
         "",
         f"- Embeddings: {store.identity['name']} ({store.dim} values, weights SHA-256 `{store.weights.sha256[:12]}…`), "
         f"tiles of {tile_words(store.tile)}, {metrics['views']} of its views. Others are refused.",
-        f"- Trained on {len(about.trained_on)} slides of {patients} patients, {metrics['n_spots']:,} spots.",
+        f"- Trained on {len(about.trained_on)} slides of {patients} patient{'s' * (patients != 1)}, {metrics['n_spots']:,} spots.",
         f"- Made by nh2st-pipe {about.version}.",
         "",
         *_figures(metrics),
