@@ -20,7 +20,8 @@ tags: [pathology, spatial-transcriptomics, histology, gene-expression]
 def model_card(metrics: dict[str, Any], about: About) -> str:
     """Return the card of the head of a run, as Markdown, from its metrics.json and what the model says of itself."""
     store, model = about.store, metrics["model"]
-    patients = len({slide.patient for slide in about.trained_on})
+    n = len({slide.patient for slide in about.trained_on})
+    patients = f"{n} patient{'s' * (n != 1)}"
     lines = [
         _FRONT,
         f"# {about.recipe}: spatial gene expression from H&E",
@@ -28,7 +29,7 @@ def model_card(metrics: dict[str, Any], about: About) -> str:
         "",
         f"- Embeddings: {store.identity['name']} ({store.dim} values, weights SHA-256 `{store.weights.sha256[:12]}…`), "
         f"tiles of {tile_words(store.tile)}, {metrics['views']} of its views. Others are refused.",
-        f"- Trained on {len(about.trained_on)} slides of {patients} patient{'s' * (patients != 1)}, {metrics['n_spots']:,} spots.",
+        f"- Trained on {len(about.trained_on)} slides of {patients}, {metrics['n_spots']:,} spots.",
         f"- Made by nh2st-pipe {about.version}.",
         "",
         *_figures(metrics),
