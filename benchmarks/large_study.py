@@ -17,41 +17,10 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import scipy.sparse as sp
 import typer
-
-from nh2st_pipe.store.format import Contract, ImageSource, ManifestRow, WeightsOf
-from nh2st_pipe.store.write import StoreWriter
-from nh2st_pipe.tiles.neighbours import nearest_spots
-from nh2st_pipe.tiles.spots import Spots
+from random_store import make_store
 
 GENES, PER_SLIDE, PREDICTED = 250, 20_000, 5_000
-
-
-def make_store(path: Path, sizes: list[int], dim: int, views: int) -> None:
-    rng = np.random.default_rng(0)
-    contract = Contract(
-        encoder={"name": "random", "dim": dim},
-        identity={"name": "random", "dim": dim},
-        weights=WeightsOf(sha256="none", source="random"),
-        precision="float32",
-        tile={"size_um": 112.0, "size_level0_px": None},
-        views=1 if views == 1 else 8,
-    )
-    store = StoreWriter(path, contract)
-    for i, size in enumerate(sizes):
-        side = int(np.ceil(np.sqrt(size)))
-        rows, cols = (axis.ravel()[:size] for axis in np.mgrid[:side, :side])
-        counts = sp.csr_matrix(rng.poisson(0.5, (size, GENES)).astype(np.float64))
-        names, xy = [f"b{j}" for j in range(size)], np.column_stack((cols, rows)) * 200.0
-        spots = Spots(names, xy, rows, cols, counts, [f"g{j}" for j in range(GENES)])
-        row = ManifestRow(slide_id=f"s{i}", slide=f"s{i}.tif", patient=f"p{i}")
-        writer = store.slide(row, ImageSource(image=f"1-{i}"), spots, f"1-{i}", {"image": {"fingerprint": f"1-{i}"}})
-        for start in range(0, size, 256):
-            n = min(256, size - start)
-            writer.append(rng.standard_normal((n, contract.views, dim), np.float32).astype(np.float16))
-        writer.finish(*nearest_spots(xy, 9), {})
 
 
 def gigabytes() -> float:
@@ -90,8 +59,8 @@ def main(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         whole, rest = divmod(spots, PER_SLIDE)
-        make_store(folder / "store.zarr", [PER_SLIDE] * whole + [rest] * (rest > 0), dim, views)
-        make_store(folder / "small.zarr", [PREDICTED], dim, views)
+        make_store(folder / "store.zarr", [PER_SLIDE] * whole + [rest] * (rest > 0), dim, 1 if views == 1 else 8, GENES)
+        make_store(folder / "small.zarr", [PREDICTED], dim, 1 if views == 1 else 8, GENES)
         call = [sys.executable, __file__, "--measured", name, "--epochs", str(epochs)]
         subprocess.run(call, check=True)
 

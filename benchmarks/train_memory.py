@@ -15,41 +15,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
-import scipy.sparse as sp
+from random_store import make_store
 
-from nh2st_pipe.store.format import Contract, ImageSource, ManifestRow, WeightsOf
-from nh2st_pipe.store.write import StoreWriter
-from nh2st_pipe.tiles.neighbours import nearest_spots
-from nh2st_pipe.tiles.spots import Spots
-
-VIEWS, DIM, GENES, SLIDES = 8, 512, 100, 4
-
-
-def make_store(path: Path, n_spots: int) -> None:
-    rng = np.random.default_rng(0)
-    contract = Contract(
-        encoder={"name": "random", "dim": DIM},
-        identity={"name": "random", "dim": DIM},
-        weights=WeightsOf(sha256="none", source="random"),
-        precision="float32",
-        tile={"size_um": 112.0, "size_level0_px": None},
-        views=VIEWS,
-    )
-    store = StoreWriter(path, contract)
-    side = int(np.sqrt(n_spots))
-    rows, cols = (axis.ravel() for axis in np.mgrid[:side, :side])
-    for i in range(SLIDES):
-        counts = sp.csr_matrix(rng.poisson(2.0, (len(rows), GENES)))
-        names = [f"b{j}" for j in range(len(rows))]
-        spots = Spots(names, np.column_stack((cols, rows)) * 200.0, rows, cols, counts, [f"g{j}" for j in range(GENES)])
-        row = ManifestRow(slide_id=f"s{i}", slide=f"s{i}.tif", patient=f"p{i}")
-        writer = store.slide(row, ImageSource(image=f"1-{i}"), spots, f"1-{i}", {"image": {"fingerprint": f"1-{i}"}})
-        for start in range(0, len(rows), 256):
-            n = min(256, len(rows) - start)
-            writer.append(rng.normal(size=(n, VIEWS, DIM)).astype(np.float16))
-        writer.finish(*nearest_spots(spots.xy, 9), {})
+DIM, GENES, SLIDES = 512, 100, 4
+VIEWS: Literal[8] = 8
 
 
 def megabytes() -> float:
@@ -82,7 +53,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "store.zarr"
-        make_store(path, arguments.spots)
+        make_store(path, [arguments.spots] * SLIDES, DIM, VIEWS, GENES)
         again = [sys.executable, __file__, "--measure", str(path), "--recipe", arguments.recipe]
         subprocess.run(again, check=True)
 
