@@ -33,7 +33,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder to make; default: runs/RECIPE.")] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change a field of the recipe: key=value, e.g. fit.epochs=50."),
+        typer.Option("--set", help="Change a field of the recipe: key=value, e.g. head.network.epochs=80."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed; default: the recipe's (2021).")] = None,
     device: Device = "auto",

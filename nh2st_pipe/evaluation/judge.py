@@ -41,11 +41,12 @@ def evaluate(predictions: str | Path, embeddings: str | Path, out: str | Path | 
     if not files:
         raise RunError(f"there are no predictions (*.h5ad) in {predictions}")
     store = open_store(embeddings)
+    known = store.slides()
     slides: dict[str, dict[str, Any]] = {}
     notes: list[str] = []
     for file in files:
         slide_id = file.stem
-        if slide_id not in store.slides():
+        if slide_id not in known:
             raise RunError(f"{file} is of slide {slide_id}, which {store.location} does not hold")
         if not store.has_expression(slide_id):
             notes.append(f"{slide_id}: left out, the store has no expression of it")
@@ -53,7 +54,7 @@ def evaluate(predictions: str | Path, embeddings: str | Path, out: str | Path | 
         slides[slide_id] = _judge(file, slide_id, store, notes)
     if not slides:
         raise TrainError(f"none of the slides in {predictions} has expression to be judged against")
-    absent = [name for name in store.slides() if store.has_expression(name) and name not in slides]
+    absent = [name for name in known if store.has_expression(name) and name not in slides]
     if absent:
         notes.append(f"not predicted, and so not judged: {listed(absent)}")
     figures: dict[str, Any] = {"slides": slides, "summary": {}, "notes": notes}

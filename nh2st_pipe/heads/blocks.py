@@ -9,6 +9,7 @@ Letters: n spots of a slide, V views, d values, B blocks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
@@ -58,7 +59,10 @@ class Blur:
             self._means += _sparse_weights(part.xy, [sigma * pitch for sigma in sigmas])
         if further is not None:
             self._means.append(further)
-        self._whole = [self._on_device(mean) for mean in self._means]
+
+    @cached_property
+    def _whole(self) -> list[torch.Tensor]:
+        return [self._on_device(mean) for mean in self._means]
 
     def _weights(self, xy: NDArray[np.float64], sigma_px: float) -> torch.Tensor:
         at = torch.from_numpy(xy).to(self._device)
@@ -116,9 +120,7 @@ def hypergraph_mean(samples: Samples, part: Part, similar: int) -> sp.csr_matrix
     around = samples.neighbours[part.rows]
     n, k = around.shape
     passed = operator(incidence(samples.gather(around, 0), min(similar, k - 1)))
-    weights = torch.bmm(passed, passed).mean(
-        1
-    )  # n × k: what each spot of a neighbourhood weighs in the mean of its nodes
+    weights = torch.bmm(passed, passed).mean(1)  # n × k: what each spot weighs in the mean of the nodes
     own = np.repeat(np.arange(n), k)
     others = (around - part.start).flatten().cpu().numpy()
     return sp.csr_matrix((weights.flatten().double().cpu().numpy(), (own, others)), shape=(n, n))

@@ -181,7 +181,6 @@ class Context(HeadModel):
             target,
             weights.float(),
             recipe,
-            train.n_views,
             plan.seed,
             plan.on_epoch,
             self._around(features, train.parts),

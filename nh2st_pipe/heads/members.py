@@ -113,7 +113,6 @@ def fit_members(
     target_ng: torch.Tensor,
     weights_n: torch.Tensor,
     recipe: MembersRecipe,
-    n_views: int,
     seed: int,
     on_epoch: Callable[[int], None] | None = None,
     around: Surroundings | None = None,
@@ -122,9 +121,8 @@ def fit_members(
 
     `features(rows, views)` returns … × f, float32, for spots in their views, both int64 of any one shape. Every epoch
     shows each member every spot once, in a view drawn at random; the loss is the squared error weighted by `weights_n`,
-    over the genes whose target is not NaN.
-    AdamW, the learning rate rising over `recipe.warmup` steps and falling to 0 as a cosine. Where the loss is no number
-    any more, training stops at the last good epoch (see `Watch`).
+    over the genes whose target is not NaN. AdamW, the learning rate rising over `recipe.warmup` steps and falling to 0
+    as a cosine. Where the loss is no number any more, training stops at the last good epoch (see `Watch`).
     """
     n, m, device = len(target_ng), recipe.members, target_ng.device
     known_ng = torch.isfinite(target_ng)
@@ -145,7 +143,7 @@ def fit_members(
     for epoch in range(1, recipe.epochs + 1):
         began = time.perf_counter()
         order = torch.stack([torch.randperm(n, generator=draw) for _ in range(m)]).to(device)
-        views = torch.randint(n_views, (m, n), generator=draw).to(device)
+        views = torch.randint(train.n_views, (m, n), generator=draw).to(device)
         total = torch.zeros((), device=device)
         for at in range(0, n, recipe.batch_size):
             rows, view = order[:, at : at + recipe.batch_size], views[:, at : at + recipe.batch_size]

@@ -76,7 +76,6 @@ class MLP(HeadModel):
             y / self.target_scale,
             torch.ones(len(train), device=train.device),
             self.recipe,
-            train.n_views,
             plan.seed,
             plan.on_epoch,
         )

@@ -177,7 +177,7 @@ def _warnings(metrics: dict[str, Any]) -> list[str]:
         )
     if metrics["n_patients"] == 1:
         found.append("All slides are of one patient; the figures say nothing about new patients.")
-    elif metrics["folds_by"] == "slide" and metrics["n_patients"] < metrics["n_slides"]:
+    elif str(metrics["folds_by"]).partition(":")[0] == "slide" and metrics["n_patients"] < metrics["n_slides"]:
         found.append(
             "Folds leave out slides, not patients: slides of one patient stand on both sides, and the figures are "
             "likely too good for a new patient."

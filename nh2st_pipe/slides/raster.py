@@ -62,13 +62,11 @@ class RasterSlide:
             self.notices = tuple(_notices(image, self._page, pages))
 
     def _open(self) -> Image.Image:
-        try:
-            with any_size():
+        with any_size(), fault_of(SlideError, f"{self.path} cannot be opened"):
+            try:
                 return Image.open(self.path)
-        except UnidentifiedImageError as error:
-            raise SlideError(f"{self.path} is not an image that OpenSlide or Pillow can read") from error
-        except (OSError, ValueError, SyntaxError) as error:
-            raise SlideError(f"{self.path} cannot be opened: {error}") from error
+            except UnidentifiedImageError as error:
+                raise SlideError(f"{self.path} is not an image that OpenSlide or Pillow can read") from error
 
     def _decoded(self) -> NDArray[np.uint8]:
         with self._lock:
@@ -80,13 +78,11 @@ class RasterSlide:
                         f"{needed / 1e9:.1f} GB to decode, more than this machine has free; convert it to a tiled "
                         "pyramidal TIFF (for example: vips tiffsave IN OUT --tile --pyramid --compression jpeg)"
                     )
-                try:
-                    with closing(self._open()) as image:
-                        image.seek(self._page)
-                        self._pixels = _as_array(image)
-                    _trim_heap()
-                except (OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError) as error:
-                    raise SlideError(f"{self.path} cannot be decoded: {error}; is the file complete?") from error
+                cause = f"{self.path} cannot be decoded (is the file complete?)"
+                with fault_of(SlideError, cause), closing(self._open()) as image:
+                    image.seek(self._page)
+                    self._pixels = _as_array(image)
+                _trim_heap()
             return self._pixels
 
     def read_region(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:

@@ -247,7 +247,7 @@ def _load(
     for slide in study.slides.values():
         lacks = set(listed_genes).difference(slide.genes)
         if lacks:
-            say(f"slide {slide.slide_id} lacks {len(lacks)} genes of the panel; others alone teach them")
+            say(f"slide {slide.slide_id} lacks {len(lacks)} genes of the panel, which are learnt from the others")
     width = min(slide.neighbours.shape[1] for slide in study.slides.values())
     if recipe.features.neighbours > width:
         raise TrainError(

@@ -34,6 +34,7 @@ def run_all(
     `tell(done, words)` hears how many are done and what is. With several jobs `study`'s embeddings have to lie in
     shared memory; each process has its share of the processors. Raises TrainError where a process is killed.
     """
+    jobs = max(1, min(jobs, len(tasks)))  # what is not needed would take processors from the others
     if jobs == 1:
         for done, task in enumerate(tasks):
             tell(done, task.recipe.name)

@@ -32,7 +32,7 @@ def test_training_stops_at_the_last_good_epoch_and_names_the_slide(members: int)
 
     torch.manual_seed(0)
     model = Members(members, 6, 8, 5)
-    made = fit_members(model, train, features, target, torch.ones(len(train)), options, train.n_views, 1)
+    made = fit_members(model, train, features, target, torch.ones(len(train)), options, 1)
     assert [row["epoch"] for row in made.history] == [1, 2, 3]
     notice = made.notice
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())

@@ -144,14 +144,14 @@ def test_a_single_slide_can_be_trained_on(make_study: Callable[..., Study]) -> N
 
 
 def test_a_gene_file_and_genes_that_a_test_slide_lacks(study: Study) -> None:
-    xy = anndata.read_h5ad(study.folder / "s2.h5ad")
-    write_spots(
-        study.folder / "s2.h5ad",
-        xy.obsm["spatial"],
-        grid=xy.obs[["array_row", "array_col"]].to_numpy(),
-        genes=GENES[:8],
-    )
-    study.embed(views=8)
+    whole = anndata.read_h5ad(study.folder / "s2.h5ad")
+    grid = whole.obs[["array_row", "array_col"]].to_numpy()
+
+    def with_genes(genes: list[str]) -> None:
+        write_spots(study.folder / "s2.h5ad", whole.obsm["spatial"], grid=grid, genes=genes)
+        study.embed(views=8)
+
+    with_genes(GENES[:8])
     (study.folder / "genes.txt").write_text("\n".join(GENES[4:10]))
     given = run(study, "given", genes=study.folder / "genes.txt", recipe="ridge", settings=())
     assert "slide s2 lacks 2 genes of the panel" in given.metrics["notes"][0]
@@ -162,25 +162,13 @@ def test_a_gene_file_and_genes_that_a_test_slide_lacks(study: Study) -> None:
     with pytest.raises(TrainError, match="1 genes of the panel are in no slide: G1; did you mean 'G1"):
         run(study, "no", genes=["G01", "G1"], recipe="ridge", settings=())
     # A gene of the held-out slide alone cannot be learnt: it is no gene of that fold.
-    write_spots(
-        study.folder / "s2.h5ad",
-        xy.obsm["spatial"],
-        grid=xy.obs[["array_row", "array_col"]].to_numpy(),
-        genes=[*GENES[:7], "own"],
-    )
-    study.embed(views=8)
+    with_genes([*GENES[:7], "own"])
     own = run(study, "own", genes=[*GENES[:4], "own"], recipe="ridge", settings=())
     assert [fold["n_genes"] for fold in own.metrics["folds"]] == [4, 4, 4]
     assert anndata.read_h5ad(own.path / "predictions" / "s2.h5ad").n_vars == 4
     with pytest.raises(TrainError, match=r"slide s[01] has none of the 1 genes of the panel"):
         run(study, "alone", genes=["own"], recipe="ridge", settings=())
-    write_spots(
-        study.folder / "s2.h5ad",
-        xy.obsm["spatial"],
-        grid=xy.obs[["array_row", "array_col"]].to_numpy(),
-        genes=GENES[:8],
-    )
-    study.embed(views=8)
+    with_genes(GENES[:8])
     result = run(study, genes=12, recipe="ridge", settings=())  # s2 is left out once: its own fold has all 12 genes
     by_fold = {fold["fold"]: fold["n_genes"] for fold in result.metrics["folds"]}
     assert by_fold == {"P0": 8, "P1": 8, "P2": 8}

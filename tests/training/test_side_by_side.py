@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 from pathlib import Path
@@ -66,15 +67,36 @@ def test_a_killed_process_ends_the_run_and_says_why(study: Study) -> None:
     recipe = load_train_recipe("ridge", ["targets.genes=5"])
     told: list[str] = []
     with pytest.raises(TrainError, match=r"one of 2 training processes was killed, .* --jobs 1"):
-        list(run_all([Fatal("", recipe, fold)], shared(study), 2, lambda done, words: told.append(words)))
+        list(run_all([Fatal("", recipe, fold)] * 2, shared(study), 2, lambda done, words: told.append(words)))
     assert told == ["2 side by side"]
 
 
 def test_what_a_process_raises_reaches_the_caller(study: Study) -> None:
     recipe = load_train_recipe("ridge", ["targets.genes=[none-such]"])
-    tasks = [FoldTask("", recipe, Fold("s0", ("s1", "s2"), ("s0",)))]
+    tasks = [FoldTask("", recipe, Fold("s0", ("s1", "s2"), ("s0",)))] * 2
     with pytest.raises(TrainError, match="none-such"):
         list(run_all(tasks, shared(study), 2, lambda done, words: None))
+
+
+def test_no_process_outlives_a_caller_that_gives_up(study: Study) -> None:
+    """As it does when it is interrupted: what is under way, for hours perhaps, is ended."""
+    fold = Fold("s0", ("s1", "s2"), ("s0",))
+    quick, long = (
+        load_train_recipe("mlp", ["targets.genes=5", f"head.network.epochs={epochs}"]) for epochs in (1, 1_000_000)
+    )
+    results = run_all([FoldTask("", each, fold) for each in (quick, long)], shared(study), 2, lambda done, words: None)
+    assert next(results).head == "mlp"
+    at_work = [child for child in multiprocessing.active_children() if child.is_alive()]
+    assert len(at_work) == 2
+    results.close()  # type: ignore[attr-defined]
+    assert not any(child.is_alive() for child in at_work)
+
+
+def test_no_more_processes_are_started_than_there_are_tasks(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(side_by_side, "ProcessPoolExecutor", None)  # a single task needs none
+    task = FoldTask("", load_train_recipe("ridge", ["targets.genes=5", "choose={}"]), Fold("s0", ("s1",), ("s0",)))
+    assert [result.head for result in run_all([task], shared(study), 8, lambda done, words: None)] == ["ridge"]
+    assert list(run_all([], shared(study), 8, lambda done, words: None)) == []
 
 
 def test_every_error_survives_the_way_between_processes() -> None:
