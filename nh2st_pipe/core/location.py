@@ -6,7 +6,9 @@ paths keep their fast way: `path` is theirs, None elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,9 @@ from nh2st_pipe.core.errors import UsageError
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
-__all__ = ["Claim", "Location"]
+__all__ = ["LEFT_BEHIND", "Claim", "Location"]
+
+LEFT_BEHIND = ".partial"  # how the names of files end that zarr was writing
 
 _CLAIMS = ".claims"
 _HIDDEN = (".", "_")  # what an operating system or a batch system leaves in a folder is not content
@@ -99,6 +103,20 @@ class Location:
                 place.unlink(missing_ok=True)
         elif self._fs.exists(f"{self._root}/{name}"):
             self._fs.rm(f"{self._root}/{name}", recursive=True)
+
+    def sweep(self, under: str, *, deep: bool, older_than_s: float = 0.0) -> None:
+        """Delete what writes that were cut short left in the folder `under` (all below it if `deep`) of a local path.
+
+        Zarr writes a file beside its place and moves it there; a process that is killed in between leaves it. One
+        that is still being written by another process is younger than `older_than_s`.
+        """
+        if self.path is None:
+            return
+        place, now = self.path / under, time.time()
+        for left in (place.rglob if deep else place.glob)(f"*{LEFT_BEHIND}"):
+            with contextlib.suppress(FileNotFoundError):
+                if left.is_file() and now - left.stat().st_mtime >= older_than_s:
+                    left.unlink()
 
     def zarr_store(self, *, read_only: bool = False) -> ZarrStore:
         """Return zarr's own store for this place."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from nh2st_pipe.core.location import Location
+from nh2st_pipe.core.location import LEFT_BEHIND, Location
 from nh2st_pipe.store.format import crc32c
 
 __all__ = ["faults_of", "list_files"]
@@ -13,14 +13,13 @@ __all__ = ["faults_of", "list_files"]
 # Chunks that carry a checksum of their own, which is checked as they are decoded; they are the bulk of a store.
 _CHECKED_WHEN_READ = re.compile(r"embedding/(X|obsm/views)/c/|expression/X/(data|indices|indptr)/c/")
 _OWN_RECORD = "zarr.json"  # holds the list, and a checksum of itself
-_LEFT_BEHIND = ".partial"  # of a write that was cut short
 
 
 def list_files(location: Location, folder: str) -> dict[str, tuple[int, str]]:
     """Return every file below a slide's folder, with its size and CRC-32C, but for the record that holds the list."""
     listed = {}
     for name in sorted(location.files(folder)):
-        if name != _OWN_RECORD and not name.endswith(_LEFT_BEHIND):
+        if name != _OWN_RECORD and not name.endswith(LEFT_BEHIND):
             data = location.read(f"{folder}/{name}")
             listed[name] = (len(data), crc32c(data))
     return listed

@@ -55,6 +55,7 @@ __all__ = [
 
 _CHUNK_TILES, SHARD_TILES = 32, 256
 _CHECKPOINT_SECONDS = 10.0
+_SURELY_OVER_SECONDS = 3600.0  # no single write of a few kB takes as long
 _VALUES_PER_CHUNK = 1 << 20
 _ANNDATA = {"encoding-type": "anndata", "encoding-version": "0.1.0"}
 
@@ -77,6 +78,8 @@ class StoreWriter(Store):
                 "in seconds and without encoding; then embed goes on with it"
             )
         check_contract(self, contract)
+        for folder in ("", "slides"):  # where no claim is held: another process may be writing there
+            location.sweep(folder, deep=False, older_than_s=_SURELY_OVER_SECONDS)
         self._zarr = location.zarr_store()
         with contextlib.suppress(FileExistsError, zarr.errors.ContainsGroupError):
             zarr.create_group(self._zarr, path="slides", zarr_format=3)
@@ -236,6 +239,7 @@ class SlideWriter:
             for name in ("embedding", "expression"):
                 if name in self._group:
                     consolidate(self._group, name)
+            location.sweep(self._path, deep=True)
             self._record = self._record.model_copy(update={"files": list_files(location, self._path)})
             self._mark(partial=0, complete=True)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,3 +212,24 @@ def test_the_manifest_follows_the_slides(make_study: Callable[..., Study]) -> No
     study.manifest.write_text(study.manifest.read_text().replace(",Q,", ",R,"))
     assert study.embed().encoded_tiles == 0
     assert open_store(study.folder / "store.zarr").read("s1").patient == "R"
+
+
+def test_what_a_killed_write_left_behind_is_swept(study: Study) -> None:
+    study.embed(stain_shift="off")
+    store = study.folder / "store.zarr"
+    inside = [
+        store / "slides/s1" / name
+        for name in ("zarr.aa.partial", "embedding/zarr.bb.partial", "embedding/X/c/0.cc.partial")
+    ]
+    old, young = store / "zarr.dd.partial", store / "zarr.ee.partial"
+    beside = store / "slides/zarr.ff.partial"
+    for file in (*inside, old, young, beside):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"{")
+    for file in (old, beside):
+        os.utime(file, (0, 0))
+    before = open_store(store)["s1"].views
+    study.embed()  # finds the stain shift, and so finishes the slide once more, under its claim
+    assert [file.exists() for file in (*inside, old, beside)] == [False] * 5
+    assert young.exists()  # another process may be writing it
+    assert np.array_equal(open_store(store)["s1"].views, before)
