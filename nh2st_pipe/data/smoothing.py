@@ -1,4 +1,4 @@
-"""Means over neighbouring spots: on the array's grid, or by distance; and the pitch of spots."""
+"""Means over neighbouring spots: on the array's grid, or by distance."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-__all__ = ["grid_mean", "near_mean", "pitch_px"]
+from nh2st_pipe.tiles.lattice import is_hexagonal, pitch_px
 
+__all__ = ["grid_mean", "near_mean"]
+
+_HEXAGON = 2.1  # columns are counted twice as densely: all six neighbours are 2 away, the next ones 3.5
 _NEAR_PITCHES = 1.5  # reaches the diagonal neighbour of a square grid (1.41), not the next but one (2)
 
 
 def grid_mean(grid: NDArray[np.int64]) -> sp.csr_matrix:
-    """Return the n × n matrix that takes the mean over each spot and its up to eight grid neighbours.
+    """Return the n × n matrix that takes the mean over each spot and its neighbours on the grid.
 
-    `grid` is n × 2 (array_row, array_col); neighbours have |Δrow| ≤ 1 and |Δcol| ≤ 1 (Qu et al. 2025).
+    `grid` is n × 2 (array_row, array_col). On a square grid the up to eight neighbours have |Δrow| ≤ 1 and |Δcol| ≤ 1
+    (Qu et al. 2025). On Visium's, where that square holds four of six, they are those that touch the spot: two columns
+    apart in its row, one column apart in the rows beside it.
     """
+    if is_hexagonal(grid):
+        upright = grid * np.array([np.sqrt(3), 1.0])
+        return _mean_over(cKDTree(upright).query_pairs(_HEXAGON, output_type="ndarray"), len(grid))
     return _mean_over(cKDTree(grid.astype(np.float64)).query_pairs(1.0, p=np.inf, output_type="ndarray"), len(grid))
 
 
@@ -24,14 +32,6 @@ def near_mean(xy: NDArray[np.float64]) -> sp.csr_matrix:
     """Return the n × n matrix that takes the mean over each spot and those within 1.5 pitches of it."""
     reach = _NEAR_PITCHES * pitch_px(xy)
     return _mean_over(cKDTree(xy).query_pairs(reach, output_type="ndarray"), len(xy))
-
-
-def pitch_px(xy: NDArray[np.float64]) -> float:
-    """Return the median distance of the n × 2 spots to their nearest other spot, px; 0 for a single spot."""
-    if len(xy) < 2:
-        return 0.0
-    distances = np.asarray(cKDTree(xy).query(xy, k=2)[0])
-    return float(np.median(distances[:, 1]))
 
 
 def _mean_over(pairs: NDArray[np.int64], n: int) -> sp.csr_matrix:

@@ -22,7 +22,9 @@ from nh2st_pipe.slides import Slide, open_slide
 from nh2st_pipe.slides.base import read_tile, thumbnail
 from nh2st_pipe.slides.resolution import TileSize, choose_mpp
 from nh2st_pipe.store.write import SlideWriter, StoreWriter
-from nh2st_pipe.tiles.grid import check_on_image, file_order, grid_spots
+from nh2st_pipe.tiles.geometry import check_on_image, check_pitch, check_tile, mask_notices, tissue_notices
+from nh2st_pipe.tiles.grid import file_order, grid_spots
+from nh2st_pipe.tiles.lattice import pitch_px
 from nh2st_pipe.tiles.manifest import SlideRow
 from nh2st_pipe.tiles.neighbours import nearest_spots
 from nh2st_pipe.tiles.spots import Spots, read_spots
@@ -42,6 +44,16 @@ _LOOK_SECONDS = 0.2  # between looks at whether the end was asked for
 _BUSY_SECONDS = 0.5  # between looks at slides that another process has claimed
 
 
+@dataclass(frozen=True)
+class Overview:
+    """What a look at the whole slide gives."""
+
+    picture: NDArray[np.uint8]
+    scale: float
+    """Px of the picture per level-0 px."""
+    notices: tuple[str, ...]
+
+
 @dataclass
 class Job:
     """One slide under way."""
@@ -57,7 +69,7 @@ class Job:
     """Whether another process finished it before this one had the claim."""
     failed: str | None = None
     neighbours: Future[tuple[NDArray[np.int32], NDArray[np.float64]]] | None = None
-    picture: Future[tuple[NDArray[np.uint8], float]] | None = None
+    picture: Future[Overview] | None = None
     stained: tuple[NDArray[np.int64], Future[NDArray[np.uint8]]] | None = None
     """Rows of the tiles that are stained anew, and those tiles."""
     reads: list[Future[Any]] = field(default_factory=list)
@@ -198,16 +210,20 @@ class Readers:
         mpp, mpp_source, notice = choose_mpp(row.mpp, slide.mpp)
         contract_tile = self._store.contract.tile
         size = TileSize(contract_tile["size_um"], contract_tile["size_level0_px"]).on_slide(mpp, slide)
+        check_tile(size, slide)
+        said = [*slide.notices, *([notice] if notice else [])]
         if row.expression is not None:
             spots = read_spots(row.expression)
             check_on_image(spots, slide)
+            said += check_pitch(spots, size, mpp, row.expression)
         else:
             from nh2st_pipe.tiles.tissue import tissue_mask
 
-            spots = grid_spots(tissue_mask(slide, row.tissue), size, slide)
+            mask = tissue_mask(slide, row.tissue)
+            spots = grid_spots(mask, size, slide, mask=row.tissue)
+            said += mask_notices(mask, slide) if row.tissue else []
         spots = spots.take(file_order(spots.xy))
         check_spots(record, spots, wanted, self._redo)
-        said = (*slide.notices, *([notice] if notice else []))
         spots = replace(spots, notices=(*spots.notices, *said))
         image: dict[str, Any] = {
             "path": str(row.slide),
@@ -242,7 +258,7 @@ class Readers:
             rows = tiles_for_shift(n)
             job.stained = rows, self._pool.submit(self._read, job, rows)
             job.reads.append(job.stained[1])
-        job.picture = self._pool.submit(thumbnail, job.slide, _THUMBNAIL_PX)
+        job.picture = self._pool.submit(_look, job.slide, job.row, job.spots)
         job.reads.append(job.picture)
 
     def _read(self, job: Job, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -255,22 +271,47 @@ class Readers:
         return tiles
 
 
+def _look(slide: Slide, row: SlideRow, spots: Spots) -> Overview:
+    """Make the thumbnail, and hold the spots against the tissue on it."""
+    from nh2st_pipe.tiles.tissue import tissue_mask, tissue_of
+
+    picture, scale = thumbnail(slide, _THUMBNAIL_PX)
+    notices: list[str] = []
+    if row.expression is not None:
+        mask = tissue_mask(slide, row.tissue) if row.tissue else tissue_of(picture)
+        notices = tissue_notices(spots.xy, mask, slide.size)
+        notices += mask_notices(mask, slide) if row.tissue else []
+    return Overview(picture, scale, tuple(notices))
+
+
+def _spot_width(job: Job) -> float:
+    """Return how wide a spot is drawn, level-0 px: as its file says, else as on ST and Visium half of the pitch; a tile
+    of a grid is as wide as it is.
+    """
+    assert job.spots is not None
+    if job.row.expression is None:
+        return job.tile_level0_px
+    return job.spots.diameter_px or pitch_px(job.spots.xy) / 2 or job.tile_level0_px
+
+
 def finish(job: Job) -> None:
-    """Write what needs the whole slide: neighbours, thumbnail, completion mark."""
+    """Write what needs the whole slide: neighbours, thumbnail, completion mark. Its notices go to the spots'."""
     assert job.writer is not None
     assert job.neighbours is not None
     assert job.picture is not None
     indices, distances = job.neighbours.result()
-    picture, scale = job.picture.result()
+    seen = job.picture.result()
+    assert job.spots is not None
+    job.spots = replace(job.spots, notices=(*job.spots.notices, *seen.notices))
     job.writer.finish(
         indices,
         distances,
         {
             job.row.slide_id: {
-                "images": {"hires": picture},
+                "images": {"hires": seen.picture},
                 "scalefactors": {
-                    "tissue_hires_scalef": scale,
-                    "spot_diameter_fullres": job.tile_level0_px,
+                    "tissue_hires_scalef": seen.scale,
+                    "spot_diameter_fullres": _spot_width(job),
                 },
             }
         },

@@ -19,7 +19,7 @@ from scipy.spatial import cKDTree
 from torch import nn
 from torch.nn import functional as F
 
-from nh2st_pipe.data.smoothing import pitch_px
+from nh2st_pipe.tiles.lattice import pitch_px
 
 if TYPE_CHECKING:
     from nh2st_pipe.recipes.train import AttentionPart

@@ -20,8 +20,8 @@ from scipy.spatial import cKDTree
 from nh2st_pipe.core.errors import TrainError
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.data.samples import Part, Samples
-from nh2st_pipe.data.smoothing import pitch_px
 from nh2st_pipe.heads.hypergraph import incidence, operator
+from nh2st_pipe.tiles.lattice import pitch_px
 
 __all__ = ["DENSE_SPOTS", "Blur", "centred_views", "hypergraph_mean", "stain_basis", "without"]
 

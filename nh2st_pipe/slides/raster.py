@@ -58,6 +58,8 @@ class RasterSlide:
         self._pixels: NDArray[np.uint8] | None = None
         with self._open() as image, fault_of(SlideError, f"{path} cannot be read (is the file complete?)"):
             self._page, pages = _largest_page(image)
+            if image.mode == "F":
+                raise SlideError(f"{path} holds floating-point px, whose white is not known; save it with 8 bits a px")
             self.size: tuple[int, int] = pages[self._page]
             self.notices = tuple(_notices(image, self._page, pages))
 

@@ -5,30 +5,18 @@ Tiles are kept in the file's own order, so that neighbours in a store are neighb
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import SlideError, listed
+from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.slides.base import Slide
 from nh2st_pipe.tiles.spots import Spots
 
-__all__ = ["check_on_image", "file_order", "grid_spots"]
+__all__ = ["file_order", "grid_spots"]
 
 _BLOCK_PX = 1024  # height of the bands in which tiles are ordered
-
-
-def check_on_image(spots: Spots, slide: Slide) -> None:
-    """Raise SlideError naming the spots whose centre is not on the image."""
-    width, height = slide.size
-    x, y = spots.xy.T
-    outside = np.flatnonzero((x < 0) | (y < 0) | (x > width) | (y > height))
-    if len(outside):
-        first = outside[0]
-        raise SlideError(
-            f"{len(outside)} of {len(spots)} spots lie outside {slide.path} ({width:,} × {height:,} px): "
-            f"{listed(spots.barcodes[i] for i in outside)}; {spots.barcodes[first]} is at x={x[first]:,.0f}, "
-            f"y={y[first]:,.0f}. obsm['spatial'] should hold x, y in full-resolution pixels of this image"
-        )
 
 
 def file_order(xy: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -46,11 +34,14 @@ def _edges(n: int, step: float, length: int) -> tuple[NDArray[np.int64], NDArray
     return begin, np.where(small, begin + 1, end)
 
 
-def grid_spots(tissue: NDArray[np.bool_], size_level0_px: float, slide: Slide, min_share: float = 0.5) -> Spots:
+def grid_spots(
+    tissue: NDArray[np.bool_], size_level0_px: float, slide: Slide, min_share: float = 0.5, mask: Path | None = None
+) -> Spots:
     """Return adjoining tiles over the parts of a slide that `tissue` marks, for slides without spots.
 
     `tissue` is a mask of the whole slide at any resolution; a tile is kept where at least `min_share` of it is
-    tissue. Barcodes are "x<column>_y<row>" of the grid.
+    tissue. Barcodes are "x<column>_y<row>" of the grid. Raises SlideError where there is none, naming `mask`, the file
+    that `tissue` is from.
     """
     width, height = slide.size
     n_cols, n_rows = (max(1, int(side // size_level0_px)) for side in (width, height))
@@ -67,7 +58,13 @@ def grid_spots(tissue: NDArray[np.bool_], size_level0_px: float, slide: Slide, m
     area = np.outer(bottom - top, right - left)
     rows, cols = np.nonzero(inside / area >= min_share)
     if len(rows) == 0:
-        raise SlideError(f"no tissue was found on {slide.path}; give a mask in the manifest's column 'tissue'")
+        if mask is None:
+            raise SlideError(f"no tissue was found on {slide.path}; give a mask in the manifest's column 'tissue'")
+        marked = f"marks {tissue.mean():.2%} of the slide and no tile" if tissue.any() else "marks nothing"
+        raise SlideError(
+            f"the tissue mask {mask} {marked}: tissue should be white or outlined, and half of a tile of "
+            f"{size_level0_px:.4g} px"
+        )
     return Spots(
         barcodes=[f"x{c}_y{r}" for r, c in zip(rows, cols, strict=True)],
         xy=((np.column_stack((cols, rows)) + 0.5) * size_level0_px).astype(np.float64),

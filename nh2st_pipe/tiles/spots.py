@@ -2,12 +2,14 @@
 
 The file holds raw counts in `layers["counts"]` or X, spot centres in `obsm["spatial"]` (full-resolution px,
 x then y), barcodes as observation names and genes as variable names; optionally `obs` columns array_row,
-array_col and in_tissue.
+array_col and in_tissue, and `uns["spatial"]` with Space Ranger's scale factors.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import anndata
@@ -37,11 +39,22 @@ class Spots:
     array_col: NDArray[np.int64] | None = None
     counts: sp.csr_matrix | None = None
     genes: list[str] | None = None
+    diameter_px: float | None = None
+    """How wide a spot is by `uns["spatial"]`, level-0 px."""
+    scales: Mapping[str, float] = field(default_factory=dict)
+    """Px of smaller images (hires, lowres) per level-0 px, by `uns["spatial"]`."""
     notices: tuple[str, ...] = ()
     """What a person should know about the file, short of an error."""
 
     def __len__(self) -> int:
         return len(self.barcodes)
+
+    @property
+    def grid(self) -> NDArray[np.int64] | None:
+        """n × 2: array_row, array_col; None where they are not known."""
+        if self.array_row is None or self.array_col is None:
+            return None
+        return np.column_stack((self.array_row, self.array_col))
 
     def take(self, order: NDArray[np.int64]) -> Spots:
         """Return the spots in another order."""
@@ -81,6 +94,7 @@ def _spots_of(data: anndata.AnnData, path: Path) -> Spots:
     if not barcodes:
         raise ExpressionError(f"{path} holds no spots")
 
+    diameter_px, scales = _scale_factors(data)
     spots = Spots(
         barcodes=barcodes,
         xy=_spot_centres(data, path),
@@ -88,6 +102,8 @@ def _spots_of(data: anndata.AnnData, path: Path) -> Spots:
         array_col=_grid_index(data, "array_col", path),
         counts=_raw_counts(data, path),
         genes=genes,
+        diameter_px=diameter_px,
+        scales=scales,
     )
     notices = []
     assert spots.counts is not None
@@ -101,6 +117,26 @@ def _spots_of(data: anndata.AnnData, path: Path) -> Spots:
             notices.append(f"{len(spots) - len(inside)} spots with in_tissue = 0 left out")
             spots = spots.take(inside)
     return replace(spots, notices=tuple(notices))
+
+
+def _scale_factors(data: anndata.AnnData) -> tuple[float | None, dict[str, float]]:
+    """Return the spots' diameter (level-0 px) and the scales of smaller images, where the file knows them.
+
+    They stand in `uns["spatial"][<library>]["scalefactors"]`; those of several libraries are no one's, and left.
+    """
+    libraries = data.uns.get("spatial")
+    if not isinstance(libraries, Mapping) or len(libraries) != 1:
+        return None, {}
+    (library,) = libraries.values()
+    factors = library.get("scalefactors") if isinstance(library, Mapping) else None
+    known: dict[str, float] = {}
+    for name, value in factors.items() if isinstance(factors, Mapping) else ():
+        with suppress(TypeError, ValueError):
+            number = float(value)
+            if np.isfinite(number) and number > 0:
+                known[str(name)] = number
+    scales = {key: known[name] for key in ("hires", "lowres") if (name := f"tissue_{key}_scalef") in known}
+    return known.get("spot_diameter_fullres"), scales
 
 
 def _repeated(names: list[str]) -> list[str]:

@@ -8,11 +8,11 @@ import torch
 
 from nh2st_pipe.data.folds import Fold
 from nh2st_pipe.data.samples import ResidentCache, Samples
-from nh2st_pipe.data.smoothing import pitch_px
 from nh2st_pipe.data.study import Study
 from nh2st_pipe.data.targets import targets
 from nh2st_pipe.recipes.train import TargetRecipe, load_train_recipe
 from nh2st_pipe.store.read import open_store
+from nh2st_pipe.tiles.lattice import pitch_px
 from nh2st_pipe.training.fold import FoldTask, run_fold
 from tests.conftest import GENES, slide
 from tests.conftest import Study as Folder

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from nh2st_pipe.core.errors import RecipeError, TrainError
 from nh2st_pipe.data.samples import Part, ResidentCache, Samples
-from nh2st_pipe.data.smoothing import pitch_px
 from nh2st_pipe.heads import blocks, registry
 from nh2st_pipe.heads.base import Plan
 from nh2st_pipe.heads.blocks import Blur, stain_basis
@@ -24,6 +23,7 @@ from nh2st_pipe.heads.kernel import low_count_weights, solve, solve_landmarks
 from nh2st_pipe.heads.members import Members
 from nh2st_pipe.recipes.train import ContextHead, TrainRecipe, load_train_recipe
 from nh2st_pipe.runs.model import load_model
+from nh2st_pipe.tiles.lattice import pitch_px
 
 VECTORS = json.loads((Path(__file__).parent / "kernel.json").read_text())
 GENES = [f"g{i}" for i in range(5)]

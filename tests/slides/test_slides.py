@@ -146,6 +146,29 @@ def test_files_that_are_no_slides(tmp_path: Path, pixels: NDArray[np.uint8]) -> 
             open_slide(tmp_path / name).read_region(0, 0, 512, 384, 0)
 
 
+def test_floating_point_px_are_refused(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    Image.fromarray(pixels[..., 0].astype(np.float32) / 255).save(tmp_path / "a.tif")
+    with pytest.raises(SlideError, match=r"a\.tif holds floating-point px"):
+        RasterSlide(tmp_path / "a.tif")
+
+
+def test_a_damaged_tile_fails_its_slide_alone_with_several_readers(study: Study) -> None:
+    for name in ("s0", "s1"):
+        whole = np.asarray(Image.open(study.folder / f"{name}.png").convert("RGB"))
+        tifffile.imwrite(study.folder / f"{name}.tif", whole, tile=(64, 64), compression="zlib", photometric="rgb")
+    with tifffile.TiffFile(study.folder / "s0.tif") as file:
+        page = file.pages[0]
+        offset, length = page.dataoffsets[5], page.databytecounts[5]
+    with (study.folder / "s0.tif").open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(b"\x00" * length)
+    assert isinstance(open_slide(study.folder / "s0.tif"), OpenSlideSlide)
+    study.manifest.write_text(study.manifest.read_text().replace("s0.png", "s0.tif").replace("s1.png", "s1.tif"))
+    summary = study.embed(workers=2, batch_size=2)
+    assert (summary.done, set(summary.failed)) == (["s1", "s2"], {"s0"})
+    assert "is damaged near x=" in summary.failed["s0"]
+
+
 def test_an_image_larger_than_the_memory_is_refused(
     tmp_path: Path, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.slides import open_slide
-from nh2st_pipe.tiles.grid import check_on_image, file_order, grid_spots
-from nh2st_pipe.tiles.spots import Spots
+from nh2st_pipe.tiles.grid import file_order, grid_spots
 from tests.conftest import blank
 
 places = hnp.arrays(np.float64, st.tuples(st.integers(1, 60), st.just(2)), elements=st.floats(0, 200_000, width=32))
@@ -27,13 +26,6 @@ def test_file_order_is_a_permutation_by_bands(xy: NDArray[np.float64]) -> None:
     assert all((np.diff(x[bands == band]) >= 0).all() for band in set(bands))
 
 
-def test_spots_outside_the_image_are_named(tmp_path: Path) -> None:
-    slide = open_slide(blank(tmp_path))
-    check_on_image(Spots(["a", "b"], np.array([[0.0, 0.0], [400.0, 300.0]])), slide)
-    with pytest.raises(SlideError, match=r"1 of 2 spots lie outside .*: b; b is at x=300, y=400"):
-        check_on_image(Spots(["a", "b"], np.array([[0.0, 0.0], [300.0, 400.0]])), slide)
-
-
 def test_a_grid_covers_the_tissue_and_only_it(tmp_path: Path) -> None:
     slide = open_slide(blank(tmp_path))
     mask = np.zeros((30, 40), bool)
@@ -43,6 +35,9 @@ def test_a_grid_covers_the_tissue_and_only_it(tmp_path: Path) -> None:
     assert spots.barcodes[0] == "x4_y2"
     with pytest.raises(SlideError, match="no tissue was found"):
         grid_spots(np.zeros((30, 40), bool), 50.0, slide)
+    for marked, what in ((np.zeros((30, 40), bool), "marks nothing"), (np.eye(30, 40) > 0, "marks 2.50% of the slide")):
+        with pytest.raises(SlideError, match=f"the tissue mask m.png {what}"):
+            grid_spots(marked, 50.0, slide, mask=Path("m.png"))
 
 
 @pytest.mark.parametrize("mask_px", [1, 3, 7, 50, 400])

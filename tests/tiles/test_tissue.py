@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from numpy.typing import NDArray
 from PIL import Image
 
 from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.slides import open_slide
+from nh2st_pipe.slides.base import thumbnail
+from nh2st_pipe.tiles.geometry import on_tissue, tissue_notices
 from nh2st_pipe.tiles.masks import mask_from_image
-from nh2st_pipe.tiles.tissue import tissue_mask
+from nh2st_pipe.tiles.tissue import tissue_mask, tissue_of
 from tests.conftest import blank
 
 
@@ -88,3 +91,44 @@ def test_features_may_stand_in_a_plain_list(tmp_path: Path) -> None:
     mask = tissue_mask(open_slide(blank(tmp_path)), tmp_path / "o.geojson")
     assert mask[50, 50]
     assert not mask[150, 150]
+
+
+def stained(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Tissue as it looks from afar: pink, with darker nuclei scattered over it."""
+    rng = np.random.default_rng(seed)
+    pixels = np.full((height, width, 3), (205, 150, 185), np.float64)
+    nuclei = rng.random((height // 8 + 1, width // 8 + 1)) < 0.35
+    pixels[np.kron(nuclei, np.ones((8, 8), bool))[:height, :width]] = (115, 70, 150)
+    return np.asarray(np.clip(pixels + rng.normal(0, 4, pixels.shape), 0, 255), np.uint8)
+
+
+def test_a_picture_that_is_all_tissue_is_all_tissue() -> None:
+    assert tissue_of(stained(300, 400)).mean() > 0.99
+
+
+@pytest.mark.parametrize("padding", [(0, 0, 0), (0, 0, 100), (20, 25, 80), (60, 60, 60), (255, 255, 255)])
+@pytest.mark.parametrize("ground", [245, None])
+def test_what_a_program_filled_in_is_no_tissue(padding: tuple[int, int, int], ground: int | None) -> None:
+    pixels = np.empty((300, 400, 3), np.uint8)
+    pixels[:] = padding
+    pixels[40:260, 60:400] = stained(220, 340) if ground is None else ground
+    pixels[80:220, 100:300] = stained(140, 200)
+    truth = np.zeros((300, 400), bool)
+    truth[80:220, 100:300] = True
+    if ground is None:
+        truth[40:260, 60:400] = True
+    mask = tissue_of(pixels)
+    assert (mask & truth).sum() / (mask | truth).sum() > 0.93
+
+
+def test_the_tissue_of_real_sections_is_found(her2st: Path) -> None:
+    import polars as pl
+
+    (image,) = her2st.glob("ST-imgs/*/C2/*.jpg")
+    spots = pl.read_csv(her2st / "ST-spotfiles" / "C2_selection.tsv", separator="\t").filter(pl.col("selected") == 1)
+    xy = spots.select("pixel_x", "pixel_y").to_numpy().astype(np.float64)
+    slide = open_slide(image)
+    mask = tissue_of(thumbnail(slide, 768)[0])
+    assert on_tissue(xy, mask, slide.size) > 0.95
+    assert tissue_notices(xy, mask, slide.size) == []
+    assert "with x and y swapped" in tissue_notices(xy[:, ::-1], mask, slide.size)[0]

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from nh2st_pipe.core.errors import ExpressionError, SlideError, UsageError
+from nh2st_pipe.slides import open_slide
+from nh2st_pipe.store.read import open_store
+from nh2st_pipe.tiles.geometry import (
+    WAYS,
+    check_on_image,
+    check_pitch,
+    check_tile,
+    mask_notices,
+    on_tissue,
+    tissue_notices,
+)
+from nh2st_pipe.tiles.lattice import is_hexagonal
+from nh2st_pipe.tiles.spots import Spots, read_spots
+from tests.conftest import Study, blank, grid_positions, write_spots
+
+HERE = Path("a.h5ad")
+Askew = tuple[NDArray[np.bool_], tuple[int, int], NDArray[np.float64]]
+
+
+def square(pitch: float, **more: object) -> Spots:
+    xy = grid_positions(5, pitch)[0]
+    return Spots([f"b{i}" for i in range(len(xy))], xy, **more)  # type: ignore[arg-type]
+
+
+def visium(pitch: float) -> Spots:
+    row, column = (axis.ravel() for axis in np.mgrid[:6, :6])
+    column = 2 * column + row % 2
+    xy = np.column_stack((column * pitch / 2, row * pitch * np.sqrt(3) / 2)) + pitch
+    return Spots([f"b{i}" for i in range(len(xy))], xy, row, column)
+
+
+def test_spots_outside_the_image_are_named(tmp_path: Path) -> None:
+    slide = open_slide(blank(tmp_path))
+    check_on_image(Spots(["a", "b"], np.array([[0.0, 0.0], [400.0, 300.0]])), slide)
+    with pytest.raises(SlideError, match=r"1 of 2 spots lie outside .*: b; b is at x=300, y=400"):
+        check_on_image(Spots(["a", "b"], np.array([[0.0, 0.0], [300.0, 400.0]])), slide)
+
+
+def test_a_tile_shows_something_and_is_no_larger_than_the_slide(tmp_path: Path) -> None:
+    slide = open_slide(blank(tmp_path))
+    for fine in (8, 224, 400):
+        check_tile(fine, slide)
+    for size, what in (
+        (0.3, "would be 0.3 px wide"),
+        (7.9, "7.9 px"),
+        (401, "400 × 300 px, and one tile would be 401 px"),
+    ):
+        with pytest.raises(SlideError, match=what):
+            check_tile(size, slide)
+
+
+def test_tile_sizes_that_cannot_be_are_refused_before_or_at_their_slide(study: Study) -> None:
+    with pytest.raises(UsageError, match="--tile-px takes 8 or more"):
+        study.embed(tile_px=0.3)
+    assert not (study.folder / "store.zarr").exists()
+    failed = study.embed(tile_px=5000).failed
+    assert set(failed) == {"s0", "s1", "s2"}
+    assert "one tile would be 5,000 px wide" in failed["s0"]
+
+
+@pytest.mark.parametrize(("image", "scale"), [("hires", 0.1), ("lowres", 0.03)])
+def test_coordinates_of_a_smaller_image_are_refused_where_the_spots_would_overlap(image: str, scale: float) -> None:
+    scales = {"hires": 0.1, "lowres": 0.03}
+    assert check_pitch(square(100, diameter_px=55, scales=scales), 110, None, HERE) == []
+    assert check_pitch(square(16, diameter_px=16), 224, None, HERE) == []  # Visium HD: bins touch
+    with pytest.raises(ExpressionError, match=rf"a\.h5ad.*55 px wide.*divide it by tissue_{image}_scalef \({scale}\)"):
+        check_pitch(square(100 * scale, diameter_px=55, scales=scales), 110, None, HERE)
+    with pytest.raises(ExpressionError, match=r"not in full-resolution pixels$"):
+        check_pitch(square(10, diameter_px=55), 110, None, HERE)
+
+
+def test_a_files_own_scale_factors_are_read_and_used_by_embed(study: Study) -> None:
+    def hires(data: anndata.AnnData) -> None:
+        factors = {"tissue_hires_scalef": 0.1, "spot_diameter_fullres": 22.0, "fiducial_diameter_fullres": 40.0}
+        data.uns["spatial"] = {"library": {"scalefactors": factors, "images": {}}}
+
+    xy, grid = grid_positions(5, 40.0)
+    write_spots(study.folder / "s0.h5ad", xy, grid=grid, change=hires)
+    write_spots(study.folder / "s1.h5ad", xy * 0.1, grid=grid, change=hires)
+    spots = read_spots(study.folder / "s0.h5ad")
+    assert (spots.diameter_px, spots.scales) == (22.0, {"hires": 0.1})
+    summary = study.embed()
+    assert summary.done == ["s0", "s2"]
+    assert "divide it by tissue_hires_scalef (0.1)" in summary.failed["s1"]
+    store = open_store(study.folder / "store.zarr")
+    for slide_id, width in (("s0", 22.0), ("s2", 20.0)):  # by its file; half of the pitch where that does not say
+        assert store.read(slide_id).uns["spatial"][slide_id]["scalefactors"]["spot_diameter_fullres"] == width
+
+
+@pytest.mark.parametrize(
+    "uns",
+    [
+        {"spatial": 3},
+        {"spatial": {"a": {"scalefactors": {"spot_diameter_fullres": 5.0}}, "b": {}}},
+        {"spatial": {"a": {"scalefactors": {"spot_diameter_fullres": "wide", "tissue_hires_scalef": -1.0}}}},
+        {"spatial": {"a": {}}},
+    ],
+)
+def test_scale_factors_that_are_none_are_no_fault(tmp_path: Path, uns: dict[str, object]) -> None:
+    def change(data: anndata.AnnData) -> None:
+        data.uns.update(uns)
+
+    spots = read_spots(write_spots(tmp_path / "a.h5ad", grid_positions(2, 40.0)[0], change=change))
+    assert (spots.diameter_px, spots.scales) == (None, {})
+
+
+def test_unlikely_pitches_are_said() -> None:
+    assert check_pitch(square(100), 224, 0.5, HERE) == []
+    assert "as for Visium HD" in check_pitch(square(10), 163, None, HERE)[0]
+    assert "are small for spots 500 px apart" in check_pitch(square(500), 20, None, HERE)[0]
+    with pytest.raises(ExpressionError, match="most spots lie at the place of another"):
+        check_pitch(Spots(["a", "b"], np.zeros((2, 2))), 50, None, HERE)
+    assert check_pitch(Spots(["a"], np.zeros((1, 2))), 50, None, HERE) == []
+
+
+def test_on_visiums_array_spots_are_100_um_apart() -> None:
+    assert check_pitch(visium(200), 224, 0.5, HERE) == []
+    assert check_pitch(visium(200), 224, None, HERE) == []
+    assert "here they are 50 µm apart (200 px at 0.25 µm per px)" in check_pitch(visium(200), 224, 0.25, HERE)[0]
+
+
+def test_visiums_array_is_known_by_its_indices() -> None:
+    assert is_hexagonal(visium(10).grid)
+    assert not is_hexagonal(grid_positions(6, 10)[1])
+    assert not is_hexagonal(2 * grid_positions(6, 10)[1])  # a square grid counted in twos
+    assert not is_hexagonal(None)
+    assert not is_hexagonal(np.array([[0, 0], [1, 1]]))
+
+
+@pytest.fixture(scope="module")
+def askew() -> Askew:
+    """A mask like no turned one of itself, the size of its slide, and spots on it."""
+    mask = np.zeros((60, 80), np.bool_)
+    mask[5:20, 3:70] = mask[5:50, 3:15] = True
+    row, column = np.nonzero(mask)
+    return mask, (800, 600), np.column_stack((column, row))[::7].astype(np.float64) * 10 + 5
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_spots_that_would_fit_the_tissue_otherwise_are_said_to(askew: Askew, way: str) -> None:
+    mask, size, xy = askew
+    assert on_tissue(xy, mask, size) == 1
+    assert tissue_notices(xy, mask, size) == []
+    turns = {"turned by 90° clockwise": "turned by 90° anticlockwise"}
+    turns |= {back: way for way, back in turns.items()}
+    wrong = WAYS[turns[way]](xy, size[::-1]) if way in turns else WAYS[way](xy, size)
+    found = tissue_notices(wrong, mask, size)
+    assert f"100% would if they were {way}" in found[0]
+
+
+def test_few_spots_on_tissue_are_said(askew: Askew) -> None:
+    mask, size, _ = askew
+    away = np.array([[790.0, 590.0]] * 10)
+    assert "only 0% of the spots" in tissue_notices(away, mask, size)[0]
+    assert tissue_notices(away, np.zeros_like(mask), size) == []  # nothing found: nothing to say
+
+
+def test_swapped_coordinates_are_said_by_embed(study: Study) -> None:
+    pixels = np.full((480, 480, 3), 245, np.uint8)
+    pixels[20:120, 20:460] = pixels[20:460, 20:60] = (190, 110, 160)
+    Image.fromarray(pixels).save(study.folder / "s1.png")
+    xy = np.array([[x, 70.0] for x in range(40, 460, 40)])
+    write_spots(study.folder / "s1.h5ad", xy[:, ::-1])
+    said = [notice for notice in study.embed().notices if "swapped" in notice]
+    assert said == [
+        "s1: 18% of the spots lie on tissue, and 100% would if they were with x and y swapped: "
+        "does obsm['spatial'] hold x, y of this image?"
+    ]
+
+
+def test_a_mask_of_another_shape_is_said(tmp_path: Path) -> None:
+    slide = open_slide(blank(tmp_path))
+    assert mask_notices(np.zeros((30, 40), bool), slide) == []
+    assert mask_notices(np.zeros((31, 40), bool), slide) == []
+    assert mask_notices(np.zeros((2, 3), bool), slide) == []  # rounded, not stretched
+    assert (
+        "300 × 300 px and the slide 400 × 300: it is stretched by 33%"
+        in mask_notices(np.zeros((300, 300), bool), slide)[0]
+    )
+
+
+def test_what_is_said_of_a_mask_is_said_by_embed(study: Study) -> None:
+    Image.new("L", (100, 60), 255).save(study.folder / "m.png")
+    lines = study.manifest.read_text().splitlines()
+    lines = [f"{lines[0]},tissue", f"{lines[1]},m.png", f"{lines[2].rpartition(',')[0]},,m.png", f"{lines[3]},"]
+    study.manifest.write_text("\n".join(lines) + "\n")
+    said = [notice for notice in study.embed().notices if "stretched" in notice]
+    assert [notice[:3] for notice in said] == ["s0:", "s1:"]
