@@ -9,6 +9,7 @@ line prints it without a traceback and exits with `exit_status`.
     ├── ManifestError (ValueError)  manifest.csv, all of its faults at once
     ├── SlideError (OSError)        an image that cannot be read, or tiles that are not on it
     ├── ExpressionError (ValueError)  an .h5ad or a dataset's own files that cannot be used
+    ├── HubError (OSError)          a file of the Hugging Face hub that cannot be had
     ├── EncoderError (RuntimeError) weights that cannot be had or do not fit
     ├── StoreError (ValueError)     a store that is not one, is another's, or is damaged
     │   └── DamageError             one slide of a store that cannot be believed; the others can
@@ -26,6 +27,7 @@ __all__ = [
     "DamageError",
     "EncoderError",
     "ExpressionError",
+    "HubError",
     "ManifestError",
     "NH2STError",
     "RecipeError",
@@ -66,6 +68,10 @@ class SlideError(NH2STError, OSError):
 
 class ExpressionError(NH2STError, ValueError):
     """Expression data that cannot be used."""
+
+
+class HubError(NH2STError, OSError):
+    """A file that the Hugging Face hub does not give."""
 
 
 class EncoderError(NH2STError, RuntimeError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from nh2st_pipe.core.errors import EncoderError, listed
+from nh2st_pipe.core.errors import EncoderError, listed, nearest
 from nh2st_pipe.encoders.encoder import Encoder
 from nh2st_pipe.encoders.fake import FakeBackbone
 
@@ -47,6 +47,9 @@ def load_encoder(
         return Encoder(recipe, FakeBackbone(), device, precision)
     import timm
 
+    if not timm.is_model(recipe.architecture):
+        near = nearest(recipe.architecture, timm.list_models())
+        raise EncoderError(f"timm knows no architecture '{recipe.architecture}' (encoder {recipe.name}){near}")
     arguments = {key: _argument(value) for key, value in recipe.arguments.items()}
     try:
         backbone = timm.create_model(recipe.architecture, pretrained=False, num_classes=0, **arguments)

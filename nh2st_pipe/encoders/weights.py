@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from nh2st_pipe.core.errors import EncoderError, UsageError
+from nh2st_pipe.core.errors import EncoderError, HubError, UsageError
 from nh2st_pipe.recipes.encoder import EncoderRecipe
 
 __all__ = ["Weights", "find_weights"]
@@ -40,36 +40,13 @@ def find_weights(recipe: EncoderRecipe, given: Path | None) -> Weights:
     if recipe.repo is None:
         where = f"; get them from {recipe.url}" if recipe.url else ""
         raise EncoderError(f"the weights of {recipe.name} are on no hub{where} and give their file with --weights")
-    path = _from_hub(recipe, recipe.repo)
-    return Weights(path, _sha256(path), f"hf-hub:{recipe.repo}@{recipe.revision or 'main'}/{recipe.file}")
+    from nh2st_pipe.core.hub import fetch
 
-
-def _from_hub(recipe: EncoderRecipe, repo: str) -> Path:
-    from huggingface_hub import errors, hf_hub_download
-
-    at = f"{repo}@{recipe.revision}" if recipe.revision else repo
     try:
-        return Path(hf_hub_download(repo, recipe.file, revision=recipe.revision))
-    except errors.GatedRepoError as error:
-        raise EncoderError(
-            f"{repo} is gated: agree to its terms at huggingface.co/{repo}, then log in with `hf auth login` or set "
-            "HF_TOKEN"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise EncoderError(f"{repo} has no revision '{recipe.revision}'; check the recipe of {recipe.name}") from error
-    except errors.RepositoryNotFoundError as error:
-        raise EncoderError(
-            f"the hub knows no {repo}, or it is private and no token was given (`hf auth login`, HF_TOKEN)"
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise EncoderError(
-            f"{recipe.file} of {at} is not in the local cache, and the hub cannot be reached (or HF_HUB_OFFLINE is "
-            "set); connect, or give the weight file with --weights"
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise EncoderError(f"{at} holds no file {recipe.file}; check the recipe of {recipe.name}") from error
-    except (errors.HfHubHTTPError, OSError) as error:
-        raise EncoderError(f"{recipe.file} of {at} could not be downloaded: {str(error).splitlines()[0]}") from error
+        path = fetch(recipe.repo, recipe.file, recipe.revision)
+    except HubError as error:
+        raise EncoderError(f"{error}; or give the weight file of {recipe.name} with --weights") from error
+    return Weights(path, _sha256(path), f"hf-hub:{recipe.repo}@{recipe.revision or 'main'}/{recipe.file}")
 
 
 def _sha256(path: Path) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_core import to_jsonable_python
 
+from nh2st_pipe.core.errors import nearest
 from nh2st_pipe.recipes import files
 from nh2st_pipe.recipes.values import Strict, validate
 
@@ -39,6 +40,42 @@ _IDENTITY = (
 """The fields that decide the numbers. A field that is added here later has its default in older stores."""
 
 
+_ARGUMENTS = frozenset(
+    [
+        "act_layer",
+        "class_token",
+        "depth",
+        "depths",
+        "dynamic_img_pad",
+        "dynamic_img_size",
+        "embed_dim",
+        "fc_norm",
+        "final_norm",
+        "global_pool",
+        "img_size",
+        "init_values",
+        "mlp_layer",
+        "mlp_ratio",
+        "no_embed_class",
+        "norm_layer",
+        "num_heads",
+        "patch_size",
+        "pos_embed",
+        "pre_norm",
+        "qk_norm",
+        "qkv_bias",
+        "reg_tokens",
+        "scale_attn_norm",
+        "scale_mlp_norm",
+        "strict_img_size",
+        "window_size",
+    ]
+)
+"""What a recipe may give an architecture: sizes and parts. Nothing that names a file, a place or code."""
+
+_ARCHITECTURE = r"^([a-z0-9_]+(\.[a-z0-9_]+)*)?$"  # timm's names; those with : or / would be fetched from the network
+
+
 class EncoderRecipe(Strict):
     """One frozen encoder: where its weights are, how it is built, fed and read."""
 
@@ -46,10 +83,11 @@ class EncoderRecipe(Strict):
     """What a store calls it."""
     kind: Literal["timm", "fake"] = "timm"
     """`timm` builds `architecture`; `fake` is the weightless encoder used in tests and dry runs."""
-    architecture: str = ""
-    """timm's name of the architecture."""
+    architecture: str = Field("", pattern=_ARCHITECTURE)
+    """timm's name of the architecture: small letters, digits and _; never a place to fetch it from."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of the architecture. `mlp_layer` and `act_layer` may be names of timm and torch classes."""
+    """Arguments of the architecture, of a list of its sizes and parts. `mlp_layer` and `act_layer` may be names of timm
+    and torch classes."""
     repo: str | None = None
     """Hugging Face repository of the weights; None where they must be given with --weights."""
     file: str = "model.safetensors"
@@ -83,6 +121,17 @@ class EncoderRecipe(Strict):
     """Whether the hub asks for an agreement first."""
     paper: str = ""
     note: str = ""
+
+    @field_validator("arguments")
+    @classmethod
+    def _only_sizes_and_parts(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for key in values:
+            if key not in _ARGUMENTS:
+                hint = nearest(key, _ARGUMENTS)
+                raise ValueError(
+                    f"'{key}' is no argument that a recipe may give{hint} (it may: {', '.join(sorted(_ARGUMENTS))})"
+                )
+        return values
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide the numbers: two stores may mix only where all of them agree."""

@@ -7,7 +7,7 @@ import io
 import json
 from pathlib import Path
 
-from nh2st_pipe.core.errors import RunError, nearest
+from nh2st_pipe.core.errors import HubError, RunError, nearest
 from nh2st_pipe.heads.base import HeadModel
 from nh2st_pipe.heads.registry import head_class
 from nh2st_pipe.runs.checksums import SUMS, check_files, write_sums
@@ -66,17 +66,15 @@ def save_model(model: HeadModel, folder: Path, card: str) -> None:
 
 
 def _from_hub(text: str) -> Path:
-    from huggingface_hub import errors, snapshot_download
+    from nh2st_pipe.core.hub import fetch_folder
 
     repo, _, revision = text.removeprefix(HUB).partition("@")
     if repo.count("/") != 1:
         raise RunError(f"{text} is no model on the hub; {HUB}owner/name is expected")
     try:
-        found = snapshot_download(
-            repo, revision=revision or None, allow_patterns=["config.json", "model.safetensors", SUMS]
-        )
-    except (errors.HfHubHTTPError, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError) as error:
-        raise RunError(f"{text} cannot be had: {str(error).splitlines()[0]}") from error
-    if not (Path(found) / "config.json").is_file():
+        found = fetch_folder(repo, ["config.json", "model.safetensors", SUMS], revision or None)
+    except HubError as error:
+        raise RunError(f"{text} cannot be had: {error}") from error
+    if not (found / "config.json").is_file():
         raise RunError(f"{text} holds no trained head (no config.json)")
-    return Path(found)
+    return found

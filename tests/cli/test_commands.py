@@ -181,7 +181,7 @@ def test_bad_training(embedded: Study, make_study: Callable[..., Study], tmp_pat
     )
     refused(2, "--genes takes a number from 1 on", "train", "--embeddings", store, "--genes", 0)
     refused(
-        2, "did you mean 'patience'", "train", "--embeddings", store, "--recipe", "nh2st", "--set", "fit.patiense=3"
+        2, "did you mean 'fit.patience'", "train", "--embeddings", store, "--recipe", "nh2st", "--set", "fit.patiense=3"
     )
     refused(
         2,

@@ -284,7 +284,7 @@ def test_recipes_that_contradict_themselves_are_refused() -> None:
         (["head.kernel=null", "head.network=null"], "kernel and network are both left out"),
         (["head.gate_from=0.6"], r"gate_to \(0\.5\) has to lie above gate_from \(0\.6\)"),
         (["fit.epochs=3"], "fit has no effect on a head of kind nh2st-context"),
-        (["head.kernel.rnk=3"], "there is no such key; did you mean 'rank'"),
+        (["head.kernel.rnk=3"], "there is no such key; did you mean 'head.kernel.rank'"),
     ):
         with pytest.raises(RecipeError, match=message):
             load_train_recipe("nh2st-context", settings)

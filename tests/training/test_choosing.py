@@ -87,7 +87,7 @@ def test_several_fields_are_chosen_together() -> None:
     ("setting", "says"),
     [
         ("choose.features.clip=[1, 2]", "only fields of the head can be chosen"),
-        ("choose.head.alhpa=[1, 2]", "head.alhpa: there is no such key; did you mean 'alpha'"),
+        ("choose.head.alhpa=[1, 2]", "head.alhpa: there is no such key; did you mean 'head.alpha'"),
         ("choose.head.alpha=[1, -2]", "head.alpha=-2 cannot be: head.alpha: input should be greater than 0"),
         ("choose.head.alpha=[]", "choose.head.alpha: tuple should have at least 1 item"),
         ("choose.head.alpha.more=[1]", "choose: 'alpha' is a value, not a group of keys"),

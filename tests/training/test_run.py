@@ -198,7 +198,7 @@ def test_what_cannot_be_trained_on(make_study: Callable[..., Study]) -> None:
         TrainError, match="there is one \\(P\\); its 2 slides can be left out in turn with --folds slide"
     ):
         run(study)
-    with pytest.raises(UsageError, match="did you mean 'dropout'"):
+    with pytest.raises(UsageError, match=r"did you mean 'head\.dropout'"):
         run(study, settings=("head.dropuot=0.1",))
     with pytest.raises(UsageError, match="--set takes key=value"):
         run(study, settings=("dropout",))

@@ -1,0 +1,86 @@
+"""Files from the Hugging Face hub: asked for once, and each way in which they cannot be had told apart."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nh2st_pipe.core.errors import HubError
+
+__all__ = ["fetch", "fetch_folder"]
+
+_SECONDS = 10.0  # to reach the hub, before it counts as out of reach
+
+
+def fetch(repo: str, file: str, revision: str | None = None) -> Path:
+    """Return the path of `file` of the repository `repo` in the local cache, fetched where it is not there.
+
+    Raises HubError with the actual cause.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with _causes(repo, revision, file):
+        if not _reachable():
+            return Path(hf_hub_download(repo, file, revision=revision, local_files_only=True))
+        return Path(hf_hub_download(repo, file, revision=revision))
+
+
+def fetch_folder(repo: str, patterns: list[str], revision: str | None = None) -> Path:
+    """Return the folder of a repository's files that match `patterns`; as `fetch`."""
+    from huggingface_hub import snapshot_download
+
+    with _causes(repo, revision, "the repository"):
+        offline = not _reachable()
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=offline))
+
+
+def _reachable() -> bool:
+    """Whether the hub answers at all, in whatever way: one request, where the library would try six times in 30 s."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_SECONDS)
+    except Exception:  # each version of the library has other errors; what matters is that there was no answer
+        return False
+    return True
+
+
+@contextmanager
+def _causes(repo: str, revision: str | None, file: str) -> Iterator[None]:
+    """Turn what the library raises into a HubError that says what to do, its retries and warnings unsaid."""
+    from huggingface_hub import errors
+
+    at = f"{repo}@{revision}" if revision else repo
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise HubError(
+            f"{repo} is gated: agree to its terms at huggingface.co/{repo}, then log in with `hf auth login` or set "
+            "HF_TOKEN"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise HubError(f"{repo} has no revision '{revision}'; check where it is asked for") from error
+    except errors.RepositoryNotFoundError as error:
+        raise HubError(
+            f"the hub knows no {repo}, or it is private and no token was given (`hf auth login`, HF_TOKEN)"
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise HubError(
+            f"{file} of {at} is not in the local cache, and the hub cannot be reached (or HF_HUB_OFFLINE is "
+            "set); connect"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise HubError(f"{at} holds no file {file}; check its name") from error
+    except errors.HFValidationError as error:
+        raise HubError(f"{at} is no name of a repository: {str(error).splitlines()[0]}") from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise HubError(f"{file} of {at} could not be downloaded: {str(error).splitlines()[0]}") from error
+    finally:
+        log.setLevel(level)
