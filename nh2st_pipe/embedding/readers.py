@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import NH2STError, listed
+from nh2st_pipe.core.errors import OF_ONE_SLIDE, listed
 from nh2st_pipe.core.location import Claim
 from nh2st_pipe.core.signals import Stop
 from nh2st_pipe.embedding.plan import Todo, Wanted, check_spots, decide, recipe_of
@@ -195,7 +195,7 @@ class Readers:
         try:
             self._prepare(job)
             self._submit(job)
-        except (NH2STError, MemoryError) as error:
+        except (*OF_ONE_SLIDE, MemoryError) as error:
             job.failed = str(error) or type(error).__name__
         self._queue.put(Item(job))
         return True

@@ -12,15 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from nh2st_pipe.core.errors import DamageError, ExpressionError, NH2STError, SlideError, UsageError, listed
+from nh2st_pipe.core.errors import OF_ONE_SLIDE, EncoderError, NH2STError, UsageError, listed
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import signals_as_flag
 from nh2st_pipe.embedding.plan import Todo, choose_recipe, decide, make_contract, pending
 from nh2st_pipe.embedding.readers import Job, Readers, finish
 from nh2st_pipe.embedding.summary import EmbedSummary
-from nh2st_pipe.encoders.weights import find_weights
+from nh2st_pipe.encoders.weights import Weights, find_weights, known_weights
 from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision
+from nh2st_pipe.store.format import Contract
 from nh2st_pipe.store.read import check_contract, open_store
 from nh2st_pipe.store.write import StoreWriter
 from nh2st_pipe.tiles.manifest import read_manifest
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from nh2st_pipe.encoders.encoder import Encoder
 
 __all__ = ["embed"]
+
+_LARGE_MILLIONS = 200
 
 
 def embed(
@@ -78,13 +81,26 @@ def embed(
     location = Location(store)
     existing = None if location.is_empty() else open_store(location)
     recipe = choose_recipe(encoder, existing)
-    found = find_weights(recipe, None if weights is None else Path(weights))
-    contract = make_contract(recipe, found, existing, views, tile_um, tile_px, precision, device)
-    if existing is not None:
-        check_contract(existing, contract)
+    given = None if weights is None else Path(weights)
+
+    def contract_of(found: Weights) -> Contract:
+        contract = make_contract(recipe, found, existing, views, tile_um, tile_px, precision, device)
+        if existing is not None:
+            check_contract(existing, contract)
+        return contract
+
+    known = known_weights(recipe, given, existing.contract if existing else None)
+    found = known or find_weights(recipe, given)
+    contract = contract_of(found)
 
     summary = EmbedSummary(store=str(location))
     todo, renewed = pending(rows, existing, redo_changed, stain_shift == "auto", summary)
+    if todo and known is not None:  # what was known is not enough to encode with
+        try:
+            found = find_weights(recipe, None)
+        except EncoderError as error:
+            raise EncoderError(f"{error} (the store was made with {known.source}, SHA-256 {known.sha256})") from error
+        contract = contract_of(found)
     if todo:
         # Loaded before the store is made, so that weights that do not fit leave nothing behind.
         from nh2st_pipe.core.devices import pick_device
@@ -96,8 +112,9 @@ def embed(
             device=pick_device(device),
             precision=contract.precision,
         )
+        _warn_of_time(recipe, encoder_on_device, summary, progress)
         size = batch_size or (8 if encoder_on_device.device.type == "cpu" else 64)
-    with signals_as_flag() as stop:
+    with signals_as_flag() as stop, _saying_what_is_kept(summary):
         writer = StoreWriter(location, contract)
         for wanted in renewed:
             stop.check()
@@ -147,20 +164,43 @@ def _run(
             except (NH2STError, OSError, MemoryError) as error:
                 if isinstance(error, OSError) and not isinstance(error, NH2STError) and error.errno is not None:
                     raise  # the disk is full or gone: no slide's own fault
-                if isinstance(error, NH2STError) and not _of_one_slide(error):
+                if isinstance(error, NH2STError) and not isinstance(error, OF_ONE_SLIDE):
                     raise
                 job.failed = str(error) or type(error).__name__
             if item.batch is None:
                 readers.release(job)
                 if job.failed is not None:
                     summary.failed[job.row.slide_id] = job.failed
-                    progress.say(f"{job.row.slide_id} passed over: {job.failed}")
+                    progress.say(f"{job.row.slide_id} passed over; the end says why")
                 elif job.spots is not None:
                     summary.notices += [f"{job.row.slide_id}: {notice}" for notice in job.spots.notices]
                     progress.say(f"{job.row.slide_id}: {len(job.spots):,} tiles done")
                 job.spots = job.writer = job.neighbours = job.picture = job.stained = (
                     None  # counts of a thousand slides are not for keeping
                 )
+
+
+@contextmanager
+def _saying_what_is_kept(summary: EmbedSummary) -> Iterator[None]:
+    """Add to whatever ends the run what it leaves for the next one."""
+    try:
+        yield
+    except BaseException as error:
+        if summary.encoded_tiles:
+            error.add_note(f"what was encoded until then is kept in {summary.store}; the same command goes on with it")
+        raise
+
+
+def _warn_of_time(recipe: EncoderRecipe, encoder: Encoder, summary: EmbedSummary, progress: Progress) -> None:
+    """Say that a large encoder on a CPU takes long: the default one does."""
+    millions = sum(values.numel() for values in encoder.parameters()) / 1e6
+    if encoder.device.type == "cpu" and millions >= _LARGE_MILLIONS:
+        words = (
+            f"encoder {recipe.name} has {millions:,.0f} million parameters, and there is no GPU: a tile takes seconds. "
+            "nh2st-pipe encoders lists smaller ones"
+        )
+        summary.notices.append(words)
+        progress.say(words)
 
 
 def _find_shift(job: Job, encoder: Encoder, summary: EmbedSummary) -> None:
@@ -177,10 +217,6 @@ def _find_shift(job: Job, encoder: Encoder, summary: EmbedSummary) -> None:
     with _timed(summary, "writing"):
         job.writer.write_stain_shift(shift, VERSION)
     summary.stain_shifts.append(job.row.slide_id)
-
-
-def _of_one_slide(error: NH2STError) -> bool:
-    return isinstance(error, (SlideError, ExpressionError, DamageError))
 
 
 @contextmanager

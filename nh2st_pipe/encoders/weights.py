@@ -11,8 +11,9 @@ from pathlib import Path
 
 from nh2st_pipe.core.errors import EncoderError, HubError, UsageError
 from nh2st_pipe.recipes.encoder import EncoderRecipe
+from nh2st_pipe.store.format import Contract
 
-__all__ = ["Weights", "find_weights"]
+__all__ = ["Weights", "find_weights", "known_weights"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,16 @@ class Weights:
     path: Path | None
     sha256: str
     source: str
+
+
+def known_weights(recipe: EncoderRecipe, given: Path | None, store: Contract | None) -> Weights | None:
+    """Return what a store says of its weights, without a file: enough until something is encoded.
+
+    None where they have to be looked at: a file is given, or the store is another encoder's.
+    """
+    if given is not None or store is None or store.identity != recipe.identity():
+        return None
+    return Weights(None, store.weights.sha256, store.weights.source)
 
 
 def find_weights(recipe: EncoderRecipe, given: Path | None) -> Weights:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import NH2STError, RunError, TrainError, listed
 from nh2st_pipe.core.quiet import quiet_warnings
+from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.data.targets import targets
 from nh2st_pipe.evaluation.metrics import summarise
 from nh2st_pipe.recipes.train import TargetRecipe
@@ -62,7 +63,8 @@ def evaluate(predictions: str | Path, embeddings: str | Path, out: str | Path | 
         values = [slide[key] for slide in slides.values() if slide[key] is not None]
         figures["summary"][key] = float(np.mean(values)) if values else None
     if out is not None:
-        Path(out).write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        with written_whole(Path(out)) as part:
+            part.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return figures
 
 

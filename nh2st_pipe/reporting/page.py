@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from nh2st_pipe.core.errors import RunError
+from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.reporting.maps import slide_maps
@@ -48,10 +49,8 @@ def report(run: str | Path, out: str | Path | None = None) -> Path:
     # "<" is what could end the script element (</script>) or change how it is read (<!--).
     text = text.replace("<", "\\u003c")
     template = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    part.write_text(template.replace(_MARK, text), encoding="utf-8")
-    part.replace(target)
+    with written_whole(target) as part:
+        part.write_text(template.replace(_MARK, text), encoding="utf-8")
     return target
 
 

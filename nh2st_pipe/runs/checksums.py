@@ -20,8 +20,9 @@ def sha256(path: Path) -> str:
 
 
 def write_sums(folder: Path) -> None:
-    """Write the hashes of every file below `folder`."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SUMS)
+    """Write the hashes of every file below `folder`, without hidden ones."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path != folder / SUMS)
+    files = sorted(path for path in found if not path.name.startswith("."))
     lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 

@@ -26,8 +26,10 @@ def load_model(where: str | Path) -> HeadModel:
     """
     text = str(where)
     folder = _from_hub(text) if text.startswith(HUB) else model_folder(where)
-    check_files(folder)
+    if not (folder / "model.safetensors").is_file():
+        raise RunError(f"{folder} holds no model.safetensors; weights in other forms are not loaded")
     config_file = folder / "config.json"
+    check_files(folder, ("config.json", "model.safetensors"))  # its card may be edited
     try:
         kind = json.loads(config_file.read_text(encoding="utf-8")).get("kind")
     except (ValueError, AttributeError) as error:
@@ -36,8 +38,6 @@ def load_model(where: str | Path) -> HeadModel:
         kind_of_head = head_class(kind)
     except RunError as error:
         raise RunError(f"{config_file} describes {error}") from None
-    if not (folder / "model.safetensors").is_file():
-        raise RunError(f"{folder} holds no model.safetensors; weights in other forms are not loaded")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the mixin announces itself on stdout
             model = kind_of_head.from_pretrained(str(folder))

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.quiet import quiet_warnings
+from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.heads.base import Prediction
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.store.read import SlideData
@@ -59,7 +60,5 @@ def write_prediction(
     data.uns["nh2st_pipe"] = about
     if "spatial" in slide.uns:
         data.uns["spatial"] = slide.uns["spatial"]
-    part = path.with_name(path.name + ".part")
-    with quiet_warnings():
+    with written_whole(path) as part, quiet_warnings():
         data.write_h5ad(part, compression="gzip")
-    part.replace(path)

@@ -16,10 +16,13 @@ _OWN_RECORD = "zarr.json"  # holds the list, and a checksum of itself
 
 
 def list_files(location: Location, folder: str) -> dict[str, tuple[int, str]]:
-    """Return every file below a slide's folder, with its size and CRC-32C, but for the record that holds the list."""
+    """Return every file below a slide's folder, with its size and CRC-32C, but for the record that holds the list.
+
+    Hidden files are an operating system's, and come and go.
+    """
     listed = {}
     for name in sorted(location.files(folder)):
-        if name != _OWN_RECORD and not name.endswith(LEFT_BEHIND):
+        if name != _OWN_RECORD and not name.endswith(LEFT_BEHIND) and not name.rpartition("/")[2].startswith("."):
             data = location.read(f"{folder}/{name}")
             listed[name] = (len(data), crc32c(data))
     return listed

@@ -105,6 +105,7 @@ class StoreWriter(Store):
         `expression` is the fingerprint of the file the counts are from: where it alone has changed, the counts are
         written anew and the embeddings kept.
         """
+        self.check_there()
         path = f"slides/{row.slide_id}"
         wanted = SlideRecord(
             row=row,
@@ -137,6 +138,14 @@ class StoreWriter(Store):
         record = wanted.model_copy(update={"expression": expression}).with_state(ready=True)
         write_record(group, record)
         return SlideWriter(self, path, record)
+
+    def check_there(self) -> None:
+        """Raise StoreError where the store is not at its place any more: writing would begin another one there."""
+        if self.location.path is not None and not (self.location.path / "zarr.json").is_file():
+            raise StoreError(
+                f"the store {self.location} is gone: was it moved or deleted while it was written? Wherever it is now, "
+                "embed goes on with it"
+            )
 
     def _group(self, path: str) -> zarr.Group:
         """Open a group to write in it. Consolidated metadata are a copy for readers, and never what is written to."""
@@ -254,6 +263,7 @@ class SlideWriter:
     def _unless_broken(self) -> Iterator[None]:
         if self._broken:
             raise StoreError(f"{self._path}: an earlier write failed; open the slide anew")
+        self._store.check_there()
         try:
             yield
         except BaseException:

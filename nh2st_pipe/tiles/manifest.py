@@ -18,6 +18,7 @@ import polars as pl
 
 from nh2st_pipe.core.errors import ManifestError, nearest
 from nh2st_pipe.core.tables import Table, read_table
+from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.slides.resolution import implausible_mpp, plausible_mpp
 
 __all__ = ["SlideRow", "read_manifest", "write_manifest"]
@@ -166,6 +167,5 @@ def write_manifest(rows: list[SlideRow], path: str | Path) -> None:
     ]
     table = pl.DataFrame(records, schema_overrides=dict.fromkeys(records[0], pl.String) if records else None)
     empty = [name for name in ("expression", "mpp", "tissue") if all(record[name] == "" for record in records)]
-    part = path.with_name(path.name + ".part")
-    table.drop(empty).write_csv(part)
-    part.replace(path)
+    with written_whole(path) as part:
+        table.drop(empty).write_csv(part)

@@ -166,6 +166,15 @@ def mine(folder: Path) -> Path:
     return path
 
 
+def test_a_failure_is_told_once_with_its_cause(study: Study) -> None:
+    (study.folder / "s1.png").write_text("no image")
+    options = ("--encoder", "fake", "--tile-px", 48, "--store", study.folder / "s.zarr")
+    done = call("embed", "--slides", study.manifest, *options)
+    assert done.returncode == 1
+    assert (done.stdout + done.stderr).count("is not an image") == 1
+    assert "failed: s1: " in done.stderr
+
+
 def test_bad_training(embedded: Study, make_study: Callable[..., Study], tmp_path: Path) -> None:
     store = embedded.folder / "store.zarr"
     (tmp_path / "there").mkdir()
@@ -238,7 +247,7 @@ def test_sigterm_keeps_what_is_done_and_says_so(study: Study) -> None:
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; what was finished is kept" in errors
+    assert f"interrupted; what was encoded until then is kept in {store}; the same command goes on with it" in errors
     assert "Traceback" not in errors
     from nh2st_pipe.store.read import open_store
 

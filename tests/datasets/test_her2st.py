@@ -54,6 +54,21 @@ def test_spots_are_joined_by_name_and_x_is_the_width(tmp_path: Path) -> None:
     assert summary.failed == {}  # a transposed reading would put spots outside the image
 
 
+def test_what_an_operating_system_leaves_is_no_data_and_a_section_is_read_once(tmp_path: Path) -> None:
+    folder, said = layout(tmp_path / "data"), list[str]()
+    for name in ("ST-cnts/._B1.tsv.gz", "ST-cnts/._B1.tsv", "ST-imgs/B/B1/._slide.jpg", "ST-imgs/B/B1/.DS_Store"):
+        (folder / name).write_bytes(b"\x00\x05\x16\x07")
+    (folder / "ST-imgs/.Trashes/B1").mkdir(parents=True)
+    (folder / "ST-imgs/.Trashes/B1/old.jpg").touch()
+    (folder / "ST-cnts/B1.tsv").write_text("\tG1\n8x1\t9\n")
+    import_dataset("her2st", folder, tmp_path / "out/manifest.csv", said.append)
+    (row,) = read_manifest(tmp_path / "out/manifest.csv")
+    assert row.expression is not None
+    assert anndata.read_h5ad(row.expression).shape == (3, 2)
+    assert said[0] == "B1.tsv is passed over: B1.tsv.gz is the same section, as published"
+    assert list((tmp_path / "out/expression").iterdir()) == [row.expression]
+
+
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     def attempt() -> None:
         import_dataset("her2st", tmp_path, tmp_path / "m.csv", lambda _: None)

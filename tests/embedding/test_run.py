@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nh2st_pipe.core.errors import EncoderError, StoreError, UsageError
+from nh2st_pipe.core.errors import EncoderError, HubError, StoreError, UsageError
 from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.encoders.load import load_encoder
 from nh2st_pipe.recipes.encoder import load_encoder_recipe
@@ -112,6 +112,54 @@ def test_another_encoder_or_tile_size_is_refused_before_any_work(study: Study, t
         study.embed(tile_um=20)
     with pytest.raises(UsageError, match="1 or 8"):
         study.embed(views=4)
+
+
+def test_weights_are_asked_for_when_there_is_something_to_encode(
+    study: Study, lite0_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = study.manifest.read_text().splitlines()
+    study.manifest.write_text("\n".join(rows[:2]) + "\n")
+    study.embed(encoder="efficientnet-lite0", weights=lite0_weights, stain_shift="off")
+
+    def out_of_reach(*_: object, **__: object) -> None:
+        raise HubError("the hub cannot be reached")
+
+    monkeypatch.setattr("nh2st_pipe.core.hub.fetch", out_of_reach)
+    assert study.embed(encoder=None, stain_shift="off").kept == ["s0"]
+    study.manifest.write_text("\n".join(rows[:3]) + "\n")
+    cause = r"cannot be reached; or give .* with --weights \(the store was made with tf_efficientnet_lite0\.safet"
+    with pytest.raises(EncoderError, match=cause):
+        study.embed(encoder=None, stain_shift="off")
+
+
+def test_a_large_encoder_without_a_gpu_is_said_to_take_long(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not any("million parameters" in notice for notice in study.embed().notices)
+    monkeypatch.setattr("nh2st_pipe.embedding.run._LARGE_MILLIONS", 0)
+    said = [notice for notice in study.embed(store=study.folder / "b.zarr").notices if "million parameters" in notice]
+    assert said == [
+        "encoder fake has 0 million parameters, and there is no GPU: a tile takes seconds. "
+        "nh2st-pipe encoders lists smaller ones"
+    ]
+
+
+@pytest.mark.parametrize("when", ["SlideWriter.append", "SlideWriter.finish", "StoreWriter.slide"])
+def test_a_store_that_is_moved_away_is_not_begun_anew(study: Study, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nh2st_pipe.store import write
+
+    owner = getattr(write, when.partition(".")[0])
+    whole, store = getattr(owner, when.partition(".")[2]), study.folder / "store.zarr"
+
+    def after_the_move(self: object, *arguments: object, **more: object) -> object:
+        if store.exists():
+            store.rename(study.folder / "moved.zarr")
+        return whole(self, *arguments, **more)
+
+    monkeypatch.setattr(owner, when.partition(".")[2], after_the_move)
+    with pytest.raises(StoreError, match=r"store\.zarr is gone: was it moved or deleted while it was written"):
+        study.embed(batch_size=5)
+    assert not (store / "slides").exists()
+    monkeypatch.undo()
+    assert study.embed(store=study.folder / "moved.zarr").failed == {}
 
 
 def test_weights_that_do_not_fit_leave_no_store_behind(study: Study, lite0_weights: Path) -> None:

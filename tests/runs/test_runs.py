@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from nh2st_pipe import NH2ST
-from nh2st_pipe.core.errors import RecipeError, RunError
+from nh2st_pipe.core.errors import RecipeError, RunError, StoreError
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.reporting.page import report
 from nh2st_pipe.runs.about import About
@@ -23,6 +23,7 @@ from nh2st_pipe.runs.folder import RunFolder
 from nh2st_pipe.runs.model import load_model
 from nh2st_pipe.training.run import train
 from tests.conftest import Study
+from tests.hub import standing_in
 
 V0 = Path(__file__).parent / "v0"
 V1_STORE = Path(__file__).parents[1] / "stores" / "v1" / "whole"
@@ -164,6 +165,41 @@ def test_only_hf_hub_goes_to_the_network(finished: Path, monkeypatch: pytest.Mon
     assert asked == ["owner/name"]
     with pytest.raises(RunError, match="hf-hub:owner/name is expected"):
         load_model("hf-hub:name")
+
+
+def test_other_weights_than_the_models_are_refused_before_anything_is_embedded(finished: Path, study: Study) -> None:
+    (finished / "model" / "SHA256SUMS").unlink()
+    config = finished / "model" / "config.json"
+    values = json.loads(config.read_text())
+    values["about"]["store"]["weights"] = {"sha256": "f" * 64, "source": "w.safetensors"}
+    config.write_text(json.dumps(values))
+    out = study.folder / "predicted"
+    with pytest.raises(StoreError, match=r"of w\.safetensors \(SHA-256 ffffffffffff…\), and built in is another"):
+        predict(finished, slides=study.manifest, out=out)
+    assert not (out / "store.zarr").exists()
+
+
+def test_a_head_comes_from_the_hub_whole_or_not_at_all(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: path.read_bytes() for path in (finished / "model").iterdir()}
+    with standing_in(monkeypatch, tmp_path / "cache") as hub:
+        hub.repos = {
+            "lab/head": files,
+            "lab/cut": {**files, "model.safetensors": files["model.safetensors"][:-1] + b"x"},
+            "lab/pickled": {"config.json": files["config.json"], "pytorch_model.bin": b"code"},
+            "lab/other": {"README.md": b""},
+        }
+        assert load_model("hf-hub:lab/head").genes == load_model(finished).genes
+        for name, message in (
+            ("lab/cut", "has changed since it was written"),
+            ("lab/pickled", r"holds no model\.safetensors"),
+            ("lab/other", "holds no trained head"),
+            ("lab/none", "the hub knows no lab/none"),
+        ):
+            with pytest.raises(RunError, match=message):
+                load_model(f"hf-hub:{name}")
+        assert not any(path.endswith("pytorch_model.bin") for path in hub.asked)
 
 
 def test_two_runs_of_one_name_do_not_touch_each_others_work(tmp_path: Path) -> None:
