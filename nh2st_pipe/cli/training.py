@@ -71,9 +71,9 @@ def say_run(run: Run) -> None:
     """Print a run's table and where it is."""
     metrics = run.metrics
     if metrics["summary"] is not None:
+        by = metrics["folds_by"].partition(":")[0]
         typer.echo(
-            f"{len(metrics['folds'])} folds by {metrics['folds_by']}, protocol {metrics['protocol']}: "
-            f"{metrics['protocol_in_words']}"
+            f"{len(metrics['folds'])} folds by {by}, protocol {metrics['protocol']}: {metrics['protocol_in_words']}"
         )
         typer.echo(table(run.table()))
     for note in metrics["notes"]:

@@ -197,14 +197,16 @@ def _facts(metrics: dict[str, Any], recipe: dict[str, Any]) -> list[tuple[str, s
     count, patients = len(metrics["folds"]), metrics["n_patients"]
     model = metrics["model"]
     epochs = f", {model['epochs']} epochs" if model["epochs"] else ""
-    return [
+    facts = [
         ("Data", f"{_many(metrics['n_slides'], 'slide')}, {_many(patients, 'patient')}, {metrics['n_spots']:,} spots"),
         ("Targets", f"{_many(model['genes'], 'gene')} in the model (a fold's panel can differ); {_unit(recipe)}"),
         ("Encoder", f"{store['encoder']}, {store['dim']} values per tile, {_many(views, 'view')} used"),
         ("Folds", f"{folds} ({_many(count, 'fold')})" if count else folds),
-        ("Protocol", f"{metrics['protocol']}: {metrics['protocol_in_words']}"),
         ("Model", f"model/ is trained on all slides ({len(model['slides'])}){epochs}"),
     ]
+    if count:  # a protocol says what test folds may decide, and without folds there are none
+        facts.insert(-1, ("Protocol", f"{metrics['protocol']}: {metrics['protocol_in_words']}"))
+    return facts
 
 
 def _many(count: int, what: str) -> str:

@@ -51,8 +51,9 @@ def _figures(metrics: dict[str, Any]) -> list[str]:
         f"| {_cell(head['summary'], 'mse', 4)} |"
         for name, head in heads.items()
     ]
+    by = metrics["folds_by"].partition(":")[0]
     return [
-        f"On slides it had not seen ({len(metrics['folds'])} folds by {metrics['folds_by']}; {metrics['protocol']}: "
+        f"On slides it had not seen ({len(metrics['folds'])} folds by {by}; {metrics['protocol']}: "
         f"{metrics['protocol_in_words']}):",
         "",
         "| head | PCC | top 50 | MSE |",

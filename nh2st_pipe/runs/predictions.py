@@ -16,6 +16,7 @@ from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.heads.base import Prediction
 from nh2st_pipe.recipes.train import TargetRecipe
+from nh2st_pipe.store.graph import squidpy_graph
 from nh2st_pipe.store.read import SlideData
 
 __all__ = ["write_prediction"]
@@ -32,8 +33,9 @@ def write_prediction(
     by_gene: Mapping[str, Mapping[str, float | None]] | None = None,
 ) -> None:
     """Write one slide's predictions: X n × G, layers["target"] where the truth is known, obsm["spatial"] in
-    level-0 px, the thumbnail where scanpy and squidpy look for it, and `about` in uns["nh2st_pipe"], with how the
-    values are made of counts (`made`) and the panel they were scaled over; None where spots have several.
+    level-0 px, the spots' neighbours and the thumbnail where scanpy and squidpy look for them, and `about` in
+    uns["nh2st_pipe"], with how the values are made of counts (`made`) and the panel they were scaled over; None where
+    spots have several.
 
     obs["likeness"] tells how like each spot is to the training spots (its median stands in uns). `by_gene` are columns
     of var, each a value by gene: cv_pcc, half_pcc; those that are empty are left out.
@@ -55,6 +57,10 @@ def write_prediction(
         about["likeness"] = float(np.median(predicted.likeness))
     data = anndata.AnnData(predicted.values, obs=obs, var=var)
     data.obsm["spatial"] = slide.xy
+    away = np.linalg.norm(slide.xy[slide.neighbours] - slide.xy[:, None], axis=2)
+    obsp, data.uns["spatial_neighbors"] = squidpy_graph(slide.neighbours, away)
+    for name, matrix in obsp.items():
+        data.obsp[name] = matrix
     if target is not None:
         data.layers["target"] = target
     data.uns["nh2st_pipe"] = about

@@ -5,11 +5,13 @@ Letters: n spots, k neighbours in a table, the spot itself first.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-__all__ = ["graph_of", "table_of"]
+__all__ = ["graph_of", "squidpy_graph", "table_of"]
 
 
 def graph_of(indices: NDArray[np.int32], distances: NDArray[np.float64]) -> tuple[sp.csr_matrix, sp.csr_matrix]:
@@ -26,6 +28,19 @@ def graph_of(indices: NDArray[np.int32], distances: NDArray[np.float64]) -> tupl
         return sp.csr_matrix((values, columns, indptr), shape=(n, n))
 
     return matrix(np.ones(len(columns))), matrix(far)
+
+
+def squidpy_graph(
+    indices: NDArray[np.int32], distances: NDArray[np.float64]
+) -> tuple[dict[str, sp.csr_matrix], dict[str, Any]]:
+    """Return what squidpy keeps of n × k neighbours: obsp, and uns["spatial_neighbors"] on it."""
+    connected, far = graph_of(indices, distances)
+    note = {
+        "connectivities_key": "spatial_connectivities",
+        "distances_key": "spatial_distances",
+        "params": {"n_neighbors": indices.shape[1] - 1, "coord_type": "generic"},
+    }
+    return {"spatial_connectivities": connected, "spatial_distances": far}, note
 
 
 def table_of(distances: sp.csr_matrix) -> NDArray[np.int32]:

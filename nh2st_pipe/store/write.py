@@ -38,7 +38,7 @@ from nh2st_pipe.store.format import (
     signed,
     spots_fingerprint,
 )
-from nh2st_pipe.store.graph import graph_of
+from nh2st_pipe.store.graph import squidpy_graph
 from nh2st_pipe.store.read import Store, check_contract
 from nh2st_pipe.tiles.spots import Spots
 
@@ -302,14 +302,9 @@ def write_graph(
     embedding: zarr.Group, uns: zarr.Group, neighbours: NDArray[np.int32], distances: NDArray[np.float64]
 ) -> None:
     """Write n × k neighbours as squidpy does: two sparse matrices, and a note on them in uns."""
-    connected, far = graph_of(neighbours, distances)
-    note = {
-        "connectivities_key": "spatial_connectivities",
-        "distances_key": "spatial_distances",
-        "params": {"n_neighbors": neighbours.shape[1] - 1, "coord_type": "generic"},
-    }
+    obsp, note = squidpy_graph(neighbours, distances)
     with _anndata_settings():
-        write_elem(embedding, "obsp", {"spatial_connectivities": connected, "spatial_distances": far})
+        write_elem(embedding, "obsp", obsp)
         write_elem(uns, "spatial_neighbors", note)
 
 

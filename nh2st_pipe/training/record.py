@@ -88,7 +88,7 @@ def metrics_of(
         "head": recipe.name,
         "protocol": recipe.protocol,
         "protocol_in_words": PROTOCOLS[recipe.protocol],
-        "folds_by": recipe.folds,
+        "folds_by": f"patient:{recipe.folds}" if recipe.folds.isdecimal() else recipe.folds,
         "n_slides": len(slides),
         "n_patients": len({slide.patient for slide in slides}),
         "n_spots": sum(map(len, slides)),

@@ -166,6 +166,12 @@ def mine(folder: Path) -> Path:
     return path
 
 
+def test_folds_are_named_by_what_they_leave_out(embedded: Study) -> None:
+    store, out = embedded.folder / "store.zarr", embedded.folder / "run"
+    done = call("train", "--embeddings", store, "--recipe", "mean", "--folds", 2, "--out", out)
+    assert done.stdout.startswith("2 folds by patient, protocol nested")
+
+
 def test_a_failure_is_told_once_with_its_cause(study: Study) -> None:
     (study.folder / "s1.png").write_text("no image")
     options = ("--encoder", "fake", "--tile-px", 48, "--store", study.folder / "s.zarr")

@@ -184,6 +184,18 @@ def test_neighbours_go_through_squidpys_matrices_unchanged() -> None:
         assert (table[:, back.shape[1] :] == -1).all()
 
 
+def test_a_prediction_has_the_neighbours_of_its_store(study: Study) -> None:
+    from nh2st_pipe.training.run import train
+
+    study.embed()
+    run = train(study.folder / "store.zarr", recipe="mean", out=study.folder / "run")
+    kept = anndata.read_zarr(study.folder / "store.zarr/slides/s0/embedding")
+    predicted = anndata.read_h5ad(run.path / "predictions/s0.h5ad")
+    for name in ("spatial_connectivities", "spatial_distances"):
+        assert abs(predicted.obsp[name] - kept.obsp[name]).max() < 1e-9
+    assert predicted.uns["spatial_neighbors"]["distances_key"] == "spatial_distances"
+
+
 def test_the_embedding_group_is_what_squidpy_expects(study: Study) -> None:
     study.embed()
     data = anndata.read_zarr(study.folder / "store.zarr/slides/s1/embedding")
