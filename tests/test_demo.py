@@ -1,6 +1,15 @@
 from __future__ import annotations
 
-from nh2st_pipe.demo import standing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nh2st_pipe import demo, synthetic
+from nh2st_pipe.demo import run_demo, standing
+from nh2st_pipe.embedding.run import embed
+from nh2st_pipe.encoders.load import load_encoder
+from nh2st_pipe.recipes.encoder import load_encoder_recipe
 
 
 def test_the_demo_says_where_its_head_stands() -> None:
@@ -10,3 +19,32 @@ def test_the_demo_says_where_its_head_stands() -> None:
     behind, ahead = standing([own, ridge, mlp])
     assert behind == "on genes that follow the spot, ours (0.700) is behind ridge, mlp (mlp 0.780)"
     assert ahead == "on genes that follow its neighbours, ours is ahead of every baseline (0.800; mlp 0.600)"
+
+
+def test_the_demo_goes_from_drawn_slides_to_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's own way, on smaller slides, with an encoder without weights and few epochs."""
+
+    def smaller(folder: Path, grid: int) -> Any:
+        return synthetic.generate(folder, grid=5)
+
+    def quicker(manifest: Path, **options: Any) -> Any:
+        return embed(manifest, **{**options, "encoder": "fake", "weights": None, "views": 1})
+
+    monkeypatch.setattr(demo, "generate", smaller)
+    monkeypatch.setattr(demo, "embed", quicker)
+    monkeypatch.setattr(demo, "_lite0_weights", lambda folder: None)
+    monkeypatch.setattr(demo, "_SETTINGS", (*demo._SETTINGS, "head.network.epochs=2", "baselines=[ridge]"))
+    made = run_demo(tmp_path)
+    assert made.report.is_file()
+    assert len(list(made.predictions.glob("*.h5ad"))) == 4
+    assert [group["head"] for group in made.groups] == ["nh2st-context", "ridge"]
+    assert {key for group in made.groups for key in group} == {"head", "local", "neigh", "noise"}
+    again = run_demo(tmp_path)  # slides and embeddings are kept, the run is new
+    assert again.run.path == made.run.path
+
+
+def test_the_demos_weights_are_those_of_its_encoder(tmp_path: Path) -> None:
+    weights = demo._lite0_weights(tmp_path)
+    encoder = load_encoder(load_encoder_recipe("efficientnet-lite0"), weights)
+    assert sum(values.numel() for values in encoder.parameters()) > 3e6
+    assert demo._lite0_weights(tmp_path) == weights

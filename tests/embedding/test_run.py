@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from nh2st_pipe.core.errors import EncoderError, HubError, StoreError, UsageError
+from nh2st_pipe.embedding.plan import decide
 from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.encoders.load import load_encoder
 from nh2st_pipe.recipes.encoder import load_encoder_recipe
@@ -70,6 +71,35 @@ def test_spots_outside_and_bad_expression_fail_their_slide_alone(study: Study) -
     assert summary.done == ["s1"]
     assert "1 of 2 spots lie outside" in summary.failed["s0"]
     assert "cannot be read as an AnnData" in summary.failed["s2"]
+
+
+@pytest.mark.parametrize("name", ["s1.png", "s1.h5ad"])
+def test_a_file_that_vanishes_or_may_not_be_read_fails_its_slide_alone(
+    study: Study, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Path.open
+
+    def refusing(self: Path, *arguments: Any, **more: Any) -> Any:
+        if self.name == name:
+            raise PermissionError(13, "Permission denied", str(self))
+        return whole(self, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    failed = study.embed().failed
+    assert set(failed) == {"s1"}
+    assert f"{name} cannot be read: Permission denied" in failed["s1"]
+    monkeypatch.undo()
+
+    def vanishing(record: object, wanted: Any, redo: bool) -> Any:
+        if wanted.row.slide_id == "s1":
+            (study.folder / name).unlink(missing_ok=True)
+        return decide(record, wanted, redo)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("nh2st_pipe.embedding.readers.decide", vanishing)
+    summary = study.embed()
+    assert set(summary.failed) == {"s1"}
+    assert name in summary.failed["s1"]
+    assert summary.kept == ["s0", "s2"]
 
 
 def test_a_changed_slide_is_noticed_and_redone_only_when_asked(study: Study) -> None:

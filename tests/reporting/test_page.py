@@ -3,6 +3,8 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
+import subprocess
 import zlib
 from pathlib import Path
 from typing import Any
@@ -322,3 +324,42 @@ def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"metrics\.json is damaged"):
         report(run)
     assert not (run / "report.html").exists()
+
+
+def test_a_browser_draws_the_page_without_an_error(tmp_path: Path) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("there is no Chromium on this machine")
+    page = report(make_run(tmp_path / "run"))
+    done = subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=5000",
+            "--enable-logging=stderr",
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=90,
+    )
+    drawn = done.stdout
+    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line and "rror" in line]
+    assert re.search(r'<h1 id="title">[^<]*run', drawn)
+    assert "KRT19" in drawn
+    assert "0.410" in drawn
+    assert "<option" in drawn.partition('id="slide"')[2]
+    script = r'<script type="application/json".*?</script>'
+    assert "<script>alert(1)" not in re.sub(script, "", drawn, flags=re.DOTALL)
+
+
+def test_without_folds_no_protocol_is_spoken_of(tmp_path: Path) -> None:
+    labels = [label for label, _ in page_data(report(make_run(tmp_path / "run", fold_names=())))["facts"]]
+    assert "Protocol" not in labels
+    assert "Folds" in labels

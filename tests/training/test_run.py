@@ -17,14 +17,18 @@ from PIL import Image
 
 from nh2st_pipe.core.errors import RunError, StoreError, TrainError, UsageError
 from nh2st_pipe.core.progress import Progress
+from nh2st_pipe.data import study as data_study
+from nh2st_pipe.data.folds import Fold
 from nh2st_pipe.evaluation.judge import evaluate
 from nh2st_pipe.evaluation.metrics import summarise
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe
 from nh2st_pipe.reporting.page import report
 from nh2st_pipe.runs.model import load_model
+from nh2st_pipe.store.read import open_store
+from nh2st_pipe.training.fold import FoldTask, fit_all, run_fold
 from nh2st_pipe.training.run import Run, train
-from tests.conftest import GENES, Study, write_spots
+from tests.conftest import GENES, Study, picture, write_spots
 
 SMALL = ("head.width=16", "head.hidden=12", "head.decoder_hidden=6", "head.heads=4", "fit.epochs=4", "fit.patience=2")
 
@@ -114,6 +118,21 @@ def test_the_test_slides_choose_nothing(study: Study, recipe: str) -> None:
         assert first.metrics["folds"][0].get(key) == second.metrics["folds"][0].get(key)
 
 
+@pytest.mark.parametrize("recipe", ["nh2st", "ridge-context", "knn", "mlp", "nh2st-context"])
+def test_what_a_test_slide_looks_like_moves_no_prediction_of_another(study: Study, recipe: str) -> None:
+    """Features are scaled, centred and compared over the training slides: other test slides are not looked at."""
+    settings = {"nh2st": SMALL, "mlp": ("head.network.epochs=2",), "nh2st-context": ("head.network.epochs=2",)}
+    resolved = load_train_recipe(recipe, (*settings.get(recipe, ()), "targets.genes=6"))
+    fold = Fold("of two", train=("s2",), test=("s0", "s1"))
+    study.embed(views=8)
+    first = run_fold(FoldTask(str(study.folder / "store.zarr"), resolved, fold)).predicted
+    Image.fromarray(255 - picture(240, 240, 77) // 3).save(study.folder / "s1.png")
+    study.embed(views=8, redo_changed=True)
+    second = run_fold(FoldTask(str(study.folder / "store.zarr"), resolved, fold)).predicted
+    assert np.array_equal(first["s0"].values, second["s0"].values)
+    assert not np.array_equal(first["s1"].values, second["s1"].values)
+
+
 def test_paper_protocol_says_what_it_does(study: Study) -> None:
     result = run(study, settings=(*SMALL, "protocol=paper"))
     assert "ON THE TEST FOLD" in result.metrics["protocol_in_words"]
@@ -122,6 +141,18 @@ def test_paper_protocol_says_what_it_does(study: Study) -> None:
         assert fold["pcc"] == pytest.approx(history["watched_pcc"].max())
     panels = {tuple(anndata.read_h5ad(p).var_names) for p in (result.path / "predictions").glob("*.h5ad")}
     assert len(panels) == 1
+
+
+@pytest.mark.parametrize(("of_folds", "expected"), [([1, 2, 4], 2), ([1, 3], 2), ([4, 4, 1, 1], 2)])
+def test_the_kept_model_is_trained_for_the_median_of_the_folds_epochs(
+    study: Study, of_folds: list[int], expected: int
+) -> None:
+    study.embed()
+    recipe = load_train_recipe("nh2st", (*SMALL, "targets.genes=6"))
+    kept = data_study.Study.load(open_store(study.folder / "store.zarr"), ["s0", "s1"])
+    final = fit_all(kept, recipe, of_folds, {})
+    assert final.best_epoch == expected
+    assert [row["epoch"] for row in final.history] == list(range(1, expected + 1))
 
 
 def test_training_without_folds_gives_a_model_and_no_figures(study: Study) -> None:
