@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.core.whole import written_whole
 
-__all__ = ["estimate_mpp", "files_of", "write_section"]
+__all__ = ["files_of", "write_section"]
 
 
 def files_of(folder: Path, pattern: str) -> list[Path]:
@@ -43,12 +43,3 @@ def write_section(
     data.uns.update(uns)
     with written_whole(path) as part, quiet_warnings():
         data.write_h5ad(part, compression="gzip")
-
-
-def estimate_mpp(xy_level0_px: NDArray[np.float64], grid_xy: NDArray[np.float64], pitch_um: float) -> float:
-    """Return µm per px from spots whose grid position is known: `pitch_um` over the fitted px per grid step."""
-    steps = []
-    for axis in (0, 1):
-        grid = grid_xy[:, axis] - grid_xy[:, axis].mean()
-        steps.append(abs(float(grid @ xy_level0_px[:, axis]) / float(grid @ grid)))
-    return pitch_um / float(np.mean(steps))

@@ -18,12 +18,12 @@ import polars as pl
 import scipy.sparse as sp
 
 from nh2st_pipe.core.errors import ExpressionError
-from nh2st_pipe.datasets.common import estimate_mpp, files_of, write_section
+from nh2st_pipe.datasets.common import files_of, write_section
+from nh2st_pipe.tiles.lattice import SPOT_PITCH_UM, array_pitch_px
 from nh2st_pipe.tiles.manifest import SlideRow
 
 __all__ = ["import_her2st"]
 
-_PITCH_UM = 200.0
 _IMAGES = {".jpg", ".jpeg", ".tif", ".tiff", ".png"}
 _SPOT_COLUMNS = ("x", "y", "new_x", "new_y", "pixel_x", "pixel_y")
 
@@ -86,7 +86,10 @@ def _section(folder: Path, section: str, count_file: Path, target: Path) -> tupl
     dropped = counts.height + places.height - 2 * both.height
 
     xy = both.select("pixel_x", "pixel_y").to_numpy().astype(np.float64)
-    mpp = estimate_mpp(xy, both.select("new_x", "new_y").to_numpy().astype(np.float64), _PITCH_UM)
+    pitch = array_pitch_px(xy, both.select("new_x", "new_y").to_numpy().astype(np.float64))
+    if pitch is None:
+        raise ExpressionError(f"{spot_file}: pixel_x, pixel_y and new_x, new_y are not those of one square array")
+    mpp = SPOT_PITCH_UM["square"] / pitch
     write_section(
         target,
         counts=sp.csr_matrix(matrix.to_numpy().astype(np.float32)),

@@ -22,7 +22,7 @@ from nh2st_pipe.slides import Slide, open_slide
 from nh2st_pipe.slides.base import read_tile, thumbnail
 from nh2st_pipe.slides.resolution import TileSize, choose_mpp
 from nh2st_pipe.store.write import SlideWriter, StoreWriter
-from nh2st_pipe.tiles.geometry import check_on_image, check_pitch, check_tile, mask_notices, tissue_notices
+from nh2st_pipe.tiles.geometry import check_on_image, check_pitch, check_tile, mask_notices, spots_say, tissue_notices
 from nh2st_pipe.tiles.grid import file_order, grid_spots
 from nh2st_pipe.tiles.lattice import pitch_px
 from nh2st_pipe.tiles.manifest import SlideRow
@@ -207,15 +207,16 @@ class Readers:
             job.kept = True
             return
         slide = job.slide = open_slide(row.slide)
-        mpp, mpp_source, notice = choose_mpp(row.mpp, slide.mpp)
+        spots = None if row.expression is None else read_spots(row.expression)
+        resolution = choose_mpp(row.mpp, slide.mpp, None if spots is None else spots_say(spots))
         contract_tile = self._store.contract.tile
-        size = TileSize(contract_tile["size_um"], contract_tile["size_level0_px"]).on_slide(mpp, slide)
+        size = TileSize(contract_tile["size_um"], contract_tile["size_level0_px"]).on_slide(resolution.mpp, slide)
         check_tile(size, slide)
-        said = [*slide.notices, *([notice] if notice else [])]
-        if row.expression is not None:
-            spots = read_spots(row.expression)
+        said = [*slide.notices, *resolution.notices]
+        if spots is not None:
+            assert row.expression is not None
             check_on_image(spots, slide)
-            said += check_pitch(spots, size, mpp, row.expression)
+            said += check_pitch(spots, size, row.expression)
         else:
             from nh2st_pipe.tiles.tissue import tissue_mask
 
@@ -229,11 +230,11 @@ class Readers:
             "path": str(row.slide),
             "width": slide.size[0],
             "height": slide.size[1],
-            "mpp_source": mpp_source,
+            "mpp_source": resolution.source,
             "tile_level0_px": size,
             "fingerprint": wanted.image.image,
         }
-        uns = {"image": image if mpp is None else {**image, "mpp": mpp}}
+        uns = {"image": image if resolution.mpp is None else {**image, "mpp": resolution.mpp}}
         job.spots, job.tile_level0_px = spots, size
         job.writer = self._store.slide(wanted.row, wanted.image, spots, wanted.expression, uns)
         job.neighbours = self._pool.submit(nearest_spots, spots.xy, NEIGHBOURS)

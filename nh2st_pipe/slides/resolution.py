@@ -1,7 +1,7 @@
 """Which resolution a slide has, and what a tile of a given size measures on it.
 
 A tile's size is given in level-0 px or in µm; µm need the slide's resolution, taken from the manifest, else
-from the file.
+from the file, else from spots whose distance on the array is known.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Any
 from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.slides.base import Slide
 
-__all__ = ["TileSize", "choose_mpp", "implausible_mpp", "plausible_mpp"]
+__all__ = ["Resolution", "SpotsSay", "TileSize", "choose_mpp", "implausible_mpp", "plausible_mpp"]
 
 _MPP_TOLERANCE = 0.05
+_SPOTS_TOLERANCE = 0.1
 _LEAST_MPP, _MOST_MPP = 0.05, 10.0
 
 
@@ -57,21 +58,49 @@ def implausible_mpp(mpp: float) -> str:
     return bounds
 
 
-def choose_mpp(in_manifest: float | None, in_file: float | None) -> tuple[float | None, str, str | None]:
-    """Return (µm per px, where it is from, a notice where manifest and file differ by more than 5 %).
+@dataclass(frozen=True)
+class SpotsSay:
+    """A resolution that follows from spots."""
 
-    What the file says is passed over, with a notice, where no slide could have it.
+    mpp: float
+    source: str
+    """What it follows from, in words."""
+    sure: bool
+    """Whether it can hold another one against itself: not where other arrays look alike."""
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """A slide's resolution, and what should be known of it."""
+
+    mpp: float | None
+    source: str
+    """manifest, file, spots, or unknown."""
+    notices: tuple[str, ...] = ()
+
+
+def choose_mpp(in_manifest: float | None, in_file: float | None, of_spots: SpotsSay | None = None) -> Resolution:
+    """Return the manifest's µm per px, else the file's, else what follows from the spots.
+
+    What the file says is passed over, with a notice, where no slide could have it. Notices say where manifest and file
+    differ by more than 5 %, where the spots say something else by more than 10 %, and where nothing but them says it.
     """
+    notices = []
     if in_file is not None and not plausible_mpp(in_file):
-        source = "unknown" if in_manifest is None else "manifest"
-        return (
-            in_manifest,
-            source,
-            f"the file says {in_file:g} µm per px, which is passed over: {implausible_mpp(in_file)}",
+        notices.append(f"the file says {in_file:g} µm per px, which is passed over: {implausible_mpp(in_file)}")
+        in_file = None
+    mpp, source = (in_manifest, "manifest") if in_manifest is not None else (in_file, "file")
+    if mpp is None and of_spots is not None and plausible_mpp(of_spots.mpp):
+        notices.append(
+            f"{of_spots.mpp:.4g} µm per px is estimated from {of_spots.source}; mpp in the manifest goes before"
         )
-    if in_manifest is None:
-        return in_file, "file" if in_file else "unknown", None
-    notice = None
-    if in_file is not None and abs(in_manifest / in_file - 1) > _MPP_TOLERANCE:
-        notice = f"mpp is {in_manifest:g} in the manifest and {in_file:g} in the file; the manifest's is used"
-    return in_manifest, "manifest", notice
+        return Resolution(of_spots.mpp, "spots", tuple(notices))
+    if mpp is None:
+        return Resolution(None, "unknown", tuple(notices))
+    if in_manifest is not None and in_file is not None and abs(in_manifest / in_file - 1) > _MPP_TOLERANCE:
+        notices.append(f"mpp is {in_manifest:g} in the manifest and {in_file:g} in the file; the manifest's is used")
+    if of_spots is not None and of_spots.sure and abs(mpp / of_spots.mpp - 1) > _SPOTS_TOLERANCE:
+        notices.append(
+            f"mpp is {mpp:.4g} by the {source}, and {of_spots.mpp:.4g} by {of_spots.source}: is it that of this image?"
+        )
+    return Resolution(mpp, source, tuple(notices))

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import ExpressionError, SlideError, listed
 from nh2st_pipe.slides.base import Slide
-from nh2st_pipe.tiles.lattice import is_hexagonal, pitch_px
+from nh2st_pipe.slides.resolution import SpotsSay
+from nh2st_pipe.tiles.lattice import SPOT_PITCH_UM, array_pitch_px, is_hexagonal, pitch_px
 from nh2st_pipe.tiles.spots import Spots
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "check_tile",
     "mask_notices",
     "on_tissue",
+    "spots_say",
     "tissue_notices",
 ]
 
@@ -34,9 +36,9 @@ _ASPECT = 0.05  # how far a mask's sides may be from the slide's
 _OVERLAP = 0.7  # spots nearer than this share of their own diameter cannot be
 _APART = 3.0  # diameters from spot to spot: 1 on Visium HD, 1.8 on Visium, 2 on ST
 _DENSE, _SPARSE = 0.1, 10.0  # pitch in sides of a tile
-_VISIUM_UM, _VISIUM_TOLERANCE = 100.0, 0.1
 _MARGIN = 0.1  # share of spots by which another way of laying them must be better before it is said
 _FEW = 0.5
+_LARGEST_ST = 100  # rows or columns; the bins of Visium HD and Stereo-seq are thousands
 
 Way = Callable[[NDArray[np.float64], tuple[int, int]], NDArray[np.float64]]
 WAYS: dict[str, Way] = {
@@ -78,7 +80,22 @@ def check_on_image(spots: Spots, slide: Slide) -> None:
         )
 
 
-def check_pitch(spots: Spots, size_level0_px: float, mpp: float | None, path: Path) -> list[str]:
+def spots_say(spots: Spots) -> SpotsSay | None:
+    """Return the resolution that follows from spots: their file's own, or that of an array whose pitch is known."""
+    if spots.mpp is not None:
+        return SpotsSay(spots.mpp, "the expression file's scale factors", sure=True)
+    if spots.grid is None:
+        return None
+    hexagonal = is_hexagonal(spots.grid)
+    pitch = array_pitch_px(spots.xy, spots.grid.astype(np.float64), hexagonal=hexagonal)
+    if pitch is None or (not hexagonal and spots.grid.max() - spots.grid.min() > _LARGEST_ST):
+        return None
+    um = SPOT_PITCH_UM["hexagonal" if hexagonal else "square"]
+    array = "Visium's hexagonal array" if hexagonal else "a square array, taken for ST's"
+    return SpotsSay(um / pitch, f"the {um:g} µm pitch of {array} ({pitch:.4g} px here)", sure=hexagonal)
+
+
+def check_pitch(spots: Spots, size_level0_px: float, path: Path) -> list[str]:
     """Return what is unlikely about the distance between the spots of `path` under tiles of that side.
 
     Raises ExpressionError where spots would overlap by their own diameter: then they are not full-resolution px.
@@ -97,13 +114,6 @@ def check_pitch(spots: Spots, size_level0_px: float, mpp: float | None, path: Pa
             "overlap, so obsm['spatial'] is not in full-resolution pixels" + _whose(spots, pitch / diameter)
         )
     found = []
-    if mpp is not None and is_hexagonal(spots.grid):
-        um = pitch * mpp
-        if abs(um / _VISIUM_UM - 1) > _VISIUM_TOLERANCE:
-            found.append(
-                f"array_row and array_col are those of Visium, whose spots are {_VISIUM_UM:g} µm apart, and here "
-                f"they are {um:.3g} µm apart ({pitch:.4g} px at {mpp:.4g} µm per px): is the mpp that of this image?"
-            )
     if diameter is None and pitch < _DENSE * size_level0_px:
         found.append(
             f"spots are {pitch:.3g} px apart under tiles of {size_level0_px:.4g} px, as for Visium HD; otherwise "

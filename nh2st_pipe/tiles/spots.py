@@ -43,6 +43,8 @@ class Spots:
     """How wide a spot is by `uns["spatial"]`, level-0 px."""
     scales: Mapping[str, float] = field(default_factory=dict)
     """Px of smaller images (hires, lowres) per level-0 px, by `uns["spatial"]`."""
+    mpp: float | None = None
+    """µm per level-0 px by `uns["spatial"]`, where it says so (Visium HD)."""
     notices: tuple[str, ...] = ()
     """What a person should know about the file, short of an error."""
 
@@ -94,7 +96,7 @@ def _spots_of(data: anndata.AnnData, path: Path) -> Spots:
     if not barcodes:
         raise ExpressionError(f"{path} holds no spots")
 
-    diameter_px, scales = _scale_factors(data)
+    factors = _scale_factors(data)
     spots = Spots(
         barcodes=barcodes,
         xy=_spot_centres(data, path),
@@ -102,8 +104,9 @@ def _spots_of(data: anndata.AnnData, path: Path) -> Spots:
         array_col=_grid_index(data, "array_col", path),
         counts=_raw_counts(data, path),
         genes=genes,
-        diameter_px=diameter_px,
-        scales=scales,
+        diameter_px=factors.get("spot_diameter_fullres"),
+        scales={key: factors[name] for key in ("hires", "lowres") if (name := f"tissue_{key}_scalef") in factors},
+        mpp=factors.get("microns_per_pixel"),
     )
     notices = []
     assert spots.counts is not None
@@ -119,14 +122,14 @@ def _spots_of(data: anndata.AnnData, path: Path) -> Spots:
     return replace(spots, notices=tuple(notices))
 
 
-def _scale_factors(data: anndata.AnnData) -> tuple[float | None, dict[str, float]]:
-    """Return the spots' diameter (level-0 px) and the scales of smaller images, where the file knows them.
+def _scale_factors(data: anndata.AnnData) -> dict[str, float]:
+    """Return Space Ranger's scale factors, those that are positive numbers.
 
     They stand in `uns["spatial"][<library>]["scalefactors"]`; those of several libraries are no one's, and left.
     """
     libraries = data.uns.get("spatial")
     if not isinstance(libraries, Mapping) or len(libraries) != 1:
-        return None, {}
+        return {}
     (library,) = libraries.values()
     factors = library.get("scalefactors") if isinstance(library, Mapping) else None
     known: dict[str, float] = {}
@@ -135,8 +138,7 @@ def _scale_factors(data: anndata.AnnData) -> tuple[float | None, dict[str, float
             number = float(value)
             if np.isfinite(number) and number > 0:
                 known[str(name)] = number
-    scales = {key: known[name] for key in ("hires", "lowres") if (name := f"tissue_{key}_scalef") in known}
-    return known.get("spot_diameter_fullres"), scales
+    return known
 
 
 def _repeated(names: list[str]) -> list[str]:

@@ -22,7 +22,7 @@ from nh2st_pipe.recipes.encoder import load_encoder_recipe
 from nh2st_pipe.slides import open_slide
 from nh2st_pipe.slides.base import read_tile
 from nh2st_pipe.store.read import open_store
-from tests.conftest import Study, picture, write_spots
+from tests.conftest import Study, grid_positions, picture, write_spots
 
 
 def test_each_spot_has_the_embedding_of_its_own_tile(study: Study) -> None:
@@ -173,9 +173,12 @@ def test_a_large_encoder_without_a_gpu_is_said_to_take_long(study: Study, monkey
 
 
 @pytest.mark.parametrize("when", ["SlideWriter.append", "SlideWriter.finish", "StoreWriter.slide"])
-def test_a_store_that_is_moved_away_is_not_begun_anew(study: Study, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_moved_away_is_not_begun_anew(
+    make_study: Callable[..., Study], when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from nh2st_pipe.store import write
 
+    study = make_study(1)  # no other slide is being written at that moment
     owner = getattr(write, when.partition(".")[0])
     whole, store = getattr(owner, when.partition(".")[2]), study.folder / "store.zarr"
 
@@ -199,6 +202,7 @@ def test_weights_that_do_not_fit_leave_no_store_behind(study: Study, lite0_weigh
 
 
 def test_tiles_in_um_use_the_manifests_resolution(study: Study) -> None:
+    write_spots(study.folder / "s2.h5ad", grid_positions(5, 40.0)[0])  # of no array, whose pitch would say it
     text = study.manifest.read_text().splitlines()
     study.manifest.write_text("\n".join([text[0] + ",mpp", text[1] + ",0.5", text[2] + ",1.0", text[3] + ","]) + "\n")
     summary = study.embed(tile_px=None, tile_um=24)

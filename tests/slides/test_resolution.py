@@ -7,18 +7,28 @@ import pytest
 from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.slides import open_slide
 from nh2st_pipe.slides.openslide import _mpp
-from nh2st_pipe.slides.resolution import TileSize, choose_mpp
+from nh2st_pipe.slides.resolution import Resolution, SpotsSay, TileSize, choose_mpp
 from tests.conftest import blank
 
 
 def test_mpp_of_manifest_goes_before_the_files() -> None:
-    assert choose_mpp(None, 0.25) == (0.25, "file", None)
-    assert choose_mpp(0.5, None) == (0.5, "manifest", None)
-    assert choose_mpp(None, None)[:2] == (None, "unknown")
-    assert choose_mpp(0.5, 0.51)[2] is None
-    notice = choose_mpp(0.5, 0.25)[2]
-    assert notice is not None
-    assert "0.5 in the manifest and 0.25 in the file" in notice
+    assert choose_mpp(None, 0.25) == Resolution(0.25, "file")
+    assert choose_mpp(0.5, None) == Resolution(0.5, "manifest")
+    assert choose_mpp(None, None) == Resolution(None, "unknown")
+    assert choose_mpp(0.5, 0.51).notices == ()
+    assert "0.5 in the manifest and 0.25 in the file" in choose_mpp(0.5, 0.25).notices[0]
+
+
+def test_spots_say_the_resolution_where_nothing_else_does_and_contradict_where_they_are_sure() -> None:
+    sure, unsure = SpotsSay(0.5, "Visium's array", sure=True), SpotsSay(0.5, "a square array", sure=False)
+    for spots in (sure, unsure):
+        found = choose_mpp(None, 352.8, spots)
+        assert (found.mpp, found.source) == (0.5, "spots")
+        assert f"0.5 µm per px is estimated from {spots.source}" in found.notices[1]
+        assert choose_mpp(0.52, None, spots) == Resolution(0.52, "manifest")
+    assert "mpp is 0.25 by the file, and 0.5 by Visium's array" in choose_mpp(None, 0.25, sure).notices[0]
+    assert choose_mpp(None, 0.25, unsure).notices == ()
+    assert choose_mpp(None, None, SpotsSay(70.0, "coordinates of another image", sure=True)).mpp is None
 
 
 def test_tile_size_in_um_needs_a_resolution(tmp_path: Path) -> None:
@@ -30,12 +40,11 @@ def test_tile_size_in_um_needs_a_resolution(tmp_path: Path) -> None:
 
 
 def test_what_no_scanner_can_have_made_is_passed_over_and_said() -> None:
-    mpp, source, notice = choose_mpp(None, 352.8)  # a TIFF's 72 dpi
-    assert (mpp, source) == (None, "unknown")
-    assert notice is not None
-    assert "the file says 352.8 µm per px, which is passed over" in notice
-    assert choose_mpp(0.5, 352.8)[:2] == (0.5, "manifest")
-    assert choose_mpp(None, 0.05)[0] == 0.05
+    found = choose_mpp(None, 352.8)  # a TIFF's 72 dpi
+    assert (found.mpp, found.source) == (None, "unknown")
+    assert "the file says 352.8 µm per px, which is passed over" in found.notices[0]
+    assert (choose_mpp(0.5, 352.8).mpp, choose_mpp(0.5, 352.8).source) == (0.5, "manifest")
+    assert choose_mpp(None, 0.05).mpp == 0.05
 
 
 def test_px_that_are_not_square_are_refused() -> None:

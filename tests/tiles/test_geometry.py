@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -18,6 +19,7 @@ from nh2st_pipe.tiles.geometry import (
     check_tile,
     mask_notices,
     on_tissue,
+    spots_say,
     tissue_notices,
 )
 from nh2st_pipe.tiles.lattice import is_hexagonal
@@ -72,12 +74,12 @@ def test_tile_sizes_that_cannot_be_are_refused_before_or_at_their_slide(study: S
 @pytest.mark.parametrize(("image", "scale"), [("hires", 0.1), ("lowres", 0.03)])
 def test_coordinates_of_a_smaller_image_are_refused_where_the_spots_would_overlap(image: str, scale: float) -> None:
     scales = {"hires": 0.1, "lowres": 0.03}
-    assert check_pitch(square(100, diameter_px=55, scales=scales), 110, None, HERE) == []
-    assert check_pitch(square(16, diameter_px=16), 224, None, HERE) == []  # Visium HD: bins touch
+    assert check_pitch(square(100, diameter_px=55, scales=scales), 110, HERE) == []
+    assert check_pitch(square(16, diameter_px=16), 224, HERE) == []  # Visium HD: bins touch
     with pytest.raises(ExpressionError, match=rf"a\.h5ad.*55 px wide.*divide it by tissue_{image}_scalef \({scale}\)"):
-        check_pitch(square(100 * scale, diameter_px=55, scales=scales), 110, None, HERE)
+        check_pitch(square(100 * scale, diameter_px=55, scales=scales), 110, HERE)
     with pytest.raises(ExpressionError, match=r"not in full-resolution pixels$"):
-        check_pitch(square(10, diameter_px=55), 110, None, HERE)
+        check_pitch(square(10, diameter_px=55), 110, HERE)
 
 
 def test_a_files_own_scale_factors_are_read_and_used_by_embed(study: Study) -> None:
@@ -116,18 +118,50 @@ def test_scale_factors_that_are_none_are_no_fault(tmp_path: Path, uns: dict[str,
 
 
 def test_unlikely_pitches_are_said() -> None:
-    assert check_pitch(square(100), 224, 0.5, HERE) == []
-    assert "as for Visium HD" in check_pitch(square(10), 163, None, HERE)[0]
-    assert "are small for spots 500 px apart" in check_pitch(square(500), 20, None, HERE)[0]
+    assert check_pitch(square(100), 224, HERE) == []
+    assert "as for Visium HD" in check_pitch(square(10), 163, HERE)[0]
+    assert "are small for spots 500 px apart" in check_pitch(square(500), 20, HERE)[0]
     with pytest.raises(ExpressionError, match="most spots lie at the place of another"):
-        check_pitch(Spots(["a", "b"], np.zeros((2, 2))), 50, None, HERE)
-    assert check_pitch(Spots(["a"], np.zeros((1, 2))), 50, None, HERE) == []
+        check_pitch(Spots(["a", "b"], np.zeros((2, 2))), 50, HERE)
+    assert check_pitch(Spots(["a"], np.zeros((1, 2))), 50, HERE) == []
 
 
-def test_on_visiums_array_spots_are_100_um_apart() -> None:
-    assert check_pitch(visium(200), 224, 0.5, HERE) == []
-    assert check_pitch(visium(200), 224, None, HERE) == []
-    assert "here they are 50 µm apart (200 px at 0.25 µm per px)" in check_pitch(visium(200), 224, 0.25, HERE)[0]
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_arrays_pitch_gives_the_resolution(turned: bool) -> None:
+    rng = np.random.default_rng(0)
+
+    def laid(spots: Spots, pitch: float) -> Spots:
+        xy = spots.xy + rng.normal(0, 0.05 * pitch, spots.xy.shape)
+        return replace(spots, xy=xy[:, ::-1].copy() if turned else xy)
+
+    said = spots_say(laid(visium(200), 200))
+    assert said is not None
+    assert said.sure
+    assert said.mpp == pytest.approx(0.5, rel=0.02)
+    assert "100 µm pitch of Visium's hexagonal array" in said.source
+    row, column = grid_positions(8, 290)[1].T
+    xy = grid_positions(8, 290)[0]
+    square_array = Spots([f"b{i}" for i in range(len(xy))], xy, row, column)
+    said = spots_say(laid(square_array, 290))
+    assert said is not None
+    assert not said.sure
+    assert said.mpp == pytest.approx(200 / 290, rel=0.02)
+    assert spots_say(replace(square_array, array_row=None)) is None
+    assert spots_say(replace(square_array, array_row=row * 200)) is None  # bins, not spots
+    assert spots_say(replace(square_array, xy=rng.uniform(0, 2000, xy.shape))) is None
+    assert spots_say(square_array.take(np.arange(8))) is None  # in one line
+    hd = spots_say(replace(square_array, mpp=0.27))
+    assert hd is not None
+    assert (hd.mpp, hd.sure) == (0.27, True)
+
+
+def test_a_slide_that_does_not_say_its_resolution_has_that_of_its_array(study: Study) -> None:
+    summary = study.embed(tile_px=None, tile_um=240)
+    assert summary.done == ["s0", "s1", "s2"]
+    assert any("5 µm per px is estimated from the 200 µm pitch of a square array" in each for each in summary.notices)
+    data = open_store(study.folder / "store.zarr").read("s0")
+    assert data.mpp == pytest.approx(5.0)
+    assert data.uns["image"]["mpp_source"] == "spots"
 
 
 def test_visiums_array_is_known_by_its_indices() -> None:
