@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,13 @@ from nh2st_pipe.embedding.plan import Todo, Wanted, check_spots, decide, recipe_
 from nh2st_pipe.encoders.stains import tiles_for_shift
 from nh2st_pipe.slides import Slide, open_slide
 from nh2st_pipe.slides.base import read_tile, thumbnail
-from nh2st_pipe.slides.resolution import TileSize, choose_mpp
+from nh2st_pipe.slides.resolution import TileSize
 from nh2st_pipe.store.write import SlideWriter, StoreWriter
-from nh2st_pipe.tiles.geometry import check_on_image, check_pitch, check_tile, mask_notices, spots_say, tissue_notices
-from nh2st_pipe.tiles.grid import file_order, grid_spots
 from nh2st_pipe.tiles.lattice import pitch_px
+from nh2st_pipe.tiles.layout import doubts_on_tissue, lay_out
 from nh2st_pipe.tiles.manifest import SlideRow
 from nh2st_pipe.tiles.neighbours import nearest_spots
-from nh2st_pipe.tiles.spots import Spots, read_spots
+from nh2st_pipe.tiles.spots import Spots
 
 __all__ = ["NEIGHBOURS", "Item", "Job", "Readers", "finish"]
 
@@ -51,7 +50,7 @@ class Overview:
     picture: NDArray[np.uint8]
     scale: float
     """Px of the picture per level-0 px."""
-    notices: tuple[str, ...]
+    doubts: tuple[str, ...]
 
 
 @dataclass
@@ -68,6 +67,8 @@ class Job:
     kept: bool = False
     """Whether another process finished it before this one had the claim."""
     failed: str | None = None
+    notices: list[str] = field(default_factory=list)
+    """What a person should know of the slide, short of an error."""
     neighbours: Future[tuple[NDArray[np.int32], NDArray[np.float64]]] | None = None
     picture: Future[Overview] | None = None
     stained: tuple[NDArray[np.int64], Future[NDArray[np.uint8]]] | None = None
@@ -207,25 +208,11 @@ class Readers:
             job.kept = True
             return
         slide = job.slide = open_slide(row.slide)
-        spots = None if row.expression is None else read_spots(row.expression)
-        resolution = choose_mpp(row.mpp, slide.mpp, None if spots is None else spots_say(spots))
         contract_tile = self._store.contract.tile
-        size = TileSize(contract_tile["size_um"], contract_tile["size_level0_px"]).on_slide(resolution.mpp, slide)
-        check_tile(size, slide)
-        said = [*slide.notices, *resolution.notices]
-        if spots is not None:
-            assert row.expression is not None
-            check_on_image(spots, slide)
-            said += check_pitch(spots, size, row.expression)
-        else:
-            from nh2st_pipe.tiles.tissue import tissue_mask
-
-            mask = tissue_mask(slide, row.tissue)
-            spots = grid_spots(mask, size, slide, mask=row.tissue)
-            said += mask_notices(mask, slide) if row.tissue else []
-        spots = spots.take(file_order(spots.xy))
+        layout = lay_out(row, slide, TileSize(contract_tile["size_um"], contract_tile["size_level0_px"]))
+        spots, size, resolution = layout.spots, layout.size_level0_px, layout.resolution
         check_spots(record, spots, wanted, self._redo)
-        spots = replace(spots, notices=(*spots.notices, *said))
+        job.notices += [*layout.notes, *layout.doubts]
         image: dict[str, Any] = {
             "path": str(row.slide),
             "width": slide.size[0],
@@ -274,15 +261,9 @@ class Readers:
 
 def _look(slide: Slide, row: SlideRow, spots: Spots) -> Overview:
     """Make the thumbnail, and hold the spots against the tissue on it."""
-    from nh2st_pipe.tiles.tissue import tissue_mask, tissue_of
-
     picture, scale = thumbnail(slide, _THUMBNAIL_PX)
-    notices: list[str] = []
-    if row.expression is not None:
-        mask = tissue_mask(slide, row.tissue) if row.tissue else tissue_of(picture)
-        notices = tissue_notices(spots.xy, mask, slide.size)
-        notices += mask_notices(mask, slide) if row.tissue else []
-    return Overview(picture, scale, tuple(notices))
+    doubts = doubts_on_tissue(spots, slide, picture, row.tissue)[1] if row.expression is not None else []
+    return Overview(picture, scale, tuple(doubts))
 
 
 def _spot_width(job: Job) -> float:
@@ -296,14 +277,13 @@ def _spot_width(job: Job) -> float:
 
 
 def finish(job: Job) -> None:
-    """Write what needs the whole slide: neighbours, thumbnail, completion mark. Its notices go to the spots'."""
+    """Write what needs the whole slide: neighbours, thumbnail, completion mark."""
     assert job.writer is not None
     assert job.neighbours is not None
     assert job.picture is not None
     indices, distances = job.neighbours.result()
     seen = job.picture.result()
-    assert job.spots is not None
-    job.spots = replace(job.spots, notices=(*job.spots.notices, *seen.notices))
+    job.notices += seen.doubts
     job.writer.finish(
         indices,
         distances,

@@ -173,7 +173,7 @@ def _run(
                     summary.failed[job.row.slide_id] = job.failed
                     progress.say(f"{job.row.slide_id} passed over; the end says why")
                 elif job.spots is not None:
-                    summary.notices += [f"{job.row.slide_id}: {notice}" for notice in job.spots.notices]
+                    summary.notices += [f"{job.row.slide_id}: {notice}" for notice in job.notices]
                     progress.say(f"{job.row.slide_id}: {len(job.spots):,} tiles done")
                 job.spots = job.writer = job.neighbours = job.picture = job.stained = (
                     None  # counts of a thousand slides are not for keeping

@@ -76,31 +76,35 @@ class Resolution:
     mpp: float | None
     source: str
     """manifest, file, spots, or unknown."""
-    notices: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """How it was found, where a person would not expect it."""
+    doubts: tuple[str, ...] = ()
+    """What contradicts it."""
 
 
 def choose_mpp(in_manifest: float | None, in_file: float | None, of_spots: SpotsSay | None = None) -> Resolution:
     """Return the manifest's µm per px, else the file's, else what follows from the spots.
 
-    What the file says is passed over, with a notice, where no slide could have it. Notices say where manifest and file
-    differ by more than 5 %, where the spots say something else by more than 10 %, and where nothing but them says it.
+    What the file says is passed over, with a note, where no slide could have it; where nothing but the spots says it, a
+    note says so. There are doubts where manifest and file differ by more than 5 %, and where spots say something else
+    by more than 10 %.
     """
-    notices = []
+    notes, doubts = [], []
     if in_file is not None and not plausible_mpp(in_file):
-        notices.append(f"the file says {in_file:g} µm per px, which is passed over: {implausible_mpp(in_file)}")
+        notes.append(f"the file says {in_file:g} µm per px, which is passed over: {implausible_mpp(in_file)}")
         in_file = None
     mpp, source = (in_manifest, "manifest") if in_manifest is not None else (in_file, "file")
     if mpp is None and of_spots is not None and plausible_mpp(of_spots.mpp):
-        notices.append(
+        notes.append(
             f"{of_spots.mpp:.4g} µm per px is estimated from {of_spots.source}; mpp in the manifest goes before"
         )
-        return Resolution(of_spots.mpp, "spots", tuple(notices))
+        return Resolution(of_spots.mpp, "spots", tuple(notes))
     if mpp is None:
-        return Resolution(None, "unknown", tuple(notices))
+        return Resolution(None, "unknown", tuple(notes))
     if in_manifest is not None and in_file is not None and abs(in_manifest / in_file - 1) > _MPP_TOLERANCE:
-        notices.append(f"mpp is {in_manifest:g} in the manifest and {in_file:g} in the file; the manifest's is used")
+        doubts.append(f"mpp is {in_manifest:g} in the manifest and {in_file:g} in the file; the manifest's is used")
     if of_spots is not None and of_spots.sure and abs(mpp / of_spots.mpp - 1) > _SPOTS_TOLERANCE:
-        notices.append(
+        doubts.append(
             f"mpp is {mpp:.4g} by the {source}, and {of_spots.mpp:.4g} by {of_spots.source}: is it that of this image?"
         )
-    return Resolution(mpp, source, tuple(notices))
+    return Resolution(mpp, source, tuple(notes), tuple(doubts))

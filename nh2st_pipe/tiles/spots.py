@@ -46,7 +46,9 @@ class Spots:
     mpp: float | None = None
     """µm per level-0 px by `uns["spatial"]`, where it says so (Visium HD)."""
     notices: tuple[str, ...] = ()
-    """What a person should know about the file, short of an error."""
+    """How the file is read, where a person would not expect it."""
+    doubts: tuple[str, ...] = ()
+    """What is unlikely about what it holds."""
 
     def __len__(self) -> int:
         return len(self.barcodes)
@@ -108,10 +110,10 @@ def _spots_of(data: anndata.AnnData, path: Path) -> Spots:
         scales={key: factors[name] for key in ("hires", "lowres") if (name := f"tissue_{key}_scalef") in factors},
         mpp=factors.get("microns_per_pixel"),
     )
-    notices = []
+    notices, doubts = [], []
     assert spots.counts is not None
     if spots.counts.nnz and np.any(spots.counts.data % 1 != 0):
-        notices.append("counts are not whole numbers: are they already normalised? Raw counts are expected")
+        doubts.append("counts are not whole numbers: are they already normalised? Raw counts are expected")
     if "in_tissue" in data.obs:
         inside = np.flatnonzero(_in_tissue(data, path))
         if len(inside) == 0:
@@ -119,7 +121,7 @@ def _spots_of(data: anndata.AnnData, path: Path) -> Spots:
         if len(inside) < len(spots):
             notices.append(f"{len(spots) - len(inside)} spots with in_tissue = 0 left out")
             spots = spots.take(inside)
-    return replace(spots, notices=tuple(notices))
+    return replace(spots, notices=tuple(notices), doubts=tuple(doubts))
 
 
 def _scale_factors(data: anndata.AnnData) -> dict[str, float]:

@@ -15,8 +15,8 @@ def test_mpp_of_manifest_goes_before_the_files() -> None:
     assert choose_mpp(None, 0.25) == Resolution(0.25, "file")
     assert choose_mpp(0.5, None) == Resolution(0.5, "manifest")
     assert choose_mpp(None, None) == Resolution(None, "unknown")
-    assert choose_mpp(0.5, 0.51).notices == ()
-    assert "0.5 in the manifest and 0.25 in the file" in choose_mpp(0.5, 0.25).notices[0]
+    assert choose_mpp(0.5, 0.51).doubts == ()
+    assert "0.5 in the manifest and 0.25 in the file" in choose_mpp(0.5, 0.25).doubts[0]
 
 
 def test_spots_say_the_resolution_where_nothing_else_does_and_contradict_where_they_are_sure() -> None:
@@ -24,10 +24,10 @@ def test_spots_say_the_resolution_where_nothing_else_does_and_contradict_where_t
     for spots in (sure, unsure):
         found = choose_mpp(None, 352.8, spots)
         assert (found.mpp, found.source) == (0.5, "spots")
-        assert f"0.5 µm per px is estimated from {spots.source}" in found.notices[1]
+        assert f"0.5 µm per px is estimated from {spots.source}" in found.notes[1]
         assert choose_mpp(0.52, None, spots) == Resolution(0.52, "manifest")
-    assert "mpp is 0.25 by the file, and 0.5 by Visium's array" in choose_mpp(None, 0.25, sure).notices[0]
-    assert choose_mpp(None, 0.25, unsure).notices == ()
+    assert "mpp is 0.25 by the file, and 0.5 by Visium's array" in choose_mpp(None, 0.25, sure).doubts[0]
+    assert choose_mpp(None, 0.25, unsure).doubts == ()
     assert choose_mpp(None, None, SpotsSay(70.0, "coordinates of another image", sure=True)).mpp is None
 
 
@@ -42,7 +42,7 @@ def test_tile_size_in_um_needs_a_resolution(tmp_path: Path) -> None:
 def test_what_no_scanner_can_have_made_is_passed_over_and_said() -> None:
     found = choose_mpp(None, 352.8)  # a TIFF's 72 dpi
     assert (found.mpp, found.source) == (None, "unknown")
-    assert "the file says 352.8 µm per px, which is passed over" in found.notices[0]
+    assert "the file says 352.8 µm per px, which is passed over" in found.notes[0]
     assert (choose_mpp(0.5, 352.8).mpp, choose_mpp(0.5, 352.8).source) == (0.5, "manifest")
     assert choose_mpp(None, 0.05).mpp == 0.05
 

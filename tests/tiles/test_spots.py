@@ -54,7 +54,7 @@ def test_spots_outside_the_tissue_are_left_out_and_said(tmp_path: Path) -> None:
 
 def test_normalised_counts_are_said(tmp_path: Path) -> None:
     spots = read_spots(write_spots(tmp_path / "a.h5ad", XY, counts=np.full((3, 12), 0.5)))
-    assert "not whole numbers" in spots.notices[0]
+    assert "not whole numbers" in spots.doubts[0]
 
 
 @pytest.mark.parametrize(

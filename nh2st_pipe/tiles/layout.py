@@ -1,0 +1,77 @@
+"""Where the tiles of one slide lie, from its row of the manifest: what `embed` does and `check` shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nh2st_pipe.slides.base import Slide
+from nh2st_pipe.slides.resolution import Resolution, TileSize, choose_mpp
+from nh2st_pipe.tiles.geometry import (
+    check_on_image,
+    check_pitch,
+    check_tile,
+    mask_notices,
+    spots_say,
+    tissue_notices,
+)
+from nh2st_pipe.tiles.grid import file_order, grid_spots
+from nh2st_pipe.tiles.manifest import SlideRow
+from nh2st_pipe.tiles.spots import Spots, read_spots
+
+__all__ = ["Layout", "doubts_on_tissue", "lay_out"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tiles of one slide."""
+
+    spots: Spots
+    """In the order in which they are read."""
+    size_level0_px: float
+    resolution: Resolution
+    notes: tuple[str, ...]
+    """How the files are read, where a person would not expect it."""
+    doubts: tuple[str, ...]
+    """What is unlikely about them."""
+
+
+def lay_out(row: SlideRow, slide: Slide, tile: TileSize) -> Layout:
+    """Return the tiles of `row`'s slide: its spots, or a grid over its tissue.
+
+    Raises SlideError or ExpressionError where they cannot be, naming what is wrong.
+    """
+    spots = None if row.expression is None else read_spots(row.expression)
+    resolution = choose_mpp(row.mpp, slide.mpp, None if spots is None else spots_say(spots))
+    size = tile.on_slide(resolution.mpp, slide)
+    check_tile(size, slide)
+    doubts = [*resolution.doubts]
+    if spots is not None:
+        assert row.expression is not None
+        check_on_image(spots, slide)
+        doubts += [*spots.doubts, *check_pitch(spots, size, row.expression)]
+    else:
+        from nh2st_pipe.tiles.tissue import tissue_mask
+
+        mask = tissue_mask(slide, row.tissue)
+        spots = grid_spots(mask, size, slide, mask=row.tissue)
+        doubts += mask_notices(mask, slide) if row.tissue else []
+    notes = (*slide.notices, *resolution.notes, *spots.notices)
+    return Layout(spots.take(file_order(spots.xy)), size, resolution, notes, tuple(doubts))
+
+
+def doubts_on_tissue(
+    spots: Spots, slide: Slide, picture: NDArray[np.uint8], given: Path | None
+) -> tuple[NDArray[np.bool_], list[str]]:
+    """Hold spots against the tissue of a slide: that on its thumbnail `picture`, or in the mask `given`.
+
+    Return the tissue (h × w, the whole slide) and what is unlikely about the spots on it.
+    """
+    from nh2st_pipe.tiles.tissue import tissue_mask, tissue_of
+
+    mask = tissue_of(picture) if given is None else tissue_mask(slide, given)
+    doubts = tissue_notices(spots.xy, mask, slide.size)
+    return mask, doubts + (mask_notices(mask, slide) if given is not None else [])
