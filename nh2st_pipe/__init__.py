@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nh2st_pipe.checking.run import check
     from nh2st_pipe.embedding.run import embed
     from nh2st_pipe.evaluation.compare import compare
     from nh2st_pipe.evaluation.judge import evaluate
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "NH2ST",
     "__version__",
+    "check",
     "compare",
     "embed",
     "evaluate",
@@ -37,6 +39,7 @@ __all__ = [
 
 _HOME = {
     "NH2ST": "nh2st_pipe.heads.nh2st",
+    "check": "nh2st_pipe.checking.run",
     "compare": "nh2st_pipe.evaluation.compare",
     "embed": "nh2st_pipe.embedding.run",
     "evaluate": "nh2st_pipe.evaluation.judge",

@@ -50,6 +50,7 @@ def _options(
 
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
+    embedding.check,
     embedding.embed,
     training.train,
     training.predict,

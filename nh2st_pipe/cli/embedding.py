@@ -11,9 +11,10 @@ from nh2st_pipe.cli.options import Device, Json, Precision, Weights, exit_for, s
 from nh2st_pipe.core.errors import listed
 
 if TYPE_CHECKING:
+    from nh2st_pipe.checking.run import Checked
     from nh2st_pipe.embedding.summary import EmbedSummary
 
-__all__ = ["embed", "encoders", "inspect", "upgrade", "verify"]
+__all__ = ["check", "embed", "encoders", "inspect", "upgrade", "verify"]
 
 
 def embed(
@@ -87,6 +88,55 @@ def embed(
         )
     show(summary.record(), as_json, lambda: _say_embed(summary))
     exit_for(summary.failed)
+
+
+def check(
+    slides: Annotated[Path, typer.Option(help="manifest.csv to look at.")],
+    out: Annotated[Path | None, typer.Option(help="Page to write about all slides, as .html.")] = None,
+    tile_um: Annotated[float | None, typer.Option(help="Side of a tile, µm; default: 112.", min=0)] = None,
+    tile_px: Annotated[
+        float | None,
+        typer.Option(help="Side of a tile, px of the slide's full resolution, in place of --tile-um.", min=0),
+    ] = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option(help="New folder for a manifest with what is proposed put right, and corrected .h5ad files."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Look at slides before the GPU is booked: can they be read, do tiles and spots lie on them, and at which scale.
+
+    Exit status 1 where embed would pass a slide over, or something about one is unlikely.
+    """
+    from nh2st_pipe.checking.run import check as run
+    from nh2st_pipe.core.progress import progress_for_terminal
+
+    with progress_for_terminal() as progress:
+        found = run(slides, out=out, tile_um=tile_um, tile_px=tile_px, fix=fix, progress=progress)
+    show(found.record(), as_json, lambda: _say_checked(found))
+    if not found.good:
+        raise typer.Exit(1)
+
+
+def _say_checked(found: Checked) -> None:
+    for slide in found.slides:
+        mpp = "no mpp" if slide.mpp is None else f"{slide.mpp:.4g} µm per px ({slide.mpp_source})"
+        size = "" if slide.width is None else f"{slide.width:,} × {slide.height:,} px, {mpp}"
+        tiles = "" if slide.tile_px is None else f", {slide.tiles:,} tiles of {slide.tile_px:.4g} px"
+        typer.echo(f"{slide.slide_id}: {'good' if slide.good else 'see below'}; {size}{tiles}")
+        for kind, every in (("embed passes it over", slide.faults), ("look", slide.doubts), ("note", slide.notes)):
+            for words in every:
+                typer.echo(f"  {kind}: {words}")
+        if slide.correction is not None and slide.correction.way:
+            typer.echo(f"  spots on tissue would be {slide.on_tissue[slide.correction.way]:.0%} {slide.correction.way}")
+    if found.lines:
+        typer.echo(
+            "proposed lines of the manifest" + ("" if found.corrected else " (--fix FOLDER writes what they name)")
+        )
+        typer.echo("\n".join((found.header, *found.lines.values())))
+    for what, path in (("corrected manifest", found.corrected), ("page", found.page)):
+        if path is not None:
+            typer.echo(f"{what}: {path}")
 
 
 def _say_embed(summary: EmbedSummary) -> None:

@@ -8,9 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from nh2st_pipe.core.errors import DamageError, RecipeError, SlideError, StoreError, UsageError
+from nh2st_pipe.core.errors import DamageError, RecipeError, SlideError, StoreError
 from nh2st_pipe.embedding.summary import EmbedSummary
 from nh2st_pipe.encoders.weights import Weights
 from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision, load_encoder_recipe
@@ -26,7 +24,6 @@ from nh2st_pipe.store.format import (
     spots_fingerprint,
 )
 from nh2st_pipe.store.read import Store
-from nh2st_pipe.tiles.geometry import LEAST_TILE_PX
 from nh2st_pipe.tiles.manifest import SlideRow
 from nh2st_pipe.tiles.spots import Spots
 
@@ -74,11 +71,6 @@ def make_contract(
 ) -> Contract:
     """Say what all slides of the store have in common, from what was asked for, the store, or the recipe."""
     old = existing.contract if existing else None
-    for name, value in (("--tile-um", tile_um), ("--tile-px", tile_px)):
-        if value is not None and not (np.isfinite(value) and value > 0):
-            raise UsageError(f"{name} takes a positive number, not {value}")
-    if tile_px is not None and tile_px < LEAST_TILE_PX:
-        raise UsageError(f"--tile-px takes {LEAST_TILE_PX:g} or more (level-0 px), not {tile_px:g}")
     if tile_um is not None or tile_px is not None:
         tile: dict[Any, float | None] = TileSize(tile_um, tile_px).record()
     else:

@@ -21,6 +21,7 @@ from nh2st_pipe.embedding.readers import Job, Readers, finish
 from nh2st_pipe.embedding.summary import EmbedSummary
 from nh2st_pipe.encoders.weights import Weights, find_weights, known_weights
 from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision
+from nh2st_pipe.slides.resolution import check_tile_options
 from nh2st_pipe.store.format import Contract
 from nh2st_pipe.store.read import check_contract, open_store
 from nh2st_pipe.store.write import StoreWriter
@@ -66,8 +67,7 @@ def embed(
     """
     began = time.perf_counter()
     progress = progress or Progress()
-    if tile_um is not None and tile_px is not None:
-        raise UsageError("give the tile's size in µm or in px, not both")
+    check_tile_options(tile_um, tile_px)
     if views not in (None, 1, 8):
         raise UsageError(f"--views takes 1 or 8, not {views}")
     if stain_shift not in ("auto", "off"):

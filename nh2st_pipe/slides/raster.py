@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from nh2st_pipe.core.errors import SlideError, fault_of
+from nh2st_pipe.core.quiet import quiet_warnings
 
 __all__ = ["RasterSlide", "any_size"]
 
@@ -56,7 +57,8 @@ class RasterSlide:
         self.mpp: float | None = None  # the resolution tags of photographs say nothing about the tissue
         self._lock = threading.Lock()
         self._pixels: NDArray[np.uint8] | None = None
-        with self._open() as image, fault_of(SlideError, f"{path} cannot be read (is the file complete?)"):
+        cause = f"{path} cannot be read (is the file complete?)"
+        with self._open() as image, quiet_warnings(), fault_of(SlideError, cause):
             self._page, pages = _largest_page(image)
             if image.mode == "F":
                 raise SlideError(f"{path} holds floating-point px, whose white is not known; save it with 8 bits a px")
@@ -64,7 +66,7 @@ class RasterSlide:
             self.notices = tuple(_notices(image, self._page, pages))
 
     def _open(self) -> Image.Image:
-        with any_size(), fault_of(SlideError, f"{self.path} cannot be opened"):
+        with any_size(), quiet_warnings(), fault_of(SlideError, f"{self.path} cannot be opened"):
             try:
                 return Image.open(self.path)
             except UnidentifiedImageError as error:

@@ -6,13 +6,26 @@ from the file, else from spots whose distance on the array is known.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from nh2st_pipe.core.errors import SlideError
+from nh2st_pipe.core.errors import SlideError, UsageError
 from nh2st_pipe.slides.base import Slide
 
-__all__ = ["Resolution", "SpotsSay", "TileSize", "choose_mpp", "implausible_mpp", "plausible_mpp"]
+LEAST_TILE_PX = 8.0
+"""Side of the smallest tile, level-0 px."""
+
+__all__ = [
+    "LEAST_TILE_PX",
+    "Resolution",
+    "SpotsSay",
+    "TileSize",
+    "check_tile_options",
+    "choose_mpp",
+    "implausible_mpp",
+    "plausible_mpp",
+]
 
 _MPP_TOLERANCE = 0.05
 _SPOTS_TOLERANCE = 0.1
@@ -43,6 +56,17 @@ class TileSize:
         return self.um / mpp
 
 
+def check_tile_options(tile_um: float | None, tile_px: float | None) -> None:
+    """Raise UsageError where what was asked for is no size of a tile."""
+    if tile_um is not None and tile_px is not None:
+        raise UsageError("give the tile's size in µm or in px, not both")
+    for name, value in (("--tile-um", tile_um), ("--tile-px", tile_px)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UsageError(f"{name} takes a positive number, not {value}")
+    if tile_px is not None and tile_px < LEAST_TILE_PX:
+        raise UsageError(f"--tile-px takes {LEAST_TILE_PX:g} or more (level-0 px), not {tile_px:g}")
+
+
 def plausible_mpp(mpp: float) -> bool:
     """Whether a slide scanner could have made px of `mpp` µm: 0.05 to 10."""
     return _LEAST_MPP <= mpp <= _MOST_MPP
@@ -50,7 +74,7 @@ def plausible_mpp(mpp: float) -> bool:
 
 def implausible_mpp(mpp: float) -> str:
     """Say what an implausible resolution may be instead."""
-    bounds = f"{_LEAST_MPP:g} to {_MOST_MPP:g} are"
+    bounds = f"{_LEAST_MPP:g} to {_MOST_MPP:g} are plausible"
     if plausible_mpp(mpp / 1000) and mpp >= 50:
         return f"{bounds}; in nm it would be {mpp / 1000:g} µm"
     if mpp in (20, 40, 60, 80, 100):

@@ -6,7 +6,7 @@ own, `slides.resolution`. All lengths are level-0 px unless their name says µm.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import ExpressionError, SlideError, listed
 from nh2st_pipe.slides.base import Slide
-from nh2st_pipe.slides.resolution import SpotsSay
+from nh2st_pipe.slides.resolution import LEAST_TILE_PX, SpotsSay
 from nh2st_pipe.tiles.lattice import SPOT_PITCH_UM, array_pitch_px, is_hexagonal, pitch_px
 from nh2st_pipe.tiles.spots import Spots
 
 __all__ = [
-    "LEAST_TILE_PX",
     "WAYS",
     "check_on_image",
     "check_pitch",
@@ -30,8 +29,6 @@ __all__ = [
     "tissue_notices",
 ]
 
-LEAST_TILE_PX = 8.0
-"""Side of the smallest tile, level-0 px."""
 _ASPECT = 0.05  # how far a mask's sides may be from the slide's
 _OVERLAP = 0.7  # spots nearer than this share of their own diameter cannot be
 _APART = 3.0  # diameters from spot to spot: 1 on Visium HD, 1.8 on Visium, 2 on ST
@@ -41,7 +38,7 @@ _FEW = 0.5
 _LARGEST_ST = 100  # rows or columns; the bins of Visium HD and Stereo-seq are thousands
 
 Way = Callable[[NDArray[np.float64], tuple[int, int]], NDArray[np.float64]]
-WAYS: dict[str, Way] = {
+WAYS: Mapping[str, Way] = {
     "with x and y swapped": lambda xy, size: xy[:, ::-1],
     "mirrored left to right": lambda xy, size: np.column_stack((size[0] - xy[:, 0], xy[:, 1])),
     "mirrored top to bottom": lambda xy, size: np.column_stack((xy[:, 0], size[1] - xy[:, 1])),

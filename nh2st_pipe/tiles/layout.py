@@ -22,7 +22,7 @@ from nh2st_pipe.tiles.grid import file_order, grid_spots
 from nh2st_pipe.tiles.manifest import SlideRow
 from nh2st_pipe.tiles.spots import Spots, read_spots
 
-__all__ = ["Layout", "doubts_on_tissue", "lay_out"]
+__all__ = ["Layout", "doubts_on_tissue", "lay_out", "tissue_on"]
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,17 @@ def lay_out(row: SlideRow, slide: Slide, tile: TileSize) -> Layout:
     return Layout(spots.take(file_order(spots.xy)), size, resolution, notes, tuple(doubts))
 
 
+def tissue_on(slide: Slide, picture: NDArray[np.uint8], given: Path | None) -> NDArray[np.bool_]:
+    """Return a slide's tissue (h × w, the whole slide): in the mask `given`, else on its thumbnail `picture`."""
+    from nh2st_pipe.tiles.tissue import tissue_mask, tissue_of
+
+    return tissue_of(picture) if given is None else tissue_mask(slide, given)
+
+
 def doubts_on_tissue(
     spots: Spots, slide: Slide, picture: NDArray[np.uint8], given: Path | None
 ) -> tuple[NDArray[np.bool_], list[str]]:
-    """Hold spots against the tissue of a slide: that on its thumbnail `picture`, or in the mask `given`.
-
-    Return the tissue (h × w, the whole slide) and what is unlikely about the spots on it.
-    """
-    from nh2st_pipe.tiles.tissue import tissue_mask, tissue_of
-
-    mask = tissue_of(picture) if given is None else tissue_mask(slide, given)
+    """Hold spots against a slide's tissue; return that (see `tissue_on`) and what is unlikely about the spots on it."""
+    mask = tissue_on(slide, picture, given)
     doubts = tissue_notices(spots.xy, mask, slide.size)
     return mask, doubts + (mask_notices(mask, slide) if given is not None else [])

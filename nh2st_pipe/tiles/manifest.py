@@ -8,20 +8,21 @@ a spreadsheet shows them: the header is row 1.
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import polars as pl
 
 from nh2st_pipe.core.errors import ManifestError, nearest
 from nh2st_pipe.core.tables import Table, read_table
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.slides.resolution import implausible_mpp, plausible_mpp
 
-__all__ = ["SlideRow", "read_manifest", "write_manifest"]
+__all__ = ["SlideRow", "manifest_lines", "read_manifest", "write_manifest"]
 
 _KNOWN = ("slide_id", "slide", "expression", "patient", "mpp", "tissue")
 _REQUIRED = ("slide_id", "slide")
@@ -142,16 +143,25 @@ def _row(cells: dict[str, str], folder: Path) -> tuple[SlideRow, list[str]]:
     return row, faults
 
 
-def write_manifest(rows: list[SlideRow], path: str | Path) -> None:
+def write_manifest(rows: Sequence[SlideRow], path: str | Path) -> None:
     """Write `rows` as a manifest at `path`, with paths relative to it where they lie below its folder."""
     path = Path(path).resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as part:
+        part.write_text("\n".join(manifest_lines(rows, path.parent)) + "\n", encoding="utf-8")
+
+
+def manifest_lines(rows: Sequence[SlideRow], folder: Path) -> list[str]:
+    """Return the lines of a manifest in `folder`: its header, then a line for each of `rows`.
+
+    Columns that are empty in all rows are left out.
+    """
+    folder = folder.resolve()
 
     def shown(target: Path | None) -> str:
         if target is None:
             return ""
         target = target.resolve()
-        return str(target.relative_to(path.parent) if target.is_relative_to(path.parent) else target)
+        return str(target.relative_to(folder) if target.is_relative_to(folder) else target)
 
     records = [
         {
@@ -165,7 +175,11 @@ def write_manifest(rows: list[SlideRow], path: str | Path) -> None:
         }
         for row in rows
     ]
-    table = pl.DataFrame(records, schema_overrides=dict.fromkeys(records[0], pl.String) if records else None)
-    empty = [name for name in ("expression", "mpp", "tissue") if all(record[name] == "" for record in records)]
-    with written_whole(path) as part:
-        table.drop(empty).write_csv(part)
+    names = list(dict.fromkeys(name for record in records for name in record)) or list(_REQUIRED)
+    empty = {name for name in ("expression", "mpp", "tissue") if all(record[name] == "" for record in records)}
+    kept = [name for name in names if name not in empty]
+    text = io.StringIO()
+    table = csv.DictWriter(text, kept, extrasaction="ignore", lineterminator="\n", restval="")
+    table.writeheader()
+    table.writerows(records)
+    return text.getvalue().splitlines()

@@ -61,8 +61,10 @@ def test_outside_the_image_is_white(tmp_path: Path, pixels: NDArray[np.uint8]) -
 
 def test_a_tile_at_full_resolution_is_the_pixels_themselves(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    tile = read_tile(open_slide(tmp_path / "a.png"), (200.2, 150.4), 64, 64, "bicubic")
-    assert np.array_equal(tile, pixels[118:182, 168:232])
+    slide = open_slide(tmp_path / "a.png")
+    for x, y in ((200.2, 150.4), (199.8, 149.7)):  # the nearest px, on both sides
+        assert np.array_equal(read_tile(slide, (x, y), 64, 64, "bicubic"), pixels[118:182, 168:232])
+    assert (read_tile(slide, (31.4, 31.4), 64, 64, "bicubic")[0] == 255).all()  # a px beyond the edge
 
 
 @pytest.mark.parametrize("kind", ["a.tif", "a.png"])

@@ -67,7 +67,7 @@ def test_a_table_that_is_no_manifest_says_so(tmp_path: Path, text: str, message:
     [
         ("zarr.json,a.png,", "row 2, column slide_id: 'zarr.json' names a folder of the store, and is taken"),
         (f"{'a' * 300},a.png,", "has 300 letters, more than 100"),
-        ("A,a.png,250", "mpp: 250 is not µm per px of a slide (0.05 to 10 are; in nm it would be 0.25 µm)"),
+        ("A,a.png,250", "mpp: 250 is not µm per px of a slide (0.05 to 10 are plausible; in nm it would be 0.25 µm)"),
         ("A,a.png,20", "a magnification of 20× is about 0.5 µm per px"),
         ("A,a.png,0.01", "mpp: 0.01 is not µm per px of a slide"),
     ],

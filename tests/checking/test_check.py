@@ -1,0 +1,181 @@
+"""Slides looked at before they are embedded: six faults of geometry, each named, and put right where that can be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from nh2st_pipe.checking.draw import overlay
+from nh2st_pipe.checking.run import Checked, check
+from nh2st_pipe.core.errors import UsageError
+from nh2st_pipe.slides.whole import missing_data
+from nh2st_pipe.tiles.manifest import read_manifest
+from tests.cli.test_commands import call
+from tests.conftest import Study, write_spots
+from tests.slides.test_slides import write_pyramid
+
+SIZE = (900, 600)
+
+
+def visium() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Spots 60 px apart, on the tissue of `section` alone, which no turn or mirror maps onto itself."""
+    row, column = (axis.ravel() for axis in np.mgrid[:4, :9])
+    column = 2 * column + row % 2
+    return np.column_stack((column * 30.0 + 90, row * 52.0 + 60)), np.column_stack((row, column))
+
+
+def section(noise: int = 0) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(noise)
+    pixels = np.full((SIZE[1], SIZE[0], 3), (242, 240, 244), np.float64)
+    pixels[30:250, 60:640] = (200, 130, 180)
+    pixels[250:570, 60:110] = (200, 130, 180)
+    return np.asarray(np.clip(pixels + rng.normal(0, 3, pixels.shape), 0, 255), np.uint8)
+
+
+def scale_factors(data: anndata.AnnData) -> None:
+    data.uns["spatial"] = {"a": {"scalefactors": {"tissue_hires_scalef": 0.1, "spot_diameter_fullres": 33.0}}}
+
+
+@pytest.fixture
+def slides(tmp_path: Path) -> Path:
+    """A manifest of one good slide and seven with a fault each."""
+    xy, grid = visium()
+    write_pyramid(tmp_path / "a.tif", section(), mpp=5 / 3)
+    write_pyramid(tmp_path / "dpi.tif", section(), mpp=352.8)
+    data = (tmp_path / "a.tif").read_bytes()
+    lines = ["slide_id,slide,expression,mpp,batch"]
+
+    def add(name: str, xy: NDArray[np.float64], *, slide: str = "a.tif", mpp: str = "", **more: Any) -> None:
+        write_spots(tmp_path / f"{name}.h5ad", xy, grid=grid, change=scale_factors, **more)
+        lines.append(f"{name},{slide},{name}.h5ad,{mpp},b1")
+
+    add("good", xy)
+    add("hires", xy * 0.1)
+    add("swapped", xy[:, ::-1])
+    add("mirrored", np.column_stack((SIZE[0] - xy[:, 0], xy[:, 1])))
+    add("mpp", xy, mpp="0.5")
+    add("dpi", xy, slide="dpi.tif")
+    add("normalised", xy, counts=np.random.default_rng(0).random((len(xy), 12)))
+    (tmp_path / "cut.tif").write_bytes(data[: int(len(data) * 0.98)])
+    add("cut", xy, slide="cut.tif")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "manifest.csv"
+
+
+def by_id(found: Checked) -> dict[str, Any]:
+    return {slide.slide_id: slide for slide in found.slides}
+
+
+def test_each_fault_is_named_and_what_is_right_is_proposed(slides: Path) -> None:
+    found = check(slides)
+    of = by_id(found)
+    assert {name for name, slide in of.items() if slide.good} == {"good", "dpi"}
+    assert not found.good
+    good = of["good"]
+    assert (good.width, good.height, good.levels, good.tiles) == (900, 600, [1, 2, 4], 36)
+    assert (good.mpp, good.tile_px, good.pitch_um) == pytest.approx((5 / 3, 67.2, 100), rel=0.01)
+    assert good.mpp_source == "file"
+    assert good.on_tissue["as they are"] == 1
+    assert (good.counts["genes"], good.counts["whole numbers"]) == (12, True)
+    assert "divide it by tissue_hires_scalef" in of["hires"].faults[0]
+    assert of["hires"].correction.way == "÷ tissue_hires_scalef (0.1)"
+    assert "with x and y swapped" in "".join(of["swapped"].doubts)
+    assert of["swapped"].correction.way == "with x and y swapped"
+    assert of["mirrored"].correction.way == "mirrored left to right"
+    assert of["mpp"].correction.mpp == pytest.approx(5 / 3, rel=0.01)
+    assert of["mpp"].correction.way is None
+    assert (of["dpi"].mpp_source, of["dpi"].mpp) == ("spots", pytest.approx(5 / 3, rel=0.01))
+    assert "352.8" in of["dpi"].notes[0]
+    assert "whole numbers" in of["normalised"].doubts[0]
+    assert "cut short" in of["cut"].faults[0]
+    assert set(found.lines) == {"hires", "swapped", "mirrored", "mpp"}
+
+
+def test_what_is_put_right_is_good_and_nothing_of_the_users_is_changed(slides: Path) -> None:
+    before = {path.name: path.read_bytes() for path in slides.parent.iterdir()}
+    found = check(slides, fix=slides.parent / "fixed")
+    assert found.corrected == slides.parent / "fixed/manifest.csv"
+    assert {path.name: path.read_bytes() for path in slides.parent.iterdir() if path.is_file()} == before
+    again = by_id(check(found.corrected))
+    assert {name for name, slide in again.items() if not slide.good} == {"normalised", "cut"}
+    rows = read_manifest(found.corrected)
+    assert [row.extra for row in rows] == [{"batch": "b1"}] * 8
+    xy = anndata.read_h5ad(slides.parent / "good.h5ad").obsm["spatial"]
+    for row in rows:
+        if row.slide_id in ("hires", "swapped", "mirrored"):
+            assert row.expression is not None
+            assert np.allclose(anndata.read_h5ad(row.expression).obsm["spatial"], xy)
+    with pytest.raises(UsageError, match="holds something already"):
+        check(slides, fix=slides.parent / "fixed")
+
+
+def test_the_page_shows_every_slide_and_needs_nothing_beside_it(slides: Path) -> None:
+    xy, grid = visium()
+    write_spots(slides.parent / "good.h5ad", xy, grid=grid, barcodes=[f"<b>{i}" for i in range(len(xy))])
+    page = check(slides, out=slides.parent / "pages/check.html").page
+    assert page is not None
+    text = page.read_text("utf-8")
+    assert "8 slides: 2 without a fault, 4 to be looked at, 2 that embed would pass over" in text
+    assert len(re.findall(r"<section id=", text)) == 8
+    assert len(re.findall(r'src="data:image/jpeg;base64,', text)) == 7
+    assert text.count("There is no picture") == 1
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', text)
+    assert "<b>" not in text
+    assert "@@" not in text
+    assert "hires.corrected.h5ad" in text
+
+
+def test_the_command_says_it_and_its_status_tells(slides: Path) -> None:
+    done = call("check", "--slides", slides, "--out", slides.parent / "check.html")
+    assert done.returncode == 1
+    assert "good: good; 900 × 600 px, 1.667 µm per px (file), 36 tiles of 67.2 px" in done.stdout
+    assert "embed passes it over" in done.stdout
+    assert "spots on tissue would be 100% mirrored left to right" in done.stdout
+    assert "Traceback" not in done.stderr
+    rows = slides.read_text().splitlines()
+    slides.write_text("\n".join(rows[:2]) + "\n")
+    assert call("check", "--slides", slides).returncode == 0
+    assert call("check", "--slides", slides, "--tile-px", 3).returncode == 2
+
+
+def test_a_slide_without_spots_shows_its_grid(make_study: Callable[..., Study]) -> None:
+    study = make_study(1, expression=False)
+    Image.fromarray(section()).save(study.folder / "s0.png")
+    (found,) = check(study.manifest, tile_px=50).slides
+    assert found.good
+    assert found.tiles is not None
+    assert found.tiles > 20
+    assert found.tissue == pytest.approx((220 * 580 + 320 * 50) / (600 * 900), rel=0.05)
+    assert found.picture is not None
+    assert found.on_tissue == {}
+
+
+def test_tiles_are_blue_on_tissue_and_red_elsewhere() -> None:
+    mask = np.zeros((60, 90), np.bool_)
+    mask[:, :45] = True
+    picture = np.full((60, 90, 3), 255, np.uint8)
+    drawn = overlay(picture, mask, SIZE, np.array([[200.0, 300.0], [700.0, 300.0]]), 40)
+    assert drawn[30, 20].argmax() == 2
+    assert drawn[30, 70].argmax() == 0
+    assert drawn[5, 46].argmax() == 1  # the edge
+    assert (picture == 255).all()
+
+
+def test_what_lies_beyond_a_files_end_is_counted_without_decoding(tmp_path: Path) -> None:
+    write_pyramid(tmp_path / "a.tif", section())
+    assert missing_data(tmp_path / "a.tif") is None
+    data = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "b.tif").write_bytes(data[:-50])
+    said = missing_data(tmp_path / "b.tif")
+    assert said is not None
+    assert re.search(r"b\.tif is cut short: 1 of \d+ pieces of its image 3 lie beyond", said)
+    (tmp_path / "c.png").write_bytes(b"no TIFF")
+    assert missing_data(tmp_path / "c.png") is None
