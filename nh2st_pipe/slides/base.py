@@ -15,6 +15,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 _FILTER = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # Radius of each filter in output pixels: what has to be read around a tile for its edge to be right.
 _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
+_STRIP_BYTES = 64e6  # of a level read at once for a thumbnail
 _SAME_SCALE = 1e-3  # a level this close to the scale asked for is taken as it is
 
 
@@ -81,7 +82,7 @@ def thumbnail(slide: Slide, longest_px: int) -> tuple[NDArray[np.uint8], float]:
     down = slide.downsamples[level]
     # Strips keep the memory small where the coarsest level is still large.
     level_w, level_h = max(1, round(width / down)), max(1, round(height / down))
-    strip = max(1, int(64e6 // (3 * level_w)))
+    strip = max(1, int(_STRIP_BYTES // (3 * level_w)))
     if level_h <= strip:
         whole = Image.fromarray(slide.read_region(0, 0, level_w, level_h, level))
         return np.asarray(whole.resize(out, Image.Resampling.BOX)), scale

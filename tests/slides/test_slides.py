@@ -133,6 +133,16 @@ def test_a_thumbnail_shows_the_whole_slide(tmp_path: Path, pixels: NDArray[np.ui
     assert np.abs(small.astype(int) - expected).mean() < 3
 
 
+def test_a_thumbnail_made_in_strips_is_the_one_made_at_once(
+    tmp_path: Path, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    slide = open_slide(tmp_path / "a.png")
+    whole = thumbnail(slide, 128)[0].astype(int)
+    monkeypatch.setattr("nh2st_pipe.slides.base._STRIP_BYTES", 3 * 512 * 50)
+    assert np.abs(thumbnail(slide, 128)[0].astype(int) - whole).max() <= 3  # strips end between px of the thumbnail
+
+
 def test_files_that_are_no_slides(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
     (tmp_path / "text.svs").write_text("not an image")
     (tmp_path / "empty.tif").touch()
