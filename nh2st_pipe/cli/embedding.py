@@ -13,6 +13,7 @@ from nh2st_pipe.core.errors import listed
 if TYPE_CHECKING:
     from nh2st_pipe.checking.run import Checked
     from nh2st_pipe.embedding.summary import EmbedSummary
+    from nh2st_pipe.encoders.check import Finding
 
 __all__ = ["check", "embed", "encoders", "inspect", "upgrade", "verify"]
 
@@ -238,13 +239,35 @@ def upgrade(store: Annotated[str, typer.Argument(help="Store made by an earlier 
     typer.echo(f"{store}: {len(done)} slides upgraded" if done else f"{store} has the present format already")
 
 
+def _say_findings(found: list[Finding]) -> None:
+    for each in found:
+        typer.echo(f"{each.what}: {'' if each.good else 'FAULT: '}{each.words}")
+
+
 def encoders(
-    name: Annotated[str | None, typer.Argument(help="Recipe to show whole.")] = None, as_json: Json = False
+    name: Annotated[str | None, typer.Argument(help="Recipe to show whole, by name or YAML file.")] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Say whether it can be had here and is what its recipe says; status 1 if not."),
+    ] = False,
+    weights: Weights = None,
+    as_json: Json = False,
 ) -> None:
-    """List the encoder recipes, or show one."""
+    """List the encoder recipes, show one, or check one before a job waits for it."""
+    from nh2st_pipe.core.errors import UsageError
     from nh2st_pipe.recipes import files
     from nh2st_pipe.recipes.encoder import load_encoder_recipe
 
+    if (check or weights) and not (check and name):
+        raise UsageError("--check looks at one encoder: nh2st-pipe encoders NAME --check [--weights FILE]")
+    if check and name:
+        from nh2st_pipe.encoders.check import check_encoder
+
+        found = check_encoder(load_encoder_recipe(name), weights)
+        show({"findings": [vars(each) for each in found]}, as_json, lambda: _say_findings(found))
+        if not all(each.good for each in found):
+            raise typer.Exit(1)
+        return
     recipes = [load_encoder_recipe(each) for each in ([name] if name else files.names("stages/embed"))]
     values = {recipe.name: recipe.model_dump(mode="json") for recipe in recipes}
 
@@ -254,8 +277,11 @@ def encoders(
                 typer.echo(f"{key}: {value}")
             return
         for recipe in recipes:
-            gate = "gated" if recipe.gated else "free" if recipe.repo or recipe.kind == "fake" else "own download"
+            gate = "gated" if recipe.gated else "open" if recipe.repo or recipe.kind == "fake" else "own download"
+            size = "" if recipe.parameters is None else f"{recipe.parameters:,.0f} M"
             tile = f"{recipe.input_px} px at {recipe.mpp:g} µm/px"
-            typer.echo(f"{recipe.name:20} {recipe.dim:>6} values  {tile:22}  {gate:12}  {recipe.licence}")
+            use = {True: "", False: ", not commercial", None: ""}[recipe.commercial]
+            what = f"{recipe.name:20} {size:>8} {recipe.dim:>6} values"
+            typer.echo(f"{what}  {tile:20}  {gate:12}  {recipe.licence}{use}")
 
     show(values, as_json, say)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nh2st_pipe.core.errors import HubError
 
-__all__ = ["fetch", "fetch_folder"]
+__all__ = ["cached", "describe", "fetch", "fetch_folder"]
 
 _SECONDS = 10.0  # to reach the hub, before it counts as out of reach
 
@@ -25,6 +25,24 @@ def fetch(repo: str, file: str, revision: str | None = None) -> Path:
         if not _reachable():
             return Path(hf_hub_download(repo, file, revision=revision, local_files_only=True))
         return Path(hf_hub_download(repo, file, revision=revision))
+
+
+def cached(repo: str, file: str, revision: str | None = None) -> Path | None:
+    """Return the path of a file in the local cache, None where it is not there; nothing is asked for."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, file, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def describe(repo: str, file: str, revision: str | None = None) -> int:
+    """Return the size in bytes of a file on the hub, without fetching it. Raises HubError with the actual cause."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    with _causes(repo, revision, file):
+        if not _reachable():
+            raise HubError(f"{file} of {repo} is not in the local cache, and the hub cannot be reached")
+        return get_hf_file_metadata(hf_hub_url(repo, file, revision=revision)).size or 0
 
 
 def fetch_folder(repo: str, patterns: list[str], revision: str | None = None) -> Path:
@@ -52,7 +70,7 @@ def _reachable() -> bool:
 @contextmanager
 def _causes(repo: str, revision: str | None, file: str) -> Iterator[None]:
     """Turn what the library raises into a HubError that says what to do, its retries and warnings unsaid."""
-    from huggingface_hub import errors
+    from huggingface_hub import errors, get_token
 
     at = f"{repo}@{revision}" if revision else repo
     log = logging.getLogger("huggingface_hub")
@@ -60,11 +78,15 @@ def _causes(repo: str, revision: str | None, file: str) -> Iterator[None]:
     log.setLevel(logging.ERROR)
     try:
         yield
+    except HubError:
+        raise
     except errors.GatedRepoError as error:
-        raise HubError(
-            f"{repo} is gated: agree to its terms at huggingface.co/{repo}, then log in with `hf auth login` or set "
-            "HF_TOKEN"
-        ) from error
+        terms = f"agree to its terms at huggingface.co/{repo}"
+        if get_token() is None:
+            raise HubError(
+                f"{repo} is gated, and no token was given: {terms}, then log in with `hf auth login` or set HF_TOKEN"
+            ) from error
+        raise HubError(f"{repo} is gated, and your token has no access: {terms} with its account") from error
     except errors.RevisionNotFoundError as error:
         raise HubError(f"{repo} has no revision '{revision}'; check where it is asked for") from error
     except errors.RepositoryNotFoundError as error:

@@ -89,12 +89,16 @@ def embed(
             check_contract(existing, contract)
         return contract
 
+    summary = EmbedSummary(store=str(location))
+    if existing is None:
+        _warn_of_time(recipe, device, summary, progress)
     known = known_weights(recipe, given, existing.contract if existing else None)
     found = known or find_weights(recipe, given)
     contract = contract_of(found)
 
-    summary = EmbedSummary(store=str(location))
     todo, renewed = pending(rows, existing, redo_changed, stain_shift == "auto", summary)
+    if todo and existing is not None:
+        _warn_of_time(recipe, device, summary, progress)
     if todo and known is not None:  # what was known is not enough to encode with
         try:
             found = find_weights(recipe, None)
@@ -112,7 +116,6 @@ def embed(
             device=pick_device(device),
             precision=contract.precision,
         )
-        _warn_of_time(recipe, encoder_on_device, summary, progress)
         size = batch_size or (8 if encoder_on_device.device.type == "cpu" else 64)
     with signals_as_flag() as stop, _saying_what_is_kept(summary):
         writer = StoreWriter(location, contract)
@@ -191,10 +194,12 @@ def _saying_what_is_kept(summary: EmbedSummary) -> Iterator[None]:
         raise
 
 
-def _warn_of_time(recipe: EncoderRecipe, encoder: Encoder, summary: EmbedSummary, progress: Progress) -> None:
-    """Say that a large encoder on a CPU takes long: the default one does."""
-    millions = sum(values.numel() for values in encoder.parameters()) / 1e6
-    if encoder.device.type == "cpu" and millions >= _LARGE_MILLIONS:
+def _warn_of_time(recipe: EncoderRecipe, device: str, summary: EmbedSummary, progress: Progress) -> None:
+    """Say, before its weights are fetched, that a large encoder on a CPU takes long: the default one does."""
+    from nh2st_pipe.core.devices import pick_device
+
+    millions = recipe.parameters or 0.0
+    if millions >= _LARGE_MILLIONS and pick_device(device).type == "cpu":
         words = (
             f"encoder {recipe.name} has {millions:,.0f} million parameters, and there is no GPU: a tile takes seconds. "
             "nh2st-pipe encoders lists smaller ones"

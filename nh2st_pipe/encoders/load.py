@@ -21,7 +21,7 @@ from nh2st_pipe.encoders.fake import FakeBackbone
 if TYPE_CHECKING:
     from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision
 
-__all__ = ["load_encoder"]
+__all__ = ["build_backbone", "load_encoder"]
 
 # Classes that recipes may name in `arguments`; nothing else is looked up.
 _CLASSES = {
@@ -45,6 +45,18 @@ def load_encoder(
     device = device or torch.device("cpu")
     if recipe.kind == "fake":
         return Encoder(recipe, FakeBackbone(), device, precision)
+    backbone = build_backbone(recipe)
+    if weights is None:
+        raise EncoderError(f"encoder {recipe.name} has no weights; give their file with --weights")
+    _load_weights(backbone, recipe, weights)
+    return Encoder(recipe, backbone, device, precision)
+
+
+def build_backbone(recipe: EncoderRecipe) -> nn.Module:
+    """Return the recipe's architecture with random weights, on torch's present default device.
+
+    Raises EncoderError where timm cannot build it.
+    """
     import timm
 
     if not timm.is_model(recipe.architecture):
@@ -52,13 +64,10 @@ def load_encoder(
         raise EncoderError(f"timm knows no architecture '{recipe.architecture}' (encoder {recipe.name}){near}")
     arguments = {key: _argument(value) for key, value in recipe.arguments.items()}
     try:
-        backbone = timm.create_model(recipe.architecture, pretrained=False, num_classes=0, **arguments)
+        backbone: nn.Module = timm.create_model(recipe.architecture, pretrained=False, num_classes=0, **arguments)
     except (RuntimeError, TypeError, ValueError) as error:
         raise EncoderError(f"timm cannot build {recipe.architecture} for encoder {recipe.name}: {error}") from error
-    if weights is None:
-        raise EncoderError(f"encoder {recipe.name} has no weights; give their file with --weights")
-    _load_weights(backbone, recipe, weights)
-    return Encoder(recipe, backbone, device, precision)
+    return backbone
 
 
 def _argument(value: Any) -> Any:
@@ -95,7 +104,21 @@ def _load_weights(backbone: nn.Module, recipe: EncoderRecipe, path: Path) -> Non
     backbone.load_state_dict(state, strict=False)
 
 
+def _no_weights(path: Path) -> str | None:
+    """Return in words what a file is that was taken for weights: a page or a pointer saved in their place."""
+    with path.open("rb") as file:
+        begins = file.read(512).lstrip().lower()
+    if begins.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the weights it points to; fetch them with `git lfs pull`, or from the hub"
+    if begins.startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not weights: was it saved from a page that asks to log in?"
+    return None
+
+
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    wrong = _no_weights(path)
+    if wrong:
+        raise EncoderError(f"{path} {wrong}")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -103,6 +126,10 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        with path.open("rb") as file:
+            begins = file.read(2)
+        if not begins.startswith((b"PK", b"\x80")):  # neither a zip nor a pickle
+            raise EncoderError(f"{path} cannot be read as weights: it is no file of torch's") from error
         raise EncoderError(
             f"{path} holds more than tensors, and code in a pickle is never run here; convert it to .safetensors"
         ) from error

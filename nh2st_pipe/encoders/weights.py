@@ -47,7 +47,7 @@ def find_weights(recipe: EncoderRecipe, given: Path | None) -> Weights:
     if given is not None:
         if not given.is_file():
             raise UsageError(f"there is no weight file at {given}")
-        return Weights(given, _sha256(given), given.name)
+        return Weights(given, _sha256(given, recipe), given.name)
     if recipe.repo is None:
         where = f"; get them from {recipe.url}" if recipe.url else ""
         raise EncoderError(f"the weights of {recipe.name} are on no hub{where} and give their file with --weights")
@@ -57,9 +57,15 @@ def find_weights(recipe: EncoderRecipe, given: Path | None) -> Weights:
         path = fetch(recipe.repo, recipe.file, recipe.revision)
     except HubError as error:
         raise EncoderError(f"{error}; or give the weight file of {recipe.name} with --weights") from error
-    return Weights(path, _sha256(path), f"hf-hub:{recipe.repo}@{recipe.revision or 'main'}/{recipe.file}")
+    return Weights(path, _sha256(path, recipe), f"hf-hub:{recipe.repo}@{recipe.revision or 'main'}/{recipe.file}")
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, recipe: EncoderRecipe) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if recipe.sha256 not in (None, found):
+        raise EncoderError(
+            f"{path} has the SHA-256 {found}, and the recipe of {recipe.name} expects {recipe.sha256}: it is another "
+            "file, or was damaged on its way"
+        )
+    return found

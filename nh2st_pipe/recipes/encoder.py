@@ -94,6 +94,8 @@ class EncoderRecipe(Strict):
     """File of the weights in `repo`."""
     revision: str | None = None
     """Commit or tag of `repo`; None takes its main branch. The weights' SHA-256 is recorded either way."""
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """SHA-256 of the weights' file, where another one is to be refused."""
     url: str | None = None
     """Page where a person gets weights that no hub serves."""
     strip_prefixes: tuple[str, ...] = ()
@@ -116,7 +118,12 @@ class EncoderRecipe(Strict):
     """Filter used when a tile is resampled to `input_px`; always antialiased."""
     precision: Precision = "float32"
     """Arithmetic on a GPU with `--precision auto`; a CPU always takes float32 then."""
+    parameters: float | None = Field(None, gt=0)
+    """Millions of weights, without a head."""
     licence: str = "unknown"
+    """Of the weights, as published."""
+    commercial: bool | None = None
+    """Whether that allows commercial use; None where its terms have to be read."""
     gated: bool = False
     """Whether the hub asks for an agreement first."""
     paper: str = ""

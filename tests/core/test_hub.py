@@ -36,7 +36,7 @@ def test_of_a_repository_the_files_asked_for_are_fetched(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("repo", "file", "revision", "message"),
     [
-        ("lab/locked", "model.safetensors", None, "lab/locked is gated: agree to its terms"),
+        ("lab/locked", "model.safetensors", None, "lab/locked is gated, and no token was given: agree to its terms"),
         ("lab/none", "model.safetensors", None, "the hub knows no lab/none, or it is private"),
         ("lab/tiny", "model.safetensors", "v9", "lab/tiny has no revision 'v9'"),
         ("lab/tiny", "w.bin", None, "lab/tiny holds no file w.bin"),

@@ -20,13 +20,33 @@ from nh2st_pipe.encoders.weights import find_weights
 from nh2st_pipe.recipes import files
 from nh2st_pipe.recipes.encoder import EncoderRecipe, load_encoder_recipe
 
-# What encoders.md of the design says of each: values per tile and prefix tokens before the patches.
+# What is published of each: width of a token or of the last map, blocks, tokens before the patches, values per tile.
 TABLE = {
-    "uni": (1024, 1),
-    "uni2-h": (1536, 9),
-    "h-optimus-0": (1536, 5),
-    "resnet50": (2048, 0),
-    "resnet18-ssl": (512, 0),
+    "dinov2-vitb14": (768, 12, 1, 768),
+    "dinov2-vits14": (384, 12, 1, 384),
+    "efficientnet-lite0": (1280, 7, 0, 1280),
+    "gpfm": (1024, 24, 1, 1024),
+    "h-optimus-0": (1536, 40, 5, 1536),
+    "h-optimus-1": (1536, 40, 5, 1536),
+    "h0-mini": (768, 12, 5, 768),
+    "h0-mini-cls-mean": (768, 12, 5, 1536),
+    "kaiko-vitb16": (768, 12, 1, 768),
+    "kaiko-vitb8": (768, 12, 1, 768),
+    "kaiko-vitl14": (1024, 24, 5, 1024),
+    "kaiko-vits16": (384, 12, 1, 384),
+    "kaiko-vits8": (384, 12, 1, 384),
+    "lunit-vits16": (384, 12, 1, 384),
+    "lunit-vits8": (384, 12, 1, 384),
+    "prov-gigapath": (1536, 40, 1, 1536),
+    "resnet18": (512, 4, 0, 512),
+    "resnet18-ssl": (512, 4, 0, 512),
+    "resnet50": (2048, 4, 0, 2048),
+    "uni": (1024, 24, 1, 1024),
+    "uni-cls-mean": (1024, 24, 1, 2048),
+    "uni2-h": (1536, 24, 9, 1536),
+    "virchow": (1280, 32, 1, 2560),
+    "virchow2": (1280, 32, 5, 2560),
+    "virchow2-cls": (1280, 32, 5, 1280),
 }
 
 
@@ -168,19 +188,23 @@ def test_values_beyond_float16_are_refused(tmp_path: Path) -> None:
         load_encoder(tiny(), path).encode(tiles(1, 32))
 
 
-@pytest.mark.parametrize("name", sorted(TABLE))
+@pytest.mark.parametrize("name", sorted(set(files.names("stages/embed")) - {"fake"}))
 def test_recipes_build_what_the_table_says(name: str) -> None:
     import timm
 
     recipe = load_encoder_recipe(name)
-    dim, prefix = TABLE[name]
+    width, depth, prefix, dim = TABLE[name]
     with torch.device("meta"):
         arguments = {key: _argument(value) for key, value in recipe.arguments.items()}
         model: Any = timm.create_model(recipe.architecture, num_classes=0, **arguments).eval()
         out = model.forward_features(torch.empty(1, 3, recipe.input_px, recipe.input_px))
-    assert recipe.dim == model.num_features == dim
+    assert model.num_features == width
+    assert out.shape[-1 if out.ndim == 3 else 1] == width
+    blocks = model.blocks if hasattr(model, "blocks") else [model.layer1, model.layer2, model.layer3, model.layer4]
+    assert len(blocks) == depth
     assert getattr(model, "num_prefix_tokens", 0) == prefix
-    assert out.shape[-1 if out.ndim == 3 else 1] == dim
+    assert recipe.dim == dim == width * (2 if recipe.pooling == "cls+mean" else 1)
+    assert recipe.parameters == pytest.approx(sum(p.numel() for p in model.parameters()) / 1e6, abs=0.06)
 
 
 def test_every_recipe_is_valid_and_called_as_its_file() -> None:
@@ -236,7 +260,7 @@ def test_other_reasons_for_missing_weights_are_told_apart(monkeypatch: pytest.Mo
 
     response = mock.MagicMock(headers={}, status_code=403)
     for kind, message in (
-        (errors.GatedRepoError, "is gated: agree to its terms"),
+        (errors.GatedRepoError, "is gated, and no token was given: agree to its terms"),
         (errors.RevisionNotFoundError, "has no revision 'v9'"),
         (errors.RepositoryNotFoundError, "the hub knows no lab/tiny"),
         (errors.RemoteEntryNotFoundError, r"holds no file model\.safetensors"),

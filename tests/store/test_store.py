@@ -115,6 +115,27 @@ def test_batches_and_interruptions_do_not_change_the_result(
     assert "partial" not in zarr.open_group(path, mode="r")["slides/s"]  # type: ignore[operator]
 
 
+def test_after_a_write_that_failed_nothing_more_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in memory may be ahead of the disk then, or behind it; the next run begins from the disk."""
+    writer = StoreWriter(tmp_path / "s.zarr", CONTRACT).slide(ROW, IMAGE, spots(300))
+    writer.append(values(300)[:100])
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nh2st_pipe.store.write.write_record", full)
+    with pytest.raises(OSError, match="No space left"):
+        writer.append(values(300)[100:])
+    monkeypatch.undo()
+    before = {file: file.read_bytes() for file in (tmp_path / "s.zarr").rglob("*") if file.is_file()}
+    writer.checkpoint()
+    with pytest.raises(StoreError, match="an earlier write failed; open the slide anew"):
+        writer.append(values(1))
+    with pytest.raises(StoreError, match="0 of 300 tiles are written"):
+        finish(writer, 300)
+    assert {file: file.read_bytes() for file in (tmp_path / "s.zarr").rglob("*") if file.is_file()} == before
+
+
 def test_a_slide_without_its_mark_is_not_there(tmp_path: Path) -> None:
     store = StoreWriter(tmp_path / "s.zarr", CONTRACT)
     store.slide(ROW, IMAGE, spots(20), None, {}).append(values(20))
