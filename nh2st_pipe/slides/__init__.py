@@ -20,9 +20,14 @@ def open_slide(path: Path) -> Slide:
     """
     from nh2st_pipe.slides.openslide import OpenSlideSlide
     from nh2st_pipe.slides.raster import RasterSlide
+    from nh2st_pipe.slides.tiff import TiffSlide
 
     if not path.is_file():
         raise SlideError(f"there is no slide at {path}")
     if path.stat().st_size == 0:
         raise SlideError(f"{path} is an empty file")
+    if OpenSlideSlide.reads(path, scanners_only=True):
+        return OpenSlideSlide(path)
+    if TiffSlide.reads(path):
+        return TiffSlide(path)
     return OpenSlideSlide(path) if OpenSlideSlide.reads(path) else RasterSlide(path)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,9 @@ import openslide
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import SlideError
+from nh2st_pipe.slides.resolution import square_mpp
 
 __all__ = ["OpenSlideSlide"]
-
-_SQUARE = 0.05  # how far the sides of a px may differ
 
 
 class OpenSlideSlide:
@@ -32,12 +31,13 @@ class OpenSlideSlide:
         self.mpp = _mpp(self._handle.properties, path)
 
     @staticmethod
-    def reads(path: Path) -> bool:
-        """Whether OpenSlide knows the format of the file at `path`."""
+    def reads(path: Path, *, scanners_only: bool = False) -> bool:
+        """Whether OpenSlide knows the format of the file at `path`; `scanners_only` leaves out tiled TIFF of anyone."""
         try:
-            return openslide.OpenSlide.detect_format(str(path)) is not None
+            kind = openslide.OpenSlide.detect_format(str(path))
         except openslide.OpenSlideError:
             return True  # it knows the format and cannot read this file; opening it says why
+        return kind is not None and not (scanners_only and kind == "generic-tiff")
 
     def read_region(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
         """See `Slide.read_region`."""
@@ -59,16 +59,8 @@ class OpenSlideSlide:
 
 
 def _mpp(properties: Mapping[str, str], path: Path) -> float | None:
-    values = []
+    sides = []
     for key in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y):
-        try:
-            value = float(properties[key])
-        except (KeyError, ValueError):
-            continue
-        if math.isfinite(value) and value > 0:
-            values.append(value)
-    if len(values) == 2 and not 1 - _SQUARE < values[0] / values[1] < 1 + _SQUARE:
-        raise SlideError(
-            f"{path} has px of {values[0]:g} × {values[1]:g} µm, and tiles are square: scale the image to square px"
-        )
-    return sum(values) / len(values) if values else None
+        with suppress(KeyError, ValueError):
+            sides.append(float(properties[key]))
+    return square_mpp(sides, path)

@@ -7,7 +7,9 @@ from the file, else from spots whose distance on the array is known.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nh2st_pipe.core.errors import SlideError, UsageError
@@ -25,10 +27,12 @@ __all__ = [
     "choose_mpp",
     "implausible_mpp",
     "plausible_mpp",
+    "square_mpp",
 ]
 
 _MPP_TOLERANCE = 0.05
 _SPOTS_TOLERANCE = 0.1
+_SQUARE = 0.05  # how far the sides of a px may differ
 _LEAST_MPP, _MOST_MPP = 0.05, 10.0
 
 
@@ -54,6 +58,19 @@ class TileSize:
                 "manifest (µm per px), or the tile's size in pixels with --tile-px"
             )
         return self.um / mpp
+
+
+def square_mpp(sides: Sequence[float], path: Path) -> float | None:
+    """Return µm per px from a px's width and height, None where neither is known.
+
+    Raises SlideError where they differ by more than 5 %: tiles are square.
+    """
+    known = [side for side in sides if math.isfinite(side) and side > 0]
+    if len(known) == 2 and not 1 - _SQUARE < known[0] / known[1] < 1 + _SQUARE:
+        raise SlideError(
+            f"{path} has px of {known[0]:g} × {known[1]:g} µm, and tiles are square: scale the image to square px"
+        )
+    return sum(known) / len(known) if known else None
 
 
 def check_tile_options(tile_um: float | None, tile_px: float | None) -> None:

@@ -1,0 +1,208 @@
+"""TIFFs that go through tifffile: the same px as tifffile itself gives, in any layout, and the right resolution."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from nh2st_pipe.core.errors import SlideError
+from nh2st_pipe.slides import open_slide
+from nh2st_pipe.slides.base import read_tile
+from nh2st_pipe.slides.openslide import OpenSlideSlide
+from nh2st_pipe.slides.raster import RasterSlide
+from nh2st_pipe.slides.tiff import TiffSlide
+from tests.conftest import Study, picture
+from tests.slides.test_slides import write_pyramid
+
+MPP = {"PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.5, "PhysicalSizeYUnit": "µm"}
+REGIONS = (
+    (0, 0, 512, 384),
+    (100, 50, 60, 70),
+    (-20, -10, 50, 40),
+    (490, 370, 50, 40),
+    (600, 600, 8, 8),
+    (63, 63, 2, 2),
+)
+
+
+@pytest.fixture(scope="module")
+def pixels() -> NDArray[np.uint8]:
+    return picture(512, 384, seed=3)
+
+
+def ome_pyramid(path: Path, pixels: NDArray[Any], **options: Any) -> None:
+    options = {"tile": (64, 64), "photometric": "rgb", "compression": "zlib", **options}
+    with tifffile.TiffWriter(path, ome=True, bigtiff=bool(options.pop("bigtiff", False))) as tif:
+        tif.write(pixels, subifds=2, metadata={"axes": "YXS", **MPP, **options.pop("metadata", {})}, **options)
+        for level in (2, 4):
+            tif.write(np.asarray(Image.fromarray(pixels).reduce(level)), subfiletype=1, **options)
+
+
+def planes(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(np.moveaxis(pixels, 2, 0))
+
+
+WRITE: dict[str, Any] = {
+    "ome, tiled, levels in sub-IFDs": lambda path, p: ome_pyramid(path, p),
+    "ome, BigTIFF": lambda path, p: ome_pyramid(path, p, bigtiff=True),
+    "ome, big-endian": lambda path, p: tifffile.imwrite(path, p, ome=True, byteorder=">", metadata=MPP),
+    "ome, LZW": lambda path, p: ome_pyramid(path, p, compression="lzw"),
+    "ome, strips": lambda path, p: tifffile.imwrite(path, p, ome=True, rowsperstrip=50, metadata=MPP),
+    "ome, a page for each colour": lambda path, p: tifffile.imwrite(
+        path, planes(p), ome=True, photometric="minisblack", metadata={"axes": "CYX", **MPP}
+    ),
+    "planar strips": lambda path, p: tifffile.imwrite(
+        path, planes(p), planarconfig="separate", photometric="rgb", rowsperstrip=30
+    ),
+    "planar tiles": lambda path, p: tifffile.imwrite(
+        path, planes(p), planarconfig="separate", photometric="rgb", tile=(64, 64), compression="zlib"
+    ),
+    "ome, zstd": lambda path, p: ome_pyramid(path, p, compression="zstd"),
+    "ome, lossless JPEG 2000": lambda path, p: ome_pyramid(path, p, compression="jpeg2000"),
+    "ome, 16 bits": lambda path, p: tifffile.imwrite(path, p.astype(np.uint16) * 256 + 9, ome=True, metadata=MPP),
+}
+
+
+@pytest.mark.parametrize("kind", WRITE)
+def test_regions_are_those_of_the_picture(tmp_path: Path, pixels: NDArray[np.uint8], kind: str) -> None:
+    path = tmp_path / "a.ome.tif"
+    WRITE[kind](path, pixels)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    slide, plain = open_slide(path), open_slide(tmp_path / "a.png")
+    assert isinstance(slide, TiffSlide)
+    assert slide.size == (512, 384)
+    for region in REGIONS:
+        assert np.array_equal(slide.read_region(*region, 0), plain.read_region(*region, 0)), region
+    assert slide.mpp == (None if "planar" in kind else pytest.approx(0.5))
+    assert slide.notices == (("16 bits a px are read as their upper 8",) if "16" in kind else ())
+    slide.close()
+
+
+def test_levels_and_lossy_colours_are_tifffiles(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    ome_pyramid(tmp_path / "a.ome.tif", pixels, compression="jpeg", compressionargs={"level": 95})
+    slide = open_slide(tmp_path / "a.ome.tif")
+    assert slide.downsamples == pytest.approx((1, 2, 4))
+    with tifffile.TiffFile(tmp_path / "a.ome.tif") as tif:
+        for level, series in enumerate(tif.series[0].levels):
+            expected = series.asarray()
+            height, width = expected.shape[:2]
+            assert np.array_equal(slide.read_region(0, 0, width, height, level), expected)
+    assert np.abs(slide.read_region(0, 0, 512, 384, 0).astype(int) - pixels).mean() < 3
+    tile = read_tile(slide, (256.0, 192.0), 160, 40, "bicubic")
+    shown = Image.fromarray(pixels).resize((40, 40), Image.Resampling.BICUBIC, box=(176, 112, 336, 272))
+    assert np.abs(tile.astype(int) - np.asarray(shown)).mean() < 3
+
+
+def test_the_same_tile_from_every_format(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    write_pyramid(tmp_path / "a.tif", pixels)
+    ome_pyramid(tmp_path / "a.ome.tif", pixels)
+    tifffile.imwrite(tmp_path / "planar.tif", planes(pixels), planarconfig="separate", photometric="rgb")
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    slides = [open_slide(tmp_path / name) for name in ("a.tif", "a.ome.tif", "planar.tif", "a.png")]
+    assert [type(slide) for slide in slides] == [OpenSlideSlide, TiffSlide, TiffSlide, RasterSlide]
+    tiles = [read_tile(slide, (250.0, 190.0), 100, 64, "bicubic").astype(int) for slide in slides]
+    assert max(np.abs(tile - tiles[0]).max() for tile in tiles) <= 3
+
+
+def test_a_large_tiff_that_is_not_tiled_is_not_decoded_whole(
+    tmp_path: Path, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", rowsperstrip=16, compression="zlib")
+    assert isinstance(open_slide(tmp_path / "a.tif"), RasterSlide)
+    monkeypatch.setattr("nh2st_pipe.slides.tiff._LARGE_PX", 1000)
+    slide = open_slide(tmp_path / "a.tif")
+    assert isinstance(slide, TiffSlide)
+    assert np.array_equal(slide.read_region(0, 100, 512, 10, 0), pixels[100:110])
+    assert len(slide._kept) == 1  # one strip of 24
+
+
+def test_pieces_are_decoded_once_and_few_are_kept(
+    tmp_path: Path, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ome_pyramid(tmp_path / "a.ome.tif", pixels)
+    slide = open_slide(tmp_path / "a.ome.tif")
+    assert isinstance(slide, TiffSlide)
+    decoded, once = list[tuple[int, int]](), slide._decoded
+
+    def counting(level: Any, row: int, column: int) -> NDArray[np.uint8]:
+        decoded.append((row, column))
+        return once(level, row, column)
+
+    monkeypatch.setattr(slide, "_decoded", counting)
+    for x in range(0, 128, 16):
+        slide.read_region(x, 0, 16, 16, 0)
+    assert decoded == [(0, 0), (0, 1)]
+    monkeypatch.setattr("nh2st_pipe.slides.tiff._KEPT_BYTES", 3 * 64 * 64 * 3)
+    slide.read_region(0, 0, 512, 384, 0)
+    assert len(slide._kept) == 3
+    assert slide._bytes == sum(piece.nbytes for piece in slide._kept.values())
+
+
+def test_several_threads_read_the_same_px(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    ome_pyramid(tmp_path / "a.ome.tif", pixels)
+    slide = open_slide(tmp_path / "a.ome.tif")
+
+    def read(i: int) -> bool:
+        x, y = 7 * i % 400, 11 * i % 300
+        return np.array_equal(slide.read_region(x, y, 80, 60, 0), pixels[y : y + 60, x : x + 80])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(200)))
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "expected"), [("nm", 250.0, 0.25), ("mm", 0.0005, 0.5), ("pixel", 1.0, None), ("µm", 0.25, 0.25)]
+)
+def test_the_xmls_resolution_has_its_unit(
+    tmp_path: Path, pixels: NDArray[np.uint8], unit: str, value: float, expected: float | None
+) -> None:
+    of = {f"PhysicalSize{axis}{more}": each for axis in "XY" for more, each in (("", value), ("Unit", unit))}
+    ome_pyramid(tmp_path / "a.ome.tif", pixels, metadata=of)
+    assert open_slide(tmp_path / "a.ome.tif").mpp == (None if expected is None else pytest.approx(expected))
+
+
+def test_px_that_are_not_square_are_refused_here_too(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    ome_pyramid(tmp_path / "a.ome.tif", pixels, metadata={"PhysicalSizeY": 1.0})
+    with pytest.raises(SlideError, match=r"a\.ome\.tif has px of 0\.5 × 1 µm"):
+        open_slide(tmp_path / "a.ome.tif")
+
+
+def test_what_is_no_picture_of_colours_is_refused(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    stack = np.repeat(pixels[None, ..., 0], 5, axis=0)
+    tifffile.imwrite(tmp_path / "a.ome.tif", stack, ome=True, photometric="minisblack", metadata={"axes": "CYX"})
+    with pytest.raises(SlideError, match=r"a\.ome\.tif is a TIFF of CYX \(5, 384, 512\), and a slide has one picture"):
+        open_slide(tmp_path / "a.ome.tif")
+
+
+def test_missing_pieces_are_white_and_damaged_ones_a_fault_of_the_slide(
+    study: Study, tmp_path: Path, pixels: NDArray[np.uint8]
+) -> None:
+    path = study.folder / "s0.ome.tif"
+    ome_pyramid(path, np.asarray(Image.open(study.folder / "s0.png").convert("RGB")))
+    with tifffile.TiffFile(path) as tif:
+        page: Any = tif.pages[0]
+        offset, length = page.dataoffsets[5], page.databytecounts[5]
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\x00" * length)
+    study.manifest.write_text(study.manifest.read_text().replace("s0.png", "s0.ome.tif"))
+    summary = study.embed(workers=2, batch_size=2)
+    assert (summary.done, set(summary.failed)) == (["s1", "s2"], {"s0"})
+    assert "s0.ome.tif is damaged near x=" in summary.failed["s0"]
+    blank = np.zeros_like(pixels)
+    blank[:128] = pixels[:128]
+    with tifffile.TiffWriter(tmp_path / "b.ome.tif", ome=True) as tif:
+        places = [(y, x) for y in range(0, 384, 128) for x in range(0, 512, 128)]
+        pieces = (blank[y : y + 128, x : x + 128] if y < 128 else None for y, x in places)
+        kind: dict[str, Any] = {"shape": pixels.shape, "dtype": np.uint8, "tile": (128, 128), "photometric": "rgb"}
+        tif.write(pieces, metadata={"axes": "YXS"}, **kind)
+    region = open_slide(tmp_path / "b.ome.tif").read_region(0, 0, 512, 384, 0)
+    assert np.array_equal(region[:128], pixels[:128])
+    assert (region[128:] == 255).all()
