@@ -108,6 +108,6 @@ def test_blocks_have_as_many_spots_each_and_end_at_their_borders() -> None:
 
 def test_what_is_held_out_is_a_patient_where_there_are_several() -> None:
     slides = [slide("a", "P"), slide("b", "Q"), slide("c", "P")]
-    assert hold_out(slides, 0) in (("a", "c"), ("b",))
+    assert {hold_out(slides, seed) for seed in range(8)} == {("a", "c"), ("b",)}
     assert len(hold_out([slide("a", "P"), slide("b", "P")], 0)) == 1
     assert hold_out([slide("a", "P")], 0) == ()

@@ -91,6 +91,20 @@ def test_the_learning_rate_of_members_rises_and_falls_to_nothing_as_a_cosine(rat
     assert rates[8:] == pytest.approx([LR * (1 + math.cos(math.pi * step / 22)) / 2 for step in range(22)])
 
 
+def test_training_ends_so_many_epochs_after_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.1, 0.4, 0.3, 0.3, 0.3, 0.9, 0.9])
+    monkeypatch.setattr("nh2st_pipe.heads.fitting.summarise", lambda *_: {"pcc": next(scores), "mse": 1.0})
+    train, model = samples(), small()
+    done = fit_by_steps(
+        model,
+        lambda rows, views: {"total": model.decoder[-1].bias.square().sum()},  # type: ignore[operator]
+        train,
+        Plan(seed=0, steps=FitRecipe(batch_size=15, epochs=7, patience=3), watched=samples(seed=5)),
+    )
+    assert done.best_epoch == 2
+    assert [row["watched_pcc"] for row in done.history] == [0.1, 0.4, 0.3, 0.3, 0.3]
+
+
 def test_weights_that_nothing_moves_decay() -> None:
     train, model = samples(), small()
     before = model.query.weight.detach().clone()

@@ -83,6 +83,33 @@ def test_a_resampled_tile_is_a_part_of_the_downsampled_whole(
     assert np.abs(tile - expected).mean() < 0.5 * np.abs(tile - shifted).mean()
 
 
+@pytest.mark.parametrize("scale", [1.3, 2.7])
+def test_a_resampled_tile_is_right_up_to_its_edge(tmp_path: Path, scale: float) -> None:
+    """What lies around a tile is read too: without it a filter would mirror the tile's own edge."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    side = 40 * scale
+    box = (150 - side / 2, 150 - side / 2, 150 + side / 2, 150 + side / 2)
+    expected = np.asarray(Image.fromarray(noise).resize((40, 40), Image.Resampling.BICUBIC, box=box))
+    tile = read_tile(open_slide(tmp_path / "a.png"), (150.0, 150.0), side, 40, "bicubic").astype(int)
+    assert np.abs(tile - expected).max() <= 1
+
+
+def test_the_coarsest_level_that_is_fine_enough_is_read(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    write_pyramid(tmp_path / "a.tif", pixels)
+    slide, levels = open_slide(tmp_path / "a.tif"), list[int]()
+    read = slide.read_region
+
+    def recording(x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+        levels.append(level)
+        return read(x, y, width, height, level)
+
+    slide.read_region = recording  # type: ignore[method-assign]
+    for scale in (0.5, 1.0, 1.9, 2.0, 3.0, 4.0, 7.0):
+        read_tile(slide, (256.0, 192.0), 40 * scale, 40, "bicubic")
+    assert levels == [0, 0, 0, 1, 1, 2, 2]
+
+
 def test_fine_stripes_come_out_grey_not_aliased(tmp_path: Path) -> None:
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[:, ::2] = 255

@@ -14,7 +14,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nh2st_pipe.core.errors import StoreError
+from nh2st_pipe.core.errors import DamageError, StoreError
 from nh2st_pipe.store.format import Contract, ImageSource, ManifestRow, WeightsOf, fingerprint
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.store.write import SlideWriter, StoreWriter
@@ -113,6 +113,37 @@ def test_batches_and_interruptions_do_not_change_the_result(
     finish(writer, n)
     assert np.array_equal(open_store(path).read("s").views, x)
     assert "partial" not in zarr.open_group(path, mode="r")["slides/s"]  # type: ignore[operator]
+
+
+def test_values_that_cannot_be_are_found_on_reading_whatever_their_checksums_say(tmp_path: Path) -> None:
+    """Written so by a fault of ours: every file is as it was written."""
+
+    def written(name: str, x: Any, neighbours: Any = None) -> Any:
+        writer = StoreWriter(tmp_path / name, CONTRACT).slide(ROW, IMAGE, spots(20))
+        writer.append(x)
+        indices, distances = nearest_spots(spots(20).xy, 9)
+        writer.finish(indices if neighbours is None else neighbours, distances, {})
+        return open_store(tmp_path / name).read
+
+    assert written("good.zarr", values(20))("s").views.shape == (20, 8, 6)
+    broken = values(20)
+    broken[7, 3, 2] = np.nan
+    with pytest.raises(DamageError, match="embeddings that are not numbers"):
+        written("nan.zarr", broken)("s")
+
+
+def test_neighbours_beyond_the_slide_are_found_on_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = StoreWriter(tmp_path / "s.zarr", CONTRACT).slide(ROW, IMAGE, spots(20))
+    writer.append(values(20))
+    finish(writer, 20)
+    read = open_store(tmp_path / "s.zarr").read
+    table = read("s").neighbours
+    for place, wrong in (((3, 4), 20), ((3, 4), -2), ((5, 0), 4)):
+        changed = table.copy()
+        changed[place] = wrong
+        monkeypatch.setattr("nh2st_pipe.store.read.table_of", lambda _, changed=changed: changed)
+        with pytest.raises(DamageError, match="its neighbours are not spots of it"):
+            read("s")
 
 
 def test_after_a_write_that_failed_nothing_more_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

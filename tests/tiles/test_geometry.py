@@ -45,6 +45,9 @@ def visium(pitch: float) -> Spots:
 def test_spots_outside_the_image_are_named(tmp_path: Path) -> None:
     slide = open_slide(blank(tmp_path))
     check_on_image(Spots(["a", "b"], np.array([[0.0, 0.0], [400.0, 300.0]])), slide)
+    for x, y in ((-1, 5), (401, 5), (5, -1), (5, 301)):
+        with pytest.raises(SlideError, match="1 of 2 spots lie outside"):
+            check_on_image(Spots(["a", "b"], np.array([[5.0, 5.0], [x, y]])), slide)
     with pytest.raises(SlideError, match=r"1 of 2 spots lie outside .*: b; b is at x=300, y=400"):
         check_on_image(Spots(["a", "b"], np.array([[0.0, 0.0], [300.0, 400.0]])), slide)
 

@@ -37,6 +37,18 @@ def test_neighbours_on_a_fine_grid_far_from_the_origin() -> None:
     assert set(indices[inner]) == {inner + dr * 70 + dc for dr in (-1, 0, 1) for dc in (-1, 0, 1)}
 
 
+def test_of_equally_distant_spots_those_of_lower_index_come_first() -> None:
+    rows, cols = (axis.ravel() for axis in np.mgrid[:12, :12])
+    xy = np.column_stack((cols, rows)) * 8.0
+    order = np.random.default_rng(0).permutation(len(xy))
+    indices, distances = nearest_spots(xy[order], 13)
+    every = np.linalg.norm(xy[order][:, None] - xy[order][None], axis=2)
+    for spot in range(len(xy)):
+        others = sorted((round(d, 6), j) for j, d in enumerate(every[spot]) if j != spot)
+        assert indices[spot].tolist() == [spot, *(j for _, j in others[:12])]
+    assert (distances[:, 1:] > 0).all()
+
+
 def test_many_spots_at_one_place_still_begin_with_themselves() -> None:
     indices, _ = nearest_spots(np.zeros((60, 2)), 5)
     assert np.array_equal(indices[:, 0], np.arange(60))
