@@ -143,6 +143,16 @@ def test_paper_protocol_says_what_it_does(study: Study) -> None:
     assert len(panels) == 1
 
 
+def test_what_is_asked_for_changes_a_recipe_that_is_a_value_too(study: Study) -> None:
+    study.embed()
+    recipe = load_train_recipe("ridge")
+    made = run(study, recipe=recipe, settings=["head.alpha=7", "choose={}"], genes=["G01", "G03"], folds=2, seed=5)
+    used = yaml_recipe(made.path)
+    assert (used.head.alpha, used.folds, used.seed) == (7, "2", 5)  # type: ignore[union-attr]
+    assert used.targets.genes == ("G01", "G03")
+    assert recipe.seed == 2021
+
+
 @pytest.mark.parametrize(("of_folds", "expected"), [([1, 2, 4], 2), ([1, 3], 2), ([4, 4, 1, 1], 2)])
 def test_the_kept_model_is_trained_for_the_median_of_the_folds_epochs(
     study: Study, of_folds: list[int], expected: int
