@@ -70,7 +70,7 @@ def make_contract(
     device: str,
 ) -> Contract:
     """Say what all slides of the store have in common, from what was asked for, the store, or the recipe."""
-    old = existing.contract if existing else None
+    old = existing.contract if existing is not None else None
     if tile_um is not None or tile_px is not None:
         tile: dict[Any, float | None] = TileSize(tile_um, tile_px).record()
     else:
@@ -167,7 +167,7 @@ def pending(
     for row in rows:
         try:
             wanted = Wanted.of(row, stain_shift)
-            what = decide(existing.record(row.slide_id) if existing else None, wanted, redo_changed)
+            what = decide(existing.record(row.slide_id) if existing is not None else None, wanted, redo_changed)
         except (SlideError, DamageError) as error:
             summary.failed[row.slide_id] = str(error)
             continue

@@ -92,7 +92,7 @@ def embed(
     summary = EmbedSummary(store=str(location))
     if existing is None:
         _warn_of_time(recipe, device, summary, progress)
-    known = known_weights(recipe, given, existing.contract if existing else None)
+    known = known_weights(recipe, given, existing.contract if existing is not None else None)
     found = known or find_weights(recipe, given)
     contract = contract_of(found)
 

@@ -131,6 +131,9 @@ class Store:
     def __len__(self) -> int:
         return len(self.slides())
 
+    def __bool__(self) -> bool:
+        return True  # a store none of whose slides is complete is a store
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.slides())
 

@@ -130,6 +130,28 @@ def test_an_unfinished_slide_that_changed_is_begun_anew(study: Study, monkeypatc
     assert study.embed().encoded_tiles == 75
 
 
+def test_a_store_without_a_finished_slide_is_gone_on_with_as_it_was_begun(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nh2st_pipe.store.write import SlideWriter
+
+    def interrupted(self: SlideWriter, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SlideWriter, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study.embed(views=8)
+    monkeypatch.undo()
+    store = open_store(study.folder / "store.zarr")
+    assert (len(store), bool(store)) == (0, True)
+    assert embed(study.manifest, store=study.folder / "store.zarr").done == [
+        "s0",
+        "s1",
+        "s2",
+    ]
+    assert open_store(study.folder / "store.zarr").contract.views == 8
+
+
 def test_another_encoder_or_tile_size_is_refused_before_any_work(study: Study, tmp_path: Path) -> None:
     study.embed()
     with pytest.raises(StoreError, match="tiles of 48 px, not 50 px"):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nh2st_pipe.core.errors import StoreError
+from nh2st_pipe.embedding.repair import repair
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.store.verify import verify
 from tests.cli.test_commands import call
@@ -76,6 +77,20 @@ def test_damaged_counts_and_stain_shifts_are_mended_without_encoding(study: Stud
     assert mended.returncode == 0, mended.stderr
     assert "repaired: s2; 0 tiles encoded" in mended.stdout
     assert not verify(store).damaged
+
+
+def test_a_store_all_of_whose_slides_are_damaged_is_repaired_as_it_was_made(study: Study) -> None:
+    """Nothing in it is complete then, and it is a store all the same, of its own tile size, views and encoder."""
+    study.embed(views=8)
+    store = study.folder / "store.zarr"
+    whole = {name: open_store(store).read(name).views for name in open_store(store).slides()}
+    for name in whole:
+        record = store / f"slides/{name}/zarr.json"
+        record.write_bytes(record.read_bytes()[:200])
+    found = verify(store)
+    assert set(found.damaged) == set(whole)
+    assert repair(found, study.manifest).done == sorted(whole)
+    assert all(np.array_equal(open_store(store).read(name).views, views) for name, views in whole.items())
 
 
 def test_a_repair_whose_slide_is_gone_says_so(study: Study) -> None:
