@@ -131,19 +131,19 @@ def decide(record: SlideRecord | None, wanted: Wanted, redo_changed: bool) -> To
     """Say what is to be done about a slide. Raises SlideError where it is complete and its image has changed since."""
     if record is None or not record.state.complete:
         return Todo.embed  # the writer goes on with it, or begins anew where it has changed
-    if record.image == wanted.image:
+    differs = record.image.differences(wanted.image)
+    if not differs:
         if record.expression != wanted.expression or (wanted.stain_shift and record.stain_shift is None):
             return Todo.embed
         return Todo.nothing if record.row == wanted.row else Todo.row
     if redo_changed:
         return Todo.embed
-    now, then = wanted.image.model_dump(), record.image.model_dump()
-    raise SlideError(_changed(key for key in now if now[key] != then[key]))
+    raise SlideError(_changed(differs))
 
 
 def check_spots(record: SlideRecord | None, spots: Spots, wanted: Wanted, redo_changed: bool) -> None:
     """Raise SlideError where a slide is complete and its spots have changed since: their embeddings are others."""
-    if record is None or not record.state.complete or redo_changed or record.image != wanted.image:
+    if record is None or not record.state.complete or redo_changed or not record.image.same(wanted.image):
         return
     if record.spots != spots_fingerprint(spots.barcodes, spots.xy):
         raise SlideError(_changed(["spots"]))

@@ -40,6 +40,7 @@ __all__ = [
 
 FORMAT = 2
 KEY = "nh2st_pipe"
+_MPP_TOLERANCE = 1e-3  # as far as an estimate may move between two versions; a tile of 224 px by less than a quarter px
 Count = Annotated[int, Field(ge=0)]
 Value = TypeVar("Value", bound=BaseModel)
 
@@ -124,6 +125,17 @@ class ImageSource(Strict):
     """Fingerprint of the tissue mask's file."""
     mpp: float | None = None
     """The manifest's, where it has one."""
+
+    def same(self, other: ImageSource) -> bool:
+        """Whether embeddings of the two are the same; an mpp that differs by less than 0.1 % is."""
+        return not self.differences(other)
+
+    def differences(self, other: ImageSource) -> list[str]:
+        """Return the names of what differs."""
+        found = [name for name in ("image", "tissue") if getattr(self, name) != getattr(other, name)]
+        one, two = self.mpp, other.mpp
+        alike = one == two or (one is not None and two is not None and abs(one / two - 1) < _MPP_TOLERANCE)
+        return found if alike else [*found, "mpp"]
 
 
 class SlideState(Strict):

@@ -114,7 +114,7 @@ class StoreWriter(Store):
             state=SlideState(tiles=len(spots)),
         )
         old = self.record(row.slide_id)
-        if old is not None and old.state.ready and (old.image, old.spots) == (wanted.image, wanted.spots):
+        if old is not None and old.state.ready and old.image.same(image) and old.spots == wanted.spots:
             group = self._group(path)
             record = old.model_copy(update={"row": row, "files": {}}).with_state(complete=False)
             if old.expression != expression:

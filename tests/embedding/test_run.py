@@ -234,6 +234,19 @@ def test_tiles_in_um_use_the_manifests_resolution(study: Study) -> None:
     assert "give mpp in the manifest" in summary.failed["s2"]
 
 
+def test_an_mpp_that_moves_by_less_than_a_thousandth_is_the_same(study: Study) -> None:
+    rows = study.manifest.read_text().splitlines()
+
+    def embedded(mpp: str) -> Any:
+        study.manifest.write_text("\n".join([f"{rows[0]},mpp", *(f"{row},{mpp}" for row in rows[1:])]) + "\n")
+        return study.embed()
+
+    assert embedded("0.688098").encoded_tiles == 75
+    again = embedded("0.688101")
+    assert (again.encoded_tiles, again.failed) == (0, {})
+    assert "its mpp changed since it was embedded" in embedded("0.69").failed["s0"]
+
+
 def test_slides_without_spots_are_tiled_over_their_tissue(make_study: Callable[..., Study]) -> None:
     study = make_study(1, expression=False)
     pixels = np.full((300, 400, 3), 245, np.uint8)
