@@ -16,7 +16,9 @@ def test_mpp_of_manifest_goes_before_the_files() -> None:
     assert choose_mpp(0.5, None) == Resolution(0.5, "manifest")
     assert choose_mpp(None, None) == Resolution(None, "unknown")
     assert choose_mpp(0.5, 0.51).doubts == ()
-    assert "0.5 in the manifest and 0.25 in the file" in choose_mpp(0.5, 0.25).doubts[0]
+    both = choose_mpp(0.5, 0.25)
+    assert (both.mpp, both.source) == (0.5, "manifest")
+    assert "0.5 in the manifest and 0.25 in the file" in both.doubts[0]
 
 
 def test_spots_say_the_resolution_where_nothing_else_does_and_contradict_where_they_are_sure() -> None:
