@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nh2st_pipe.core.errors import SlideError
+from nh2st_pipe.core.errors import SlideError, fault_of
 from nh2st_pipe.slides.base import Slide
 
 __all__ = ["Slide", "open_slide"]
@@ -22,12 +22,13 @@ def open_slide(path: Path) -> Slide:
     from nh2st_pipe.slides.raster import RasterSlide
     from nh2st_pipe.slides.tiff import TiffSlide
 
-    if not path.is_file():
-        raise SlideError(f"there is no slide at {path}")
-    if path.stat().st_size == 0:
-        raise SlideError(f"{path} is an empty file")
-    if OpenSlideSlide.reads(path, scanners_only=True):
-        return OpenSlideSlide(path)
-    if TiffSlide.reads(path):
-        return TiffSlide(path)
-    return OpenSlideSlide(path) if OpenSlideSlide.reads(path) else RasterSlide(path)
+    with fault_of(SlideError, f"{path} cannot be read"):  # it may not be ours to read, or vanish meanwhile
+        if not path.is_file():
+            raise SlideError(f"there is no slide at {path}")
+        if path.stat().st_size == 0:
+            raise SlideError(f"{path} is an empty file")
+        if OpenSlideSlide.reads(path, scanners_only=True):
+            return OpenSlideSlide(path)
+        if TiffSlide.reads(path):
+            return TiffSlide(path)
+        return OpenSlideSlide(path) if OpenSlideSlide.reads(path) else RasterSlide(path)

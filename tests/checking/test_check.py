@@ -146,6 +146,22 @@ def test_the_command_says_it_and_its_status_tells(slides: Path) -> None:
     assert call("check", "--slides", slides, "--tile-px", 3).returncode == 2
 
 
+def test_a_slide_that_may_not_be_read_is_a_fault_of_its_own(slides: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Path.open
+
+    def refusing(self: Path, *arguments: Any, **more: Any) -> Any:
+        if self.name == "dpi.tif":
+            raise PermissionError(13, "Permission denied", str(self))
+        return whole(self, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    of = by_id(check(slides))
+    assert len(of["dpi"].faults) == 1
+    assert "dpi.tif cannot be read: " in of["dpi"].faults[0]
+    assert "Permission denied" in of["dpi"].faults[0]
+    assert of["good"].good
+
+
 def test_a_slide_without_spots_shows_its_grid(make_study: Callable[..., Study]) -> None:
     study = make_study(1, expression=False)
     Image.fromarray(section()).save(study.folder / "s0.png")
