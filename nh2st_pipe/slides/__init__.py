@@ -18,11 +18,16 @@ def open_slide(path: Path) -> Slide:
 
     Raises SlideError naming the file where nothing can read it.
     """
+    from nh2st_pipe.slides.omezarr import OmeZarrSlide
     from nh2st_pipe.slides.openslide import OpenSlideSlide
     from nh2st_pipe.slides.raster import RasterSlide
     from nh2st_pipe.slides.tiff import TiffSlide
 
     with fault_of(SlideError, f"{path} cannot be read"):  # it may not be ours to read, or vanish meanwhile
+        if OmeZarrSlide.reads(path):
+            return OmeZarrSlide(path)
+        if path.is_dir():
+            raise SlideError(f"{path} is a folder, and not one of OME-Zarr")
         if not path.is_file():
             raise SlideError(f"there is no slide at {path}")
         if path.stat().st_size == 0:

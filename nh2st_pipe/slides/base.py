@@ -29,6 +29,8 @@ class Slide(Protocol):
     """µm per level-0 px by the file itself, None where it does not say."""
     notices: tuple[str, ...]
     """What a person would not expect of how the file is read."""
+    origin: tuple[int, int]
+    """Where QuPath counts from, level-0 px: the corner of what was scanned, where the file says it (MRXS)."""
     downsamples: tuple[float, ...]
     """Level-0 px per px of each level; the first is 1."""
 

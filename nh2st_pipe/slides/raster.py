@@ -53,6 +53,7 @@ class RasterSlide:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.origin = (0, 0)
         self.downsamples: tuple[float, ...] = (1.0,)
         self.mpp: float | None = None  # the resolution tags of photographs say nothing about the tissue
         self._lock = threading.Lock()

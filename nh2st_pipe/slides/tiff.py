@@ -7,8 +7,9 @@ decoded when a region asks for them, and the last ones kept.
 
 from __future__ import annotations
 
+import os
 import threading
-from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,28 +21,83 @@ import tifffile
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import SlideError, fault_of
+from nh2st_pipe.slides.levels import downsample_of, true_levels
+from nh2st_pipe.slides.pieces import Grid, Pieces
 from nh2st_pipe.slides.resolution import square_mpp
 
-__all__ = ["TiffSlide"]
+__all__ = ["TiffLevel", "TiffPieces", "TiffSlide", "tiled_pages"]
 
-_KEPT_BYTES = 96 << 20  # of decoded pieces
 _LARGE_PX = 64_000_000  # from which on a plain image is not decoded whole
 _UM = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
 _PER_CM, _PER_INCH = 3, 2  # the tag's values
+_ALIKE = (1, 5, 7, 8, 32946, 33005)  # none, LZW, JPEG, deflate, Aperio's JPEG 2000 of RGB
 _MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 
 @dataclass(frozen=True)
-class _Level:
+class TiffLevel:
     """One resolution: a page, or a page for each colour."""
 
     pages: tuple[Any, ...]
-    width: int
-    height: int
     planar: bool
     """Whether the colours of a page lie one behind the other."""
-    piece: tuple[int, int]
-    """Height and width of a tile or strip, px."""
+    grid: Grid
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, px."""
+        return self.grid.width, self.grid.height
+
+
+class TiffPieces(Pieces):
+    """Levels of a TIFF (of several files, where its parts lie in several), opened anew for as long as this lives."""
+
+    def __init__(self, path: Path, levels: Sequence[TiffLevel]) -> None:
+        super().__init__([level.grid for level in levels])
+        self._path, self._levels = path, levels
+        self._bytes_of = {name: _Bytes(name) for level in levels for name in map(_file_of, level.pages)}
+
+    def close(self) -> None:
+        """Close the files, and free what was decoded."""
+        super().close()
+        for file in self._bytes_of.values():
+            file.close()
+
+    def decode(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
+        """See `Pieces.decode`."""
+        return self._decoded(self._levels[level], row, column)
+
+    def _decoded(self, level: TiffLevel, row: int, column: int) -> NDArray[np.uint8]:
+        down, across = level.grid.piece
+        n_across, n_down = -(-level.grid.width // across), -(-level.grid.height // down)
+        index = row * n_across + column
+        if level.planar:
+            sources = [(level.pages[0], index + colour * n_across * n_down) for colour in range(3)]
+        else:
+            sources = [(page, index) for page in level.pages]
+        at = f"x={column * across}, y={row * down} (of a level of {level.grid.width:,} px)"
+        with fault_of(SlideError, f"{self._path} is damaged near {at}"):
+            return _rgb([self._one(page, index, level.grid.piece) for page, index in sources])
+
+    def _one(self, page: Any, index: int, piece: tuple[int, int]) -> NDArray[Any]:
+        """Return one piece of one page, h × w × samples; white where the file leaves it out."""
+        of = page.keyframe  # pages of a series have all but their data in common
+        samples = 1 if of.planarconfig == 2 else of.samplesperpixel
+        offset, length = page.dataoffsets[index], page.databytecounts[index]
+        if length == 0:
+            return _white(piece, samples, of.dtype)
+        data = self._bytes_of[_file_of(page)].read(offset, length)
+        if len(data) < length:
+            raise ValueError(f"the file ends {length - len(data):,} bytes early")
+        found = of.decode(data, index, jpegtables=page.jpegtables)[0]
+        if found is None:
+            return _white(piece, samples, of.dtype)
+        values: NDArray[Any] = found[0][: piece[0], : piece[1]]
+        if values.shape[:2] == piece:
+            return values
+        filled = _white(piece, samples, of.dtype)
+        filled[: values.shape[0], : values.shape[1]] = values
+        return filled
 
 
 class TiffSlide:
@@ -49,39 +105,27 @@ class TiffSlide:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.origin = (0, 0)
         cause = f"{path} cannot be opened (is the file complete?)"
-        with fault_of(SlideError, cause):
-            self._file = tifffile.TiffFile(path)
-        try:
-            with fault_of(SlideError, cause):
-                self._describe()
-        except BaseException:
-            self._file.close()
-            raise
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[int, int, int], NDArray[np.uint8]] = OrderedDict()
-        self._bytes = 0
+        with fault_of(SlideError, cause), tifffile.TiffFile(path) as file:
+            self._describe(file)
 
-    def _describe(self) -> None:
+    def _describe(self, file: Any) -> None:
         path = self.path
-        series = max(self._file.series, key=lambda each: each.size)
-        self._levels = [level for level in map(_level, series.levels) if level is not None]
-        if not self._levels:
+        series = max(file.series, key=lambda each: each.size)
+        levels = [level for level in map(_level, series.levels) if level is not None]
+        if not levels:
             raise SlideError(
                 f"{path} is a TIFF of {series.axes} {series.shape}, and a slide has one picture of red, green and "
                 "blue; save it as RGB"
             )
-        first = self._levels[0]
-        self.size: tuple[int, int] = first.width, first.height
-        self.downsamples: tuple[float, ...] = tuple(
-            (first.width / level.width + first.height / level.height) / 2 for level in self._levels
-        )
-        self.mpp = _mpp(self._file, first, path)
-        self.notices = tuple(_notices(first, series, self._file))
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()
+        kept, words = true_levels([level.size for level in levels])
+        levels = [levels[number] for number in kept]
+        self.size: tuple[int, int] = levels[0].size
+        self.downsamples: tuple[float, ...] = tuple(downsample_of(self.size, level.size) for level in levels)
+        self.mpp = _mpp(file, levels[0], path)
+        self.notices = (*_notices(levels[0], series, file), *words)
+        self._pieces = TiffPieces(path, levels)
 
     @staticmethod
     def reads(path: Path) -> bool:
@@ -96,86 +140,50 @@ class TiffSlide:
                 if level is None:
                     return bool(tif.is_ome)  # opening it says what is wrong with it
                 page = level.pages[0]
-                large = level.width * level.height > _LARGE_PX and not page.is_tiled
+                large = level.size[0] * level.size[1] > _LARGE_PX and not page.is_tiled
                 return bool(tif.is_ome or page.subifds or large or level.planar)
         except Exception:  # no TIFF that tifffile understands
             return False
 
     def read_region(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
         """See `Slide.read_region`."""
-        of = self._levels[level]
-        region = np.full((height, width, 3), 255, np.uint8)
-        left, right = (min(max(v, 0), of.width) for v in (x, x + width))
-        top, bottom = (min(max(v, 0), of.height) for v in (y, y + height))
-        down, across = of.piece
-        for row in range(top // down, -(-bottom // down)) if right > left else ():
-            for column in range(left // across, -(-right // across)):
-                piece = self._piece(level, row, column)
-                y0, x0 = max(top, row * down), max(left, column * across)
-                y1, x1 = min(bottom, (row + 1) * down), min(right, (column + 1) * across)
-                part = piece[y0 - row * down : y1 - row * down, x0 - column * across : x1 - column * across]
-                region[y0 - y : y1 - y, x0 - x : x1 - x] = part
-        return region
+        return self._pieces.region(x, y, width, height, level)
 
     def close(self) -> None:
         """See `Slide.close`."""
-        self._file.close()
-        self._kept.clear()
-
-    def _piece(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
-        """Return a tile or strip h × w × 3, decoded or as it was kept."""
-        key = level, row, column
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        piece = self._decoded(self._levels[level], row, column)
-        with self._lock:
-            if key not in self._kept:
-                self._kept[key] = piece
-                self._bytes += piece.nbytes
-            while self._bytes > _KEPT_BYTES and len(self._kept) > 1:
-                self._bytes -= self._kept.popitem(last=False)[1].nbytes
-        return piece
-
-    def _decoded(self, level: _Level, row: int, column: int) -> NDArray[np.uint8]:
-        down, across = level.piece
-        n_across, n_down = -(-level.width // across), -(-level.height // down)
-        number = row * n_across + column
-        if level.planar:
-            sources = [(level.pages[0], number + colour * n_across * n_down) for colour in range(3)]
-        else:
-            sources = [(page, number) for page in level.pages]
-        where = f"{self.path} is damaged near x={column * across}, y={row * down} (of a level of {level.width:,} px)"
-        with fault_of(SlideError, where):
-            return _rgb([self._one(page, index, level.piece) for page, index in sources])
-
-    def _one(self, page: Any, index: int, piece: tuple[int, int]) -> NDArray[Any]:
-        """Return one piece of one page, h × w × samples; white where the file leaves it out."""
-        of = page.keyframe  # pages of a series have all but their data in common
-        samples = 1 if of.planarconfig == 2 else of.samplesperpixel
-        offset, length = page.dataoffsets[index], page.databytecounts[index]
-        white = np.full((*piece, samples), np.iinfo(of.dtype).max, of.dtype)
-        if length == 0:
-            return white
-        with self._lock:
-            self._file.filehandle.seek(offset)
-            data = self._file.filehandle.read(length)
-        if len(data) < length:
-            raise ValueError(f"the file ends {length - len(data):,} bytes early")
-        found = of.decode(data, index, jpegtables=page.jpegtables)[0]
-        if found is None:
-            return white
-        values = found[0][: piece[0], : piece[1]]
-        white[: values.shape[0], : values.shape[1]] = values
-        return white
+        self._pieces.close()
 
 
-def _level(series: Any) -> _Level | None:
+def tiled_pages(path: Path, sizes: Sequence[tuple[int, int]]) -> dict[int, TiffLevel]:
+    """Return those of an OpenSlide slide's levels (width, height) that are tiled pages of a TIFF, by their number.
+
+    Such a page has the level's size, colours of eight bits, a compression whose px OpenSlide and we read alike, and
+    all of its tiles.
+    """
+    found: dict[int, TiffLevel] = {}
+    try:
+        with tifffile.TiffFile(path) as file:
+            pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
+            for number, size in enumerate(sizes):
+                for page in (each for each in pages if each.compression in _ALIKE):
+                    level = _level_of_pages((page,), page.axes)
+                    full = level is not None and level.size == size and page.dtype == np.uint8 and not level.planar
+                    if full and level is not None and min(page.databytecounts, default=0) > 0:
+                        found[number] = level
+                        break
+    except Exception:  # a TIFF that only OpenSlide understands
+        return {}
+    return found
+
+
+def _level(series: Any) -> TiffLevel | None:
     """Return what is needed to read one resolution; None where it is no picture of one or three colours."""
-    page = series.keyframe
-    axes = series.axes.replace("Q", "").replace("I", "")
-    pages: tuple[Any, ...] = tuple(series.pages)
+    return _level_of_pages(tuple(series.pages), series.axes)
+
+
+def _level_of_pages(pages: tuple[Any, ...], axes: str) -> TiffLevel | None:
+    page = pages[0].keyframe
+    axes = axes.replace("Q", "").replace("I", "")
     colours = {"YX": 1, "YXS": page.samplesperpixel, "SYX": page.samplesperpixel, "CYX": len(pages)}.get(axes)
     if colours not in (1, 3, 4) or page.dtype not in (np.uint8, np.uint16) or (axes == "CYX" and colours != 3):
         return None
@@ -183,9 +191,45 @@ def _level(series: Any) -> _Level | None:
         return None
     if page.photometric not in (1, 2, 6) and page.compression not in (33003, 33005, 34712):
         return None  # white is zero, a palette, CMYK: Pillow's
+    for each in pages:  # read while the file is open
+        _ = each.dataoffsets, each.databytecounts, each.jpegtables, each.keyframe.decode
     piece = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
     planar = page.planarconfig == 2 and page.samplesperpixel > 1
-    return _Level(pages, page.imagewidth, page.imagelength, planar, (min(piece[0], page.imagelength), piece[1]))
+    return TiffLevel(
+        pages, planar, Grid(page.imagewidth, page.imagelength, (min(piece[0], page.imagelength), piece[1]))
+    )
+
+
+class _Bytes:
+    """A file's bytes, to several threads at once."""
+
+    def __init__(self, path: str) -> None:
+        self._fd: int | None = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._lock = threading.Lock()
+
+    def read(self, offset: int, length: int) -> bytes:
+        if self._fd is None:
+            raise ValueError("the slide is closed")
+        if hasattr(os, "pread"):
+            return os.pread(self._fd, length, offset)
+        with self._lock:  # Windows
+            os.lseek(self._fd, offset, os.SEEK_SET)
+            return os.read(self._fd, length)
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+    __del__ = close
+
+
+def _file_of(page: Any) -> str:
+    return str(page.parent.filehandle.path)
+
+
+def _white(piece: tuple[int, int], samples: int, dtype: Any) -> NDArray[Any]:
+    return np.full((*piece, samples), np.iinfo(dtype).max, dtype)
 
 
 def _rgb(parts: list[NDArray[Any]]) -> NDArray[np.uint8]:
@@ -198,7 +242,7 @@ def _rgb(parts: list[NDArray[Any]]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(values[..., :3])
 
 
-def _notices(level: _Level, series: Any, file: Any) -> list[str]:
+def _notices(level: TiffLevel, series: Any, file: Any) -> list[str]:
     found = []
     if level.pages[0].dtype == np.uint16:
         found.append("16 bits a px are read as their upper 8")
@@ -208,13 +252,13 @@ def _notices(level: _Level, series: Any, file: Any) -> list[str]:
     return found
 
 
-def _mpp(file: Any, level: _Level, path: Path) -> float | None:
+def _mpp(file: Any, level: TiffLevel, path: Path) -> float | None:
     """Return µm per px by the OME-XML, else by the resolution tags."""
     sides: list[float] = []
     if file.is_ome:
         with suppress(ElementTree.ParseError, KeyError, TypeError, ValueError):
             for node in ElementTree.fromstring(file.ome_metadata).iter():
-                if node.tag.endswith("}Pixels") and int(node.get("SizeX", 0)) == level.width:
+                if node.tag.endswith("}Pixels") and int(node.get("SizeX", 0)) == level.grid.width:
                     for axis in "XY":
                         um = _UM[node.get(f"PhysicalSize{axis}Unit", "µm")]
                         sides.append(float(node.get(f"PhysicalSize{axis}", "nan")) * um)

@@ -20,6 +20,7 @@ from typing import Any
 from nh2st_pipe.core.errors import ManifestError, nearest
 from nh2st_pipe.core.tables import Table, read_table
 from nh2st_pipe.core.whole import written_whole
+from nh2st_pipe.slides.omezarr import OmeZarrSlide
 from nh2st_pipe.slides.resolution import implausible_mpp, plausible_mpp
 
 __all__ = ["SlideRow", "manifest_lines", "read_manifest", "write_manifest"]
@@ -100,13 +101,14 @@ def _read(path: Path) -> Table:
 def _row(cells: dict[str, str], folder: Path) -> tuple[SlideRow, list[str]]:
     faults: list[str] = []
 
-    def existing(column: str) -> Path | None:
+    def existing(column: str, folders: bool = False) -> Path | None:
         if not cells.get(column):
             return None
         path = Path(cells[column]).expanduser()
         path = path if path.is_absolute() else folder / path
-        if not path.is_file():
-            faults.append(f"{column}: there is no file at {path}")
+        if not (path.is_file() or (folders and OmeZarrSlide.reads(path))):
+            folder_of = "is a folder" + (", and not one of OME-Zarr" if folders else "")
+            faults.append(f"{column}: {path} {folder_of}" if path.is_dir() else f"{column}: there is no file at {path}")
         return path.resolve()
 
     slide_id = cells["slide_id"]
@@ -133,7 +135,7 @@ def _row(cells: dict[str, str], folder: Path) -> tuple[SlideRow, list[str]]:
             mpp = None
     row = SlideRow(
         slide_id=slide_id,
-        slide=existing("slide") or folder,
+        slide=existing("slide", folders=True) or folder,
         expression=existing("expression"),
         patient=cells.get("patient") or slide_id,
         mpp=mpp,

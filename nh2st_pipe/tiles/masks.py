@@ -34,7 +34,7 @@ def mask_from_image(path: Path) -> NDArray[np.bool_]:
 
 
 def mask_from_geojson(path: Path, slide: Slide) -> NDArray[np.bool_]:
-    """Draw the polygons of a GeoJSON file (level-0 px, as QuPath exports them); later rings are holes."""
+    """Draw the polygons of a GeoJSON file as QuPath exports it: level-0 px from its `origin`; holes stay empty."""
     with fault_of(SlideError, f"the tissue outline {path} is not GeoJSON"):
         return _drawn(path, list(_polygons(json.loads(read_text(path, SlideError)))), slide)
 
@@ -43,6 +43,7 @@ def _drawn(path: Path, polygons: list[list[list[list[float]]]], slide: Slide) ->
     if not polygons:
         raise SlideError(f"the tissue outline {path} holds no Polygon or MultiPolygon")
     width, height = slide.size
+    left, upper = slide.origin
     scale = min(1.0, MASK_PX / max(width, height))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     total = np.zeros((size[1], size[0]), np.bool_)
@@ -50,7 +51,7 @@ def _drawn(path: Path, polygons: list[list[list[list[float]]]], slide: Slide) ->
         canvas = Image.new("L", size, 0)
         draw = ImageDraw.Draw(canvas)
         for number, ring in enumerate(rings):
-            corners = [(float(x) * scale, float(y) * scale) for x, y, *_ in ring]
+            corners = [((float(x) + left) * scale, (float(y) + upper) * scale) for x, y, *_ in ring]
             if len(corners) < 3:
                 raise SlideError(f"the tissue outline {path} has a polygon of {len(corners)} points")
             draw.polygon(corners, fill=0 if number else 1)

@@ -11,7 +11,8 @@ from PIL import Image
 from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.slides import open_slide
 from nh2st_pipe.slides.base import read_tile, thumbnail
-from nh2st_pipe.slides.openslide import OpenSlideSlide
+from nh2st_pipe.slides.levels import true_levels
+from nh2st_pipe.slides.openslide import OpenSlideSlide, _full_resolution_missing, _origin
 from nh2st_pipe.slides.raster import RasterSlide
 from tests.conftest import Study, picture
 
@@ -95,7 +96,9 @@ def test_a_resampled_tile_is_right_up_to_its_edge(tmp_path: Path, scale: float) 
     assert np.abs(tile - expected).max() <= 1
 
 
-def test_the_coarsest_level_that_is_fine_enough_is_read(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+def test_the_coarsest_level_that_is_fine_enough_is_read(
+    tmp_path: Path, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_pyramid(tmp_path / "a.tif", pixels)
     slide, levels = open_slide(tmp_path / "a.tif"), list[int]()
     read = slide.read_region
@@ -104,10 +107,48 @@ def test_the_coarsest_level_that_is_fine_enough_is_read(tmp_path: Path, pixels: 
         levels.append(level)
         return read(x, y, width, height, level)
 
-    slide.read_region = recording  # type: ignore[method-assign]
+    monkeypatch.setattr(slide, "read_region", recording)
     for scale in (0.5, 1.0, 1.9, 2.0, 3.0, 4.0, 7.0):
         read_tile(slide, (256.0, 192.0), 40 * scale, 40, "bicubic")
     assert levels == [0, 0, 0, 1, 1, 2, 2]
+
+
+def test_a_level_that_is_not_the_whole_made_smaller_is_passed_over(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
+        for level, part in enumerate((pixels, pixels[::2, ::3], pixels[::4, ::4])):
+            tif.write(part, tile=(64, 64), compression="zlib", photometric="rgb", subfiletype=1 if level else 0)
+    slide = open_slide(tmp_path / "a.tif")
+    assert isinstance(slide, OpenSlideSlide)
+    assert slide.downsamples == (1.0, 4.0)
+    assert [note for note in slide.notices if "is not the whole of 512 × 384 px made smaller" in note]
+    assert np.array_equal(slide.read_region(0, 0, 128, 96, 1), pixels[::4, ::4])
+
+
+@pytest.mark.parametrize(
+    ("size", "down", "more", "good"),
+    [
+        ((250, 190), 2.0, 0, True),
+        ((249, 189), 2.0, 0, True),  # rounded down to even numbers, and once more
+        ((256, 256), 2.0, 256, True),  # filled up with whole tiles
+        ((256, 256), 2.0, 0, False),
+        ((250, 190), 3.0, 40, False),
+        ((250, 100), 2.0, 256, False),
+    ],
+)
+def test_sizes_of_levels_may_be_rounded_and_filled_up(
+    size: tuple[int, int], down: float, more: int, good: bool
+) -> None:
+    kept, words = true_levels([(500, 380), size], [1.0, down], [more, more])
+    assert (kept, len(words)) == (([0, 1], 0) if good else ([0], 1))
+
+
+def test_what_properties_say_of_the_scan() -> None:
+    assert not _full_resolution_missing({"openslide.objective-power": "40"}, 0.25)
+    assert not _full_resolution_missing({"openslide.objective-power": "40"}, None)
+    assert not _full_resolution_missing({"openslide.objective-power": "40 x"}, 4.0)
+    assert "scanned at 40×" in _full_resolution_missing({"openslide.objective-power": "40"}, 4.0)[0]
+    assert _origin({}) == (0, 0)
+    assert _origin({"openslide.bounds-x": "300", "openslide.bounds-y": "20"}) == (300, 20)
 
 
 def test_fine_stripes_come_out_grey_not_aliased(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_a_large_tiff_that_is_not_tiled_is_not_decoded_whole(
     slide = open_slide(tmp_path / "a.tif")
     assert isinstance(slide, TiffSlide)
     assert np.array_equal(slide.read_region(0, 100, 512, 10, 0), pixels[100:110])
-    assert len(slide._kept) == 1  # one strip of 24
+    assert len(slide._pieces._kept) == 1  # one strip of 24
 
 
 def test_pieces_are_decoded_once_and_few_are_kept(
@@ -129,20 +129,21 @@ def test_pieces_are_decoded_once_and_few_are_kept(
     ome_pyramid(tmp_path / "a.ome.tif", pixels)
     slide = open_slide(tmp_path / "a.ome.tif")
     assert isinstance(slide, TiffSlide)
-    decoded, once = list[tuple[int, int]](), slide._decoded
+    pieces, decoded = slide._pieces, list[tuple[int, int]]()
+    once = pieces.decode
 
-    def counting(level: Any, row: int, column: int) -> NDArray[np.uint8]:
+    def counting(level: int, row: int, column: int) -> NDArray[np.uint8]:
         decoded.append((row, column))
         return once(level, row, column)
 
-    monkeypatch.setattr(slide, "_decoded", counting)
+    monkeypatch.setattr(pieces, "decode", counting)
     for x in range(0, 128, 16):
         slide.read_region(x, 0, 16, 16, 0)
     assert decoded == [(0, 0), (0, 1)]
-    monkeypatch.setattr("nh2st_pipe.slides.tiff._KEPT_BYTES", 3 * 64 * 64 * 3)
+    monkeypatch.setattr("nh2st_pipe.slides.pieces._KEPT_BYTES", 3 * 64 * 64 * 3)
     slide.read_region(0, 0, 512, 384, 0)
-    assert len(slide._kept) == 3
-    assert slide._bytes == sum(piece.nbytes for piece in slide._kept.values())
+    assert len(pieces._kept) == 3
+    assert pieces._bytes == sum(piece.nbytes for piece in pieces._kept.values())
 
 
 def test_several_threads_read_the_same_px(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:

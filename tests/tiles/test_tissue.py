@@ -93,6 +93,16 @@ def test_features_may_stand_in_a_plain_list(tmp_path: Path) -> None:
     assert not mask[150, 150]
 
 
+def test_outlines_are_counted_from_where_qupath_counts(tmp_path: Path) -> None:
+    ring = {"type": "Polygon", "coordinates": [[[0, 0], [50, 0], [50, 40], [0, 40]]]}
+    (tmp_path / "o.geojson").write_text(json.dumps(ring))
+    slide = open_slide(blank(tmp_path))
+    slide.origin = 200, 100
+    rows, columns = np.nonzero(tissue_mask(slide, tmp_path / "o.geojson"))
+    assert (rows.min(), columns.min()) == (100, 200)
+    assert abs(rows.max() - 140) <= 1
+
+
 def stained(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     """Tissue as it looks from afar: pink, with darker nuclei scattered over it."""
     rng = np.random.default_rng(seed)

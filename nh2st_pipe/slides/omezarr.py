@@ -1,0 +1,186 @@
+"""OME-Zarr folders (NGFF 0.4 and 0.5), through zarr: chunk by chunk, the levels as their metadata order them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nh2st_pipe.core.errors import SlideError, fault_of
+from nh2st_pipe.slides.levels import downsample_of, true_levels
+from nh2st_pipe.slides.pieces import Grid, Pieces
+from nh2st_pipe.slides.resolution import square_mpp
+
+__all__ = ["OmeZarrSlide"]
+
+_UM = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
+_LEAST_PIECE = 256  # px; smaller chunks are read several at once
+_SERIES = "0"  # where bioformats2raw puts the first picture
+
+
+@dataclass(frozen=True)
+class _Level:
+    array: Any
+    axes: tuple[str, ...]
+    """A letter for each dimension, of t, c, z, y, x."""
+    scale: tuple[float, ...]
+    """Of each dimension, in the axis' unit."""
+
+    def side(self, axis: str) -> int:
+        return int(self.array.shape[self.axes.index(axis)]) if axis in self.axes else 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.side("x"), self.side("y")
+
+    def grid(self) -> Grid:
+        down, across = (int(self.array.chunks[self.axes.index(axis)]) for axis in "yx")
+        piece = tuple(side * max(1, _LEAST_PIECE // side) for side in (down, across))
+        return Grid(*self.size, (min(piece[0], self.size[1]), min(piece[1], self.size[0])))
+
+
+class _Chunks(Pieces):
+    def __init__(self, path: Path, levels: Sequence[_Level]) -> None:
+        super().__init__([level.grid() for level in levels])
+        self._path, self._levels = path, levels
+
+    def decode(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
+        """See `Pieces.decode`."""
+        of, grid = self._levels[level], self._grids[level]
+        top, left = row * grid.piece[0], column * grid.piece[1]
+        at = {
+            "y": slice(top, min(top + grid.piece[0], grid.height)),
+            "x": slice(left, min(left + grid.piece[1], grid.width)),
+            "c": slice(0, min(of.side("c"), 3)),
+        }
+        where = f"{self._path} is damaged near x={left}, y={top} (of a level of {grid.width:,} px)"
+        with fault_of(SlideError, where):
+            values = np.asarray(of.array[tuple(at.get(axis, 0) for axis in of.axes)])
+            left_over = [axis for axis in of.axes if axis in at]
+            values = np.expand_dims(values, 0) if "c" not in left_over else values
+            values = np.transpose(values, [(["c"] * ("c" not in left_over) + left_over).index(axis) for axis in "yxc"])
+            if values.dtype == np.uint16:
+                values = (values >> 8).astype(np.uint8)
+            return np.ascontiguousarray(np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values)
+
+
+class OmeZarrSlide:
+    """A picture of red, green and blue in a folder of OME-Zarr. Safe to read from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.origin = (0, 0)
+        with fault_of(SlideError, f"{path} cannot be opened (is the folder complete?)"):
+            self._describe(path)
+
+    def _describe(self, path: Path) -> None:
+        image, of, first_of = _image(path)
+        multiscales = of["multiscales"]
+        scales = multiscales[0]
+        axes = tuple(str(axis["name"] if isinstance(axis, Mapping) else axis) for axis in scales.get("axes", "tczyx"))
+        whole = _scale(scales, len(axes))
+        levels = [
+            _Level(_array(image / each["path"]), axes, tuple(np.multiply(whole, _scale(each, len(axes)))))
+            for each in scales["datasets"]
+        ]
+        _check(path, levels)
+        downs = [math.sqrt(level.scale[axes.index("x")] * level.scale[axes.index("y")]) for level in levels]
+        said = [down / downs[0] for down in downs] if len(set(downs)) == len(downs) else None
+        kept, words = true_levels([level.size for level in levels], said)
+        levels = [levels[number] for number in kept]
+        self.size: tuple[int, int] = levels[0].size
+        self.downsamples: tuple[float, ...] = tuple(downsample_of(self.size, level.size) for level in levels)
+        units = {str(axis["name"]): axis.get("unit") for axis in scales.get("axes", ()) if isinstance(axis, Mapping)}
+        um = [_UM.get(str(units.get(axis)), math.nan) * levels[0].scale[axes.index(axis)] for axis in "xy"]
+        self.mpp = square_mpp(um, path)
+        notices = [first_of] if first_of else []
+        if len(multiscales) > 1:
+            notices.append(f"picture 1 of {len(multiscales)} is read")
+        if levels[0].array.dtype == np.uint16:
+            notices.append("16 bits a px are read as their upper 8")
+        array = levels[0].array
+        absent = array.nchunks - array.nchunks_initialized
+        if absent:
+            notices.append(
+                f"{absent:,} of {array.nchunks:,} chunks are not in the folder, and are read as its fill value, "
+                f"{array.fill_value}"
+            )
+        self.notices: tuple[str, ...] = (*notices, *words)
+        self._chunks = _Chunks(path, levels)
+
+    @staticmethod
+    def reads(path: Path) -> bool:
+        """Whether the folder `path` is one of Zarr."""
+        return path.is_dir() and any((path / name).is_file() for name in ("zarr.json", ".zattrs", ".zgroup"))
+
+    def read_region(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+        """See `Slide.read_region`."""
+        return self._chunks.region(x, y, width, height, level)
+
+    def close(self) -> None:
+        """See `Slide.close`."""
+        self._chunks.close()
+
+
+def _image(path: Path) -> tuple[Path, Mapping[str, Any], str | None]:
+    """Return the folder of the picture, its attributes, and what to say of others beside it."""
+    of = _attributes(path)
+    if "multiscales" in of:
+        return path, of, None
+    if "plate" in of or "well" in of:
+        raise SlideError(f"{path} is a plate of many wells; give the folder of one picture in it")
+    if "bioformats2raw.layout" in of and (path / _SERIES).is_dir():
+        others = sum(each.is_dir() and each.name.isdigit() for each in path.iterdir()) - 1
+        of = _attributes(path / _SERIES)
+        if "multiscales" in of:
+            words = f"picture {_SERIES} is read; {others} others (labels, overviews) lie beside it" if others else None
+            return path / _SERIES, of, words
+    raise SlideError(f"{path} is a folder of Zarr, and no OME-Zarr picture: its attributes name no multiscales")
+
+
+def _attributes(folder: Path) -> Mapping[str, Any]:
+    """Return what NGFF keeps of a group: under `ome` in zarr.json since 0.5, in .zattrs before."""
+    if (folder / "zarr.json").is_file():
+        attributes = json.loads((folder / "zarr.json").read_text("utf-8")).get("attributes", {})
+        found = attributes.get("ome", attributes)
+    elif (folder / ".zattrs").is_file():
+        found = json.loads((folder / ".zattrs").read_text("utf-8"))
+    else:
+        found = {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def _array(folder: Path) -> Any:
+    """Open an array for reading; one that is packed as Python objects would run what it holds."""
+    import zarr
+
+    for name in ("zarr.json", ".zarray"):
+        if (folder / name).is_file() and "pickle" in (folder / name).read_text("utf-8"):
+            raise SlideError(f"{folder} is packed as Python objects, which are never loaded here; write it anew")
+    return zarr.open_array(folder, mode="r")
+
+
+def _scale(of: Mapping[str, Any], dimensions: int) -> NDArray[np.float64]:
+    total = np.ones(dimensions)
+    for each in of.get("coordinateTransformations", ()):
+        if each.get("type") == "scale":
+            total = total * np.asarray(each["scale"], np.float64)
+    return total
+
+
+def _check(path: Path, levels: Sequence[_Level]) -> None:
+    """Raise SlideError where a level is no picture of one or three colours."""
+    for level in levels:
+        of = f"{path} has a picture of {','.join(level.axes)} {level.array.shape}, {level.array.dtype}"
+        if not {"x", "y"} <= set(level.axes) or len(level.axes) != level.array.ndim:
+            raise SlideError(f"{of}, and its axes should be of t, c, z, y, x, one for each dimension")
+        if level.side("c") not in (1, 3, 4) or level.side("z") != 1 or level.side("t") != 1:
+            raise SlideError(f"{of}, and a slide has one picture of red, green and blue; save it as RGB")
+        if level.array.dtype not in (np.uint8, np.uint16):
+            raise SlideError(f"{of}, whose white is not known; save it with 8 bits a px")

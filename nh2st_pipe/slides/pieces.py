@@ -1,0 +1,78 @@
+"""Regions of an image that is stored in pieces (tiles, strips, chunks): decoded when asked for, the last ones kept."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Grid", "Pieces"]
+
+_KEPT_BYTES = 96 << 20  # of decoded pieces: several rows of tiles of the widest slides
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How one level is cut into pieces, all lengths px of that level."""
+
+    width: int
+    height: int
+    piece: tuple[int, int]
+    """Height and width; those at the right and lower edge may be cut off or filled up."""
+
+
+class Pieces(ABC):
+    """The pieces of all levels of an image. Safe to use from several threads, which decode side by side."""
+
+    def __init__(self, grids: Sequence[Grid]) -> None:
+        self._grids = grids
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[int, int, int], NDArray[np.uint8]] = OrderedDict()
+        self._bytes = 0
+
+    @abstractmethod
+    def decode(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
+        """Return a piece, h × w × 3. Raises SlideError where it cannot be decoded."""
+
+    def region(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+        """Return height × width × 3, white outside the image; see `Slide.read_region`."""
+        grid = self._grids[level]
+        left, right = (min(max(v, 0), grid.width) for v in (x, x + width))
+        top, bottom = (min(max(v, 0), grid.height) for v in (y, y + height))
+        whole = (right - left, bottom - top) == (width, height)
+        region = np.empty((height, width, 3), np.uint8) if whole else np.full((height, width, 3), 255, np.uint8)
+        down, across = grid.piece
+        for row in range(top // down, -(-bottom // down)) if right > left else ():
+            for column in range(left // across, -(-right // across)):
+                piece = self._piece(level, row, column)
+                y0, x0 = max(top, row * down), max(left, column * across)
+                y1, x1 = min(bottom, (row + 1) * down), min(right, (column + 1) * across)
+                part = piece[y0 - row * down : y1 - row * down, x0 - column * across : x1 - column * across]
+                region[y0 - y : y1 - y, x0 - x : x1 - x] = part
+        return region
+
+    def close(self) -> None:
+        """Free what was decoded."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
+
+    def _piece(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
+        key = level, row, column
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        piece = self.decode(level, row, column)
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = piece
+                self._bytes += piece.nbytes
+            while self._bytes > _KEPT_BYTES and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        return piece
