@@ -85,7 +85,7 @@ def predict(
         embeddings = _embed(slides, about.store, summary, weights, device, progress)
     assert embeddings is not None
     store = open_store(embeddings)
-    differences = about.store.differences(store.contract, views=False)
+    differences = about.store.differences(store.contract, one_store=False)
     if differences:
         raise StoreError(f"{model} was trained on embeddings of {'; '.join(differences)}, as in {store.location}")
     names = _slides_of(store, slides, summary)

@@ -19,6 +19,7 @@ from nh2st_pipe.tiles.geometry import WAYS, Way, on_tissue, spots_say
 from nh2st_pipe.tiles.lattice import pitch_px
 from nh2st_pipe.tiles.layout import Layout, doubts_on_tissue, lay_out, tissue_on
 from nh2st_pipe.tiles.manifest import SlideRow
+from nh2st_pipe.tiles.options import GridOptions
 from nh2st_pipe.tiles.spots import Spots, read_spots
 
 __all__ = ["AS_THEY_ARE", "Correction", "Examined", "examine"]
@@ -88,7 +89,7 @@ class Examined:
         return {**values, "correction": None if made is None else {"mpp": made.mpp, "way": made.way}}
 
 
-def examine(row: SlideRow, tile: TileSize) -> Examined:
+def examine(row: SlideRow, tile: TileSize, grid: GridOptions | None = None) -> Examined:
     """Look at the slide of one row of a manifest, tiles being of the size `tile`. Faults are in what is returned."""
     began = time.perf_counter()
     found = Examined(row.slide_id)
@@ -100,20 +101,20 @@ def examine(row: SlideRow, tile: TileSize) -> Examined:
         found.faults += [] if cut else [str(error)]
     else:
         try:
-            _look_at(found, row, slide, tile)
+            _look_at(found, row, slide, tile, grid)
         finally:
             slide.close()
     found.seconds = time.perf_counter() - began
     return found
 
 
-def _look_at(found: Examined, row: SlideRow, slide: Slide, tile: TileSize) -> None:
+def _look_at(found: Examined, row: SlideRow, slide: Slide, tile: TileSize, grid: GridOptions | None) -> None:
     found.width, found.height = slide.size
     found.levels = [round(float(down), 3) for down in slide.downsamples]
     layout: Layout | None = None
     spots: Spots | None = None
     try:
-        layout = lay_out(row, slide, tile)
+        layout = lay_out(row, slide, tile, grid)
         spots = layout.spots
     except OF_ONE_SLIDE as error:
         found.faults.append(str(error))
@@ -139,6 +140,8 @@ def _look_at(found: Examined, row: SlideRow, slide: Slide, tile: TileSize) -> No
             mask, doubts = doubts_on_tissue(spots, slide, picture, row.tissue)
             found.doubts += doubts if layout is not None else []
             _propose(found, spots, mask, slide.size, unfit=layout is None)
+        elif layout is not None and layout.tissue is not None:
+            mask = layout.tissue
         else:
             mask = tissue_on(slide, picture, row.tissue)
     except OF_ONE_SLIDE as error:

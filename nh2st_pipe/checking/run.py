@@ -17,6 +17,7 @@ from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.slides.resolution import TileSize, check_tile_options
 from nh2st_pipe.tiles.manifest import SlideRow, manifest_lines, read_manifest, write_manifest
+from nh2st_pipe.tiles.options import GridOptions
 
 __all__ = ["Checked", "check"]
 
@@ -57,18 +58,23 @@ def check(
     out: str | Path | None = None,
     tile_um: float | None = None,
     tile_px: float | None = None,
+    overlap: float = 0.0,
+    min_tissue: float = 0.5,
     fix: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Checked:
     """Look at every slide of the manifest `slides` as `embed` would, and write one page about them to `out`.
 
-    Tiles have a side of `tile_um` µm (112 by default) or `tile_px` level-0 px. `fix` is a folder for a manifest with
+    Tiles have a side of `tile_um` µm (112 by default) or `tile_px` level-0 px; `overlap` and
+    `min_tissue` are shares of a tile, for slides without spots. `fix` is a folder for a manifest with
     what is proposed put right: mpp, and .h5ad files with corrected places of spots; neither the slides nor their own
     expression files are changed.
 
     Raises ManifestError where the manifest cannot be read, UsageError where a tile's size cannot be.
     """
     check_tile_options(tile_um, tile_px)
+    grid = GridOptions(overlap, min_tissue)
+    grid.check()
     rows, progress = read_manifest(slides), progress or Progress()
     if fix is not None and Path(fix).exists() and any(Path(fix).iterdir()):
         raise UsageError(f"{fix} holds something already; give a new folder for the corrected manifest")
@@ -77,7 +83,7 @@ def check(
     progress.start("checking", len(rows), "slides")
     for number, row in enumerate(rows):
         progress.advance(number, len(rows), row.slide_id)
-        found.slides.append(examine(row, tile))
+        found.slides.append(examine(row, tile, grid))
     folder = Path(slides).parent if fix is None else Path(fix)
     right = [_corrected(row, each, folder) for row, each in zip(rows, found.slides, strict=True)]
     found.header, *lines = manifest_lines(right, folder)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nh2st_pipe.cli.options import Device, Json, Precision, Weights, exit_for, say_failed, show
+from nh2st_pipe.cli.options import Device, Json, MinTissue, Overlap, Precision, Weights, exit_for, say_failed, show
 from nh2st_pipe.core.errors import listed
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def embed(
         float | None,
         typer.Option(help="Side of a tile, px of the slide's full resolution, in place of --tile-um.", min=0),
     ] = None,
+    overlap: Overlap = None,
+    min_tissue: MinTissue = None,
     device: Device = "auto",
     batch_size: Annotated[
         int | None, typer.Option(help="Tiles encoded at once; default: 64 on a GPU, 8 on a CPU.", min=1)
@@ -79,6 +81,8 @@ def embed(
             views=views,
             tile_um=tile_um,
             tile_px=tile_px,
+            overlap=overlap,
+            min_tissue=min_tissue,
             device=device,
             batch_size=batch_size,
             workers=workers,
@@ -99,6 +103,8 @@ def check(
         float | None,
         typer.Option(help="Side of a tile, px of the slide's full resolution, in place of --tile-um.", min=0),
     ] = None,
+    overlap: Overlap = None,
+    min_tissue: MinTissue = None,
     fix: Annotated[
         Path | None,
         typer.Option(help="New folder for a manifest with what is proposed put right, and corrected .h5ad files."),
@@ -113,7 +119,16 @@ def check(
     from nh2st_pipe.core.progress import progress_for_terminal
 
     with progress_for_terminal() as progress:
-        found = run(slides, out=out, tile_um=tile_um, tile_px=tile_px, fix=fix, progress=progress)
+        found = run(
+            slides,
+            out=out,
+            tile_um=tile_um,
+            tile_px=tile_px,
+            overlap=overlap or 0.0,
+            min_tissue=0.5 if min_tissue is None else min_tissue,
+            fix=fix,
+            progress=progress,
+        )
     show(found.record(), as_json, lambda: _say_checked(found))
     if not found.good:
         raise typer.Exit(1)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["Device", "Json", "Precision", "Weights", "exit_for", "say_failed", "show"]
+__all__ = ["Device", "Json", "MinTissue", "Overlap", "Precision", "Weights", "exit_for", "say_failed", "show"]
 
 
 class Precision(StrEnum):
@@ -27,6 +27,21 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto takes a 
 
 Weights = Annotated[
     Path | None, typer.Option(help="Weight file of the encoder, in place of the one on the Hugging Face hub.")
+]
+
+
+Overlap = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of a tile's side shown by the next one too, on slides without spots; default: the store's, else 0."
+    ),
+]
+
+MinTissue = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of a tile that has to be tissue, on slides without spots; default: the store's, else 0.5."
+    ),
 ]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nh2st_pipe.core.errors import UsageError
+from nh2st_pipe.core.whole import written_whole
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
@@ -92,6 +93,14 @@ class Location:
             return (self.path / name).read_bytes()
         data: bytes = self._fs.cat_file(f"{self._root}/{name}")
         return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole, in place of one that is there; its folder exists."""
+        if self.path is None:
+            self._fs.pipe_file(f"{self._root}/{name}", data)
+            return
+        with written_whole(self.path / name) as part:
+            part.write_bytes(data)
 
     def delete(self, name: str) -> None:
         """Delete a file or a folder with all in it, if it is there."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from nh2st_pipe.store.write import SlideWriter, StoreWriter
 from nh2st_pipe.tiles.lattice import pitch_px
 from nh2st_pipe.tiles.layout import doubts_on_tissue, lay_out
 from nh2st_pipe.tiles.manifest import SlideRow
+from nh2st_pipe.tiles.masks import tissue_files
 from nh2st_pipe.tiles.neighbours import nearest_spots
 from nh2st_pipe.tiles.spots import Spots
 
@@ -51,6 +52,8 @@ class Overview:
     scale: float
     """Px of the picture per level-0 px."""
     doubts: tuple[str, ...]
+    tissue: Mapping[str, bytes]
+    """The tissue as files, by name."""
 
 
 @dataclass
@@ -64,6 +67,8 @@ class Job:
     spots: Spots | None = None
     writer: SlideWriter | None = None
     tile_level0_px: float = 0.0
+    tissue: NDArray[np.bool_] | None = None
+    """What a grid was laid over."""
     kept: bool = False
     """Whether another process finished it before this one had the claim."""
     failed: str | None = None
@@ -209,7 +214,8 @@ class Readers:
             return
         slide = job.slide = open_slide(row.slide)
         contract_tile = self._store.contract.tile
-        layout = lay_out(row, slide, TileSize(contract_tile["size_um"], contract_tile["size_level0_px"]))
+        size_of_tile = TileSize(contract_tile["size_um"], contract_tile["size_level0_px"])
+        layout = lay_out(row, slide, size_of_tile, self._store.contract.grid)
         spots, size, resolution = layout.spots, layout.size_level0_px, layout.resolution
         check_spots(record, spots, wanted, self._redo)
         job.notices += [*layout.notes, *layout.doubts]
@@ -222,7 +228,7 @@ class Readers:
             "fingerprint": wanted.image.image,
         }
         uns = {"image": image if resolution.mpp is None else {**image, "mpp": resolution.mpp}}
-        job.spots, job.tile_level0_px = spots, size
+        job.spots, job.tile_level0_px, job.tissue = spots, size, layout.tissue
         job.writer = self._store.slide(wanted.row, wanted.image, spots, wanted.expression, uns)
         job.neighbours = self._pool.submit(nearest_spots, spots.xy, NEIGHBOURS)
         self._tiles_known += len(spots) - job.writer.rows
@@ -246,7 +252,7 @@ class Readers:
             rows = tiles_for_shift(n)
             job.stained = rows, self._pool.submit(self._read, job, rows)
             job.reads.append(job.stained[1])
-        job.picture = self._pool.submit(_look, job.slide, job.row, job.spots)
+        job.picture = self._pool.submit(_look, job.slide, job.row, job.spots, job.tissue)
         job.reads.append(job.picture)
 
     def _read(self, job: Job, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -259,11 +265,13 @@ class Readers:
         return tiles
 
 
-def _look(slide: Slide, row: SlideRow, spots: Spots) -> Overview:
-    """Make the thumbnail, and hold the spots against the tissue on it."""
+def _look(slide: Slide, row: SlideRow, spots: Spots, tissue: NDArray[np.bool_] | None) -> Overview:
+    """Make the thumbnail, hold spots against the tissue on it, and put that into words and pictures for others."""
     picture, scale = thumbnail(slide, _THUMBNAIL_PX)
-    doubts = doubts_on_tissue(spots, slide, picture, row.tissue)[1] if row.expression is not None else []
-    return Overview(picture, scale, tuple(doubts))
+    doubts = list[str]()
+    if tissue is None:
+        tissue, doubts = doubts_on_tissue(spots, slide, picture, row.tissue)
+    return Overview(picture, scale, tuple(doubts), tissue_files(tissue, slide))
 
 
 def _spot_width(job: Job) -> float:
@@ -296,4 +304,5 @@ def finish(job: Job) -> None:
                 },
             }
         },
+        seen.tissue,
     )

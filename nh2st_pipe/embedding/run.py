@@ -26,6 +26,7 @@ from nh2st_pipe.store.format import Contract
 from nh2st_pipe.store.read import check_contract, open_store
 from nh2st_pipe.store.write import StoreWriter
 from nh2st_pipe.tiles.manifest import read_manifest
+from nh2st_pipe.tiles.options import GridOptions
 
 if TYPE_CHECKING:
     from nh2st_pipe.encoders.encoder import Encoder
@@ -44,6 +45,8 @@ def embed(
     views: int | None = None,
     tile_um: float | None = None,
     tile_px: float | None = None,
+    overlap: float | None = None,
+    min_tissue: float | None = None,
     device: str = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
@@ -56,11 +59,13 @@ def embed(
     """Embed the slides of the manifest `slides` into `store`.
 
     `encoder` is a recipe, its name or its YAML file; `weights` a file that takes the place of the hub's. `views` is 1
-    or 8. The tile's side is `tile_um` (µm) or `tile_px` (level-0 px). What is left None is as in the store
-    where there is one, else the recipe's default (1 view). `precision` None is the recipe's on a GPU and float32
-    on a CPU. `redo_changed` embeds slides anew whose files have changed; `only` leaves other slides out.
-    `stain_shift` "auto" finds how far embeddings move under other stains, for slides with expression that lack it:
-    heads are trained on those. It encodes 48 tiles a slide under 8 stains, and nothing that is there already.
+    or 8. The tile's side is `tile_um` (µm) or `tile_px` (level-0 px). Slides without
+    spots have a grid of tiles, each of which shows `overlap` of the one before; those are kept of which `min_tissue` is
+    tissue. What is left None is as in the store where there is one, else the recipe's default (1 view). `precision`
+    None is the recipe's on a GPU and float32 on a CPU. `redo_changed` embeds slides anew whose files have changed;
+    `only` leaves other slides out. `stain_shift` "auto" finds how far embeddings move under other stains, for slides
+    with expression that lack it: heads are trained on those. It encodes 48 tiles a slide under 8 stains, and nothing
+    that is there already.
 
     Raises ManifestError, UsageError, EncoderError and StoreError before any work; faults of single slides are
     in the summary.
@@ -68,6 +73,7 @@ def embed(
     began = time.perf_counter()
     progress = progress or Progress()
     check_tile_options(tile_um, tile_px)
+    GridOptions(**{k: v for k, v in (("overlap", overlap), ("min_tissue", min_tissue)) if v is not None}).check()
     if views not in (None, 1, 8):
         raise UsageError(f"--views takes 1 or 8, not {views}")
     if stain_shift not in ("auto", "off"):
@@ -84,7 +90,9 @@ def embed(
     given = None if weights is None else Path(weights)
 
     def contract_of(found: Weights) -> Contract:
-        contract = make_contract(recipe, found, existing, views, tile_um, tile_px, precision, device)
+        contract = make_contract(
+            recipe, found, existing, views, tile_um, tile_px, precision, device, overlap, min_tissue
+        )
         if existing is not None:
             check_contract(existing, contract)
         return contract
@@ -178,7 +186,7 @@ def _run(
                 elif job.spots is not None:
                     summary.notices += [f"{job.row.slide_id}: {notice}" for notice in job.notices]
                     progress.say(f"{job.row.slide_id}: {len(job.spots):,} tiles done")
-                job.spots = job.writer = job.neighbours = job.picture = job.stained = (
+                job.spots = job.writer = job.neighbours = job.picture = job.stained = job.tissue = (
                     None  # counts of a thousand slides are not for keeping
                 )
 

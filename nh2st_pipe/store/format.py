@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nh2st_pipe.recipes.encoder import EncoderRecipe
 from nh2st_pipe.recipes.values import Strict
+from nh2st_pipe.tiles.options import GridOptions
 
 __all__ = [
     "FORMAT",
@@ -67,6 +68,8 @@ class Contract(BaseModel):
     precision: Literal["float32", "bfloat16", "float16"]
     tile: dict[Literal["size_um", "size_level0_px"], float | None]
     views: Literal[1, 8]
+    grid: GridOptions = GridOptions()
+    """How tiles lie on slides without spots: which they are, and not what their embeddings are."""
 
     def attributes(self) -> dict[str, Any]:
         """Return the contract as JSON values, with the format's number."""
@@ -77,8 +80,11 @@ class Contract(BaseModel):
         """Values per embedding."""
         return int(self.encoder["dim"])
 
-    def differences(self, other: Contract, *, views: bool = True) -> list[str]:
-        """Return in words where `other` differs, so that both values are named."""
+    def differences(self, other: Contract, *, one_store: bool = True) -> list[str]:
+        """Return in words where `other` differs, so that both values are named.
+
+        What has to be the same within `one_store` alone, and not for a model of another one, is views and grid.
+        """
         found = []
         mine, theirs = self.identity, other.identity
         if mine["name"] != theirs["name"]:
@@ -94,9 +100,16 @@ class Contract(BaseModel):
             found.append(f"tiles of {tile_words(self.tile)}, not {tile_words(other.tile)}")
         if self.precision != other.precision:
             found.append(f"precision {self.precision}, not {other.precision}")
-        if views and self.views != other.views:
+        if one_store and self.grid != other.grid:
+            found.append(f"a grid of {grid_words(self.grid)}, not {grid_words(other.grid)}")
+        if one_store and self.views != other.views:
             found.append(f"{self.views} views, not {other.views}")
         return found
+
+
+def grid_words(grid: GridOptions) -> str:
+    """Return in words how tiles lie on slides without spots."""
+    return f"{grid.overlap:.4g} overlap and {grid.min_tissue:.4g} least tissue"
 
 
 def tile_words(tile: dict[Any, float | None]) -> str:

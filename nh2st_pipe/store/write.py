@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -227,8 +227,16 @@ class SlideWriter:
             write_partial(self._group, partial_name(self._record.state.rows), np.concatenate(self._pending))
             self._mark(partial=waiting)
 
-    def finish(self, neighbours: NDArray[np.int32], distances: NDArray[np.float64], thumbnail: dict[str, Any]) -> None:
+    def finish(
+        self,
+        neighbours: NDArray[np.int32],
+        distances: NDArray[np.float64],
+        thumbnail: dict[str, Any],
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
         """Write what needs the whole slide (tables n × k, the spot itself first), and the completion mark, last.
+
+        `files` are laid beside it as they are, by name.
 
         Each step may be done twice: a run that is cut short in here is taken up again.
         """
@@ -242,6 +250,8 @@ class SlideWriter:
             write_graph(embedding, uns, neighbours, distances)
             with _anndata_settings():
                 write_elem(uns, "spatial", thumbnail)
+            for name, data in (files or {}).items():
+                location.write(f"{self._path}/{name}", data)
             for name in location.folders(self._path):
                 if name.startswith("partial_"):
                     location.delete(f"{self._path}/{name}")

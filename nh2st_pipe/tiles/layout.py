@@ -20,6 +20,7 @@ from nh2st_pipe.tiles.geometry import (
 )
 from nh2st_pipe.tiles.grid import file_order, grid_spots
 from nh2st_pipe.tiles.manifest import SlideRow
+from nh2st_pipe.tiles.options import GridOptions
 from nh2st_pipe.tiles.spots import Spots, read_spots
 
 __all__ = ["Layout", "doubts_on_tissue", "lay_out", "tissue_on"]
@@ -37,9 +38,11 @@ class Layout:
     """How the files are read, where a person would not expect it."""
     doubts: tuple[str, ...]
     """What is unlikely about them."""
+    tissue: NDArray[np.bool_] | None = None
+    """What the grid was laid over, h × w; None for spots."""
 
 
-def lay_out(row: SlideRow, slide: Slide, tile: TileSize) -> Layout:
+def lay_out(row: SlideRow, slide: Slide, tile: TileSize, grid: GridOptions | None = None) -> Layout:
     """Return the tiles of `row`'s slide: its spots, or a grid over its tissue.
 
     Raises SlideError or ExpressionError where they cannot be, naming what is wrong.
@@ -48,19 +51,20 @@ def lay_out(row: SlideRow, slide: Slide, tile: TileSize) -> Layout:
     resolution = choose_mpp(row.mpp, slide.mpp, None if spots is None else spots_say(spots))
     size = tile.on_slide(resolution.mpp, slide)
     check_tile(size, slide)
-    doubts = [*resolution.doubts]
+    doubts, notes, mask = [*resolution.doubts], list[str](), None
     if spots is not None:
         assert row.expression is not None
         check_on_image(spots, slide)
         doubts += [*spots.doubts, *check_pitch(spots, size, row.expression)]
     else:
-        from nh2st_pipe.tiles.tissue import tissue_mask
+        from nh2st_pipe.tiles.tissue import find_tissue
 
-        mask = tissue_mask(slide, row.tissue)
-        spots = grid_spots(mask, size, slide, mask=row.tissue)
+        found = find_tissue(slide, row.tissue)
+        mask, notes = found.mask, found.notes()
+        spots = grid_spots(mask, size, slide, grid, row.tissue)
         doubts += mask_notices(mask, slide) if row.tissue else []
-    notes = (*slide.notices, *resolution.notes, *spots.notices)
-    return Layout(spots.take(file_order(spots.xy)), size, resolution, notes, tuple(doubts))
+    notes = [*slide.notices, *resolution.notes, *spots.notices, *notes]
+    return Layout(spots.take(file_order(spots.xy)), size, resolution, tuple(notes), tuple(doubts), mask)
 
 
 def tissue_on(slide: Slide, picture: NDArray[np.uint8], given: Path | None) -> NDArray[np.bool_]:

@@ -1,74 +1,225 @@
-"""Tissue as a person drew it: a mask image, or outlines in a GeoJSON file as QuPath exports them."""
+"""Tissue as a person drew it: a mask image, or outlines in a GeoJSON file as QuPath exports them; and back.
+
+A mask image may have a px for each of the slide's. It is read some rows at a time and made smaller, so that its memory
+does not grow with its size.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from shapely import Polygon, STRtree, box, get_parts, make_valid, points, unary_union
+from shapely.geometry import shape
+from shapely.geometry.base import BaseGeometry
+from skimage.measure import find_contours
 
 from nh2st_pipe.core.errors import SlideError, fault_of
+from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.core.tables import read_text
 from nh2st_pipe.slides.base import Slide
+from nh2st_pipe.slides.png import png_in_strips
 from nh2st_pipe.slides.raster import any_size
 
-__all__ = ["MASK_PX", "mask_from_geojson", "mask_from_image"]
-
-_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a TIFF's tag, and what tifffile writes there for booleans
+__all__ = ["MASK_PX", "geojson_of", "mask_from_geojson", "mask_from_image", "tissue_files"]
 
 MASK_PX = 2048  # longest side of the thumbnail the mask is made on
+_KEPT_PX = 8192  # longest side of a given mask, which is made smaller above it
+
+_ROWS = 512  # read at once of what is not compressed
+
+Strips = Iterable[tuple[int, NDArray[Any]]]
 
 
 def mask_from_image(path: Path) -> NDArray[np.bool_]:
-    """Return h × w: what is not black in the image at `path`. Raises SlideError where it is none.
+    """Return what is not black in the image at `path`, h × w; a larger one is made smaller, to 8,192 px at most.
 
-    Of whatever size: a mask has few bytes a px, and Pillow's limit is meant for uploads of strangers.
+    Raises SlideError where it is no image. What is stored counts, not how it would be shown.
     """
-    with fault_of(SlideError, f"the tissue mask {path} is not a readable image"), any_size(), Image.open(path) as image:
-        inverted = image.mode == "1" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
-        mask = np.asarray(image.convert("L")) > 0
-    return ~mask if inverted else mask  # what is stored counts, not how it would be shown
+    with fault_of(SlideError, f"the tissue mask {path} is not a readable image"), quiet_warnings():
+        for opened in (png_in_strips(path), _tiff_in_strips(path)):
+            if opened is not None:
+                return _made_smaller(*opened)
+        with any_size(), Image.open(path) as image:
+            step = max(1, max(image.size) // _KEPT_PX)
+            image.draft("L", (image.width // step, image.height // step))  # a JPEG is decoded smaller
+            return _made_smaller(image.size, [(0, np.asarray(image.convert("L")))])
+
+
+def _made_smaller(size: tuple[int, int], strips: Strips) -> NDArray[np.bool_]:
+    width, height = size
+    step = -(-max(size) // _KEPT_PX)
+    columns = np.arange(0, width, step)
+    counted = np.zeros((-(-height // step), len(columns)), np.uint16 if step < 200 else np.uint32)
+    for top, strip in strips:
+        marked = strip > 0
+        across = marked if step == 1 else np.add.reduceat(marked, columns, axis=1, dtype=counted.dtype)
+        first = top // step
+        edges = np.maximum(np.arange(first, -(-(top + len(strip)) // step)) * step - top, 0)
+        counted[first : first + len(edges)] += np.add.reduceat(across, edges, axis=0, dtype=counted.dtype)
+    heights, widths = (np.diff(np.append(np.arange(0, side, step), side)) for side in (height, width))
+    mask = np.empty(counted.shape, np.bool_)
+    for row, (n, of) in enumerate(zip(counted, heights, strict=True)):
+        mask[row] = 2 * n.astype(np.int64) >= of * widths
+    return mask
+
+
+def _tiff_in_strips(path: Path) -> tuple[tuple[int, int], Strips] | None:
+    """Return width and height of a TIFF's largest page of one or three colours, and its strips; None for others."""
+    import tifffile
+
+    with path.open("rb") as file:
+        if file.read(2) not in (b"II", b"MM"):
+            return None
+    with tifffile.TiffFile(path) as file:
+        page = max((page.aspage() for page in file.pages), key=lambda page: page.imagewidth * page.imagelength)
+        if page.planarconfig == 2 or page.photometric not in (0, 1, 2, 6) or page.imagedepth > 1:
+            return None
+        return (page.imagewidth, page.imagelength), _rows_of(path, page.index)
+
+
+def _rows_of(path: Path, number: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield strips of whole rows; tiles side by side are put together first."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[number].aspage()
+        height, width = page.imagelength, page.imagewidth
+        colours = 3 if page.samplesperpixel >= 3 else 1  # what comes behind is transparency
+        if page.is_memmappable:
+            dtype: Any = np.dtype(page.dtype).newbyteorder(file.byteorder)
+            for top, stored in _read_rows(path, page.dataoffsets[0], height, width * page.samplesperpixel, dtype):
+                yield top, stored.reshape(len(stored), width, -1)[..., :colours].max(axis=2)
+            return
+        if page.bitspersample == 1 and page.compression == 1 and len(page.dataoffsets) == 1:
+            for top, bits in _read_rows(path, page.dataoffsets[0], height, -(-width // 8), np.dtype(np.uint8)):
+                yield top, np.unpackbits(bits, axis=1, count=width)
+            return
+        down = page.tilelength if page.is_tiled else page.rowsperstrip
+        band, top = np.zeros((min(down, height), width), page.dtype), 0
+        for values, at, held in page.segments():
+            if at[2] != top:
+                yield top, band[: height - top]
+                band, top = np.zeros_like(band), at[2]
+            if values is not None:
+                part = values[0, : min(held[1], len(band)), : min(held[2], width - at[3]), :colours]
+                band[: part.shape[0], at[3] : at[3] + part.shape[1]] = part.max(axis=2)
+        yield top, band[: height - top]
+
+
+def _read_rows(
+    path: Path, offset: int, rows: int, values: int, dtype: np.dtype[Any]
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield what lies in a file as it is, some rows of `values` at a time."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        for top in range(0, rows, _ROWS):
+            n = min(_ROWS, rows - top)
+            read = np.fromfile(file, dtype, n * values)
+            if len(read) < n * values:
+                raise ValueError(f"it ends after {top:,} of {rows:,} rows")
+            yield top, read.reshape(n, values)
 
 
 def mask_from_geojson(path: Path, slide: Slide) -> NDArray[np.bool_]:
-    """Draw the polygons of a GeoJSON file as QuPath exports it: level-0 px from its `origin`; holes stay empty."""
+    """Draw the polygons of a GeoJSON file as QuPath exports it: level-0 px from its `origin`; holes stay empty.
+
+    Outlines that cross themselves are put right; what lies outside the slide is cut off. Raises SlideError where there
+    is none.
+    """
     with fault_of(SlideError, f"the tissue outline {path} is not GeoJSON"):
-        return _drawn(path, list(_polygons(json.loads(read_text(path, SlideError)))), slide)
+        outlines = list(_polygons(path, json.loads(read_text(path, SlideError))))
+        if not outlines:
+            raise SlideError(f"the tissue outline {path} holds no Polygon or MultiPolygon")
+        return _drawn(unary_union(outlines), slide)
 
 
-def _drawn(path: Path, polygons: list[list[list[list[float]]]], slide: Slide) -> NDArray[np.bool_]:
-    if not polygons:
-        raise SlideError(f"the tissue outline {path} holds no Polygon or MultiPolygon")
-    width, height = slide.size
-    left, upper = slide.origin
+def _drawn(outlines: BaseGeometry, slide: Slide) -> NDArray[np.bool_]:
+    (width, height), (left, upper) = slide.size, slide.origin
     scale = min(1.0, MASK_PX / max(width, height))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    total = np.zeros((size[1], size[0]), np.bool_)
-    for rings in polygons:
-        canvas = Image.new("L", size, 0)
+    mask = np.zeros((size[1], size[0]), np.bool_)
+    for part in get_parts(outlines.intersection(box(-left, -upper, width - left, height - upper))):
+        if not isinstance(part, Polygon) or part.is_empty:
+            continue
+        canvas = Image.new("1", size, 0)
         draw = ImageDraw.Draw(canvas)
-        for number, ring in enumerate(rings):
-            corners = [((float(x) + left) * scale, (float(y) + upper) * scale) for x, y, *_ in ring]
-            if len(corners) < 3:
-                raise SlideError(f"the tissue outline {path} has a polygon of {len(corners)} points")
-            draw.polygon(corners, fill=0 if number else 1)
-        total |= np.asarray(canvas) > 0
-    return total
+        for number, ring in enumerate((part.exterior, *part.interiors)):
+            corners = (np.asarray(ring.coords)[:, :2] + (left, upper)) * scale
+            draw.polygon([(float(x), float(y)) for x, y in corners], fill=0 if number else 1)
+        mask |= np.asarray(canvas)
+    return mask
 
 
-def _polygons(node: Any) -> list[list[list[list[float]]]]:
+def _polygons(path: Path, node: Any) -> Iterator[BaseGeometry]:
     if isinstance(node, list):  # as QuPath exports features without a collection around them
-        return [polygon for each in node for polygon in _polygons(each)]
+        for each in node:
+            yield from _polygons(path, each)
+        return
     kind = node.get("type")
     if kind == "FeatureCollection":
-        return [polygon for feature in node["features"] for polygon in _polygons(feature)]
-    if kind == "Feature":
-        return _polygons(node["geometry"] or {})
-    if kind == "GeometryCollection":
-        return [polygon for geometry in node["geometries"] for polygon in _polygons(geometry)]
-    if kind == "Polygon":
-        return [node["coordinates"]]
-    return list(node["coordinates"]) if kind == "MultiPolygon" else []
+        yield from _polygons(path, node["features"])
+    elif kind == "Feature":
+        yield from _polygons(path, node["geometry"] or {})
+    elif kind == "GeometryCollection":
+        yield from _polygons(path, node["geometries"])
+    elif kind in ("Polygon", "MultiPolygon"):
+        for rings in [node["coordinates"]] if kind == "Polygon" else node["coordinates"]:
+            few = min(map(len, rings), default=0)
+            if few < 3:
+                raise SlideError(f"the tissue outline {path} has a polygon of {few} points")
+            closed = [[*ring, ring[0]] for ring in rings]
+            yield make_valid(shape({"type": "Polygon", "coordinates": closed}))
+
+
+def geojson_of(mask: NDArray[np.bool_], slide: Slide) -> dict[str, Any]:
+    """Return the outlines of a slide's tissue (h × w, the whole slide) as QuPath imports them: an annotation a piece.
+
+    Corners are level-0 px from the slide's `origin`, on the edges of the mask's px.
+    """
+    height, width = mask.shape
+    across, down = slide.size[0] / width, slide.size[1] / height
+    left, upper = slide.origin
+    properties = {"objectType": "annotation", "classification": {"name": "Tissue", "color": [16, 122, 62]}}
+    features = []
+    for rings in _rings_of(mask):
+        corners = [((ring * (across, down)) - (left, upper)).round(1).tolist() for ring in rings]
+        geometry = {"type": "Polygon", "coordinates": corners}
+        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+    return {"type": "FeatureCollection", "features": features}
+
+
+def tissue_files(mask: NDArray[np.bool_], slide: Slide) -> dict[str, bytes]:
+    """Return a slide's tissue as files: a picture for whoever looks at it, and outlines for QuPath."""
+    shown = Image.fromarray(mask)
+    if max(mask.shape) > MASK_PX:
+        scale = MASK_PX / max(mask.shape)
+        shown = shown.resize(tuple(max(1, round(side * scale)) for side in shown.size), Image.Resampling.NEAREST)
+    picture = io.BytesIO()
+    shown.save(picture, "PNG")
+    outlines = geojson_of(np.asarray(shown), slide)
+    return {"tissue.png": picture.getvalue(), "tissue.geojson": json.dumps(outlines, separators=(",", ":")).encode()}
+
+
+def _rings_of(mask: NDArray[np.bool_]) -> list[list[NDArray[np.float64]]]:
+    """Return, for each piece of a mask, its outline and those of its holes, in px of the mask (x, y)."""
+    rings = [ring[:, ::-1] - 0.5 for ring in find_contours(np.pad(mask, 1).astype(np.float32), 0.5)]
+    areas = np.array([Polygon(ring).area for ring in rings])
+    if not rings:
+        return []
+    inside = STRtree([Polygon(ring) for ring in rings])
+    around: list[list[int]] = [[] for _ in rings]
+    for ring, other in zip(*inside.query(points([ring[0] for ring in rings]), predicate="within"), strict=True):
+        around[ring].append(other)
+    # An even number of rings around a ring makes it an outline, an odd one a hole in the smallest of them.
+    pieces = {number: [ring] for number, ring in enumerate(rings) if len(around[number]) % 2 == 0}
+    for number, ring in enumerate(rings):
+        if number not in pieces:
+            pieces[min(around[number], key=lambda each: areas[each])].append(ring)
+    return list(pieces.values())

@@ -2,58 +2,160 @@
 
 Tissue is coloured and glass is not: Otsu's threshold on the saturation of a thumbnail, cleaned of specks and
 holes. Where there is no glass, Otsu would split tissue from tissue: what is more coloured than any glass counts.
+Padding, pen marks and folds are taken off.
 A mask image or a GeoJSON outline in the manifest takes its place.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import label, median
 from skimage.filters import gaussian, threshold_otsu
-from skimage.morphology import closing, disk, opening
+from skimage.morphology import isotropic_closing, isotropic_dilation, isotropic_opening
 
 from nh2st_pipe.slides.base import Slide, thumbnail
 from nh2st_pipe.tiles.masks import MASK_PX, mask_from_geojson, mask_from_image
 
-__all__ = ["tissue_mask", "tissue_of"]
+__all__ = ["Tissue", "find_tissue", "look_for_tissue", "tissue_mask", "tissue_of"]
 
 _LEAST_SATURATION = 0.05  # below this Otsu would only split glass from glass
 _GLASS_SATURATION = 0.12  # the glass of scans has 0.001 to 0.075
 _DARK = 0.1  # light that dyes leave through, of at least two colours of three
 _CLEANED = 8  # px beyond the edge that the cleaning looks at
 _PADDING_DARK, _PADDING_SHARE, _PADDING_REACH = 0.35, 0.2, 3
+_INK_HUES = 65.0, 232.0  # degrees: H&E goes from violet through pink to orange
+_INK_SATURATION = 0.3
+_RED_HUES, _RED_SATURATION, _RED_LIGHT = 12.0, 0.8, 0.6
+_BLACK_LIGHT, _BLACK_CHROMA = 0.4, 0.08
+_STROKE = 2  # px of the thumbnail: half the width of the thinnest stroke
+_MOST_INK = 0.5  # share of all that is coloured
+_MIXES = 24
+_LEAST_MARK = 3e-4  # share of the thumbnail
+_LEAST_FOLD = 1e-3  # share of the tissue
+_COMMON = 0.02  # share of the tissue
+_DOUBLE = 1.8
+_MOST_FOLDS = 0.1
+_LEAST_FOR_FOLDS = 2000  # px
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """What is on a slide, h × w each."""
+
+    mask: NDArray[np.bool_]
+    """Tissue to look at."""
+    pen: NDArray[np.bool_]
+    """Marks of a pen, on tissue or beside it."""
+    folds: NDArray[np.bool_]
+    """Tissue that lies double."""
+
+    def notes(self) -> list[str]:
+        """Say what was taken off the tissue."""
+        found = (("pen marks", self.pen), ("folds of the tissue", self.folds))
+        return [f"{what} are left out, {part.mean():.1%} of the slide" for what, part in found if part.any()]
+
+
+def find_tissue(slide: Slide, given: Path | None = None) -> Tissue:
+    """Return the tissue of the whole slide, at any resolution, as it is in the file `given` where there is one."""
+    if given is None:
+        return look_for_tissue(thumbnail(slide, MASK_PX)[0])
+    outlined = given.suffix.lower() in (".geojson", ".json")
+    mask = mask_from_geojson(given, slide) if outlined else mask_from_image(given)
+    return Tissue(mask, np.zeros((1, 1), np.bool_), np.zeros((1, 1), np.bool_))
 
 
 def tissue_mask(slide: Slide, given: Path | None = None) -> NDArray[np.bool_]:
-    """Return the tissue of the whole slide as a mask (h × w, any resolution), from `given` where there is one."""
-    if given is not None:
-        return (
-            mask_from_geojson(given, slide) if given.suffix.lower() in (".geojson", ".json") else mask_from_image(given)
-        )
-    return tissue_of(thumbnail(slide, MASK_PX)[0])
+    """Return the mask of `find_tissue`, h × w."""
+    return find_tissue(slide, given).mask
 
 
 def tissue_of(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Return which px of a slide's thumbnail (h × w × 3) are tissue, h × w."""
+    return look_for_tissue(picture).mask
+
+
+def look_for_tissue(picture: NDArray[np.uint8]) -> Tissue:
+    """Return the tissue on a slide's thumbnail (h × w × 3), and what was taken off it."""
     padding = _padding(picture)
+    nothing = np.zeros_like(padding)
     if padding.all():
-        return ~padding
-    rgb = picture.astype(np.float32) / 255
+        return Tissue(nothing, nothing, nothing)
+    rgb: NDArray[np.float32] = picture.astype(np.float32) / np.float32(255)
     brightest, darkest = rgb.max(axis=2), rgb.min(axis=2)
     saturation = (brightest - darkest) / np.maximum(brightest, 1e-6)
-    saturation[padding] = 0
+    pen = _pen(rgb, saturation, brightest) & ~padding
+    taken = padding | pen
+    saturation[taken] = 0
     smooth = gaussian(saturation, sigma=2)
-    seen = smooth[~padding]
-    threshold = float(threshold_otsu(seen))
-    if np.median(seen[seen <= threshold]) > _GLASS_SATURATION:  # both sides are tissue
+    seen = smooth[~taken]
+    threshold = float(threshold_otsu(seen)) if len(seen) else 1.0
+    if len(seen) and np.median(seen[seen <= threshold]) > _GLASS_SATURATION:  # both sides are tissue
         threshold = _GLASS_SATURATION
-    mask = (smooth > max(threshold, _LEAST_SATURATION)) & ~padding
+    mask = (smooth > max(threshold, _LEAST_SATURATION)) & ~taken
     # Mirrored beyond the edge, or cleaning would take tissue off along it.
     wide = np.pad(mask, _CLEANED, mode="symmetric")
-    clean = closing(opening(wide, disk(3)), disk(5))
-    return np.asarray(clean[_CLEANED:-_CLEANED, _CLEANED:-_CLEANED], dtype=np.bool_)
+    clean = isotropic_closing(isotropic_opening(wide, 3), 5)[_CLEANED:-_CLEANED, _CLEANED:-_CLEANED] & ~pen
+    folds = _folds(rgb, clean)
+    return Tissue(clean & ~folds, pen, folds)
+
+
+def _pen(rgb: NDArray[np.float32], saturation: NDArray[np.float32], light: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return where a pen was: inks of a hue that no H&E has, black ones, and red ones purer than blood."""
+    red, green, blue = (rgb[..., channel] for channel in range(3))
+    chroma = np.maximum(light - rgb.min(axis=2), 1e-6)
+    hue = np.select(  # degrees
+        [light == red, light == green],
+        [(green - blue) / chroma % 6, (blue - red) / chroma + 2],
+        (red - green) / chroma + 4,
+    )
+    hue *= 60
+    low, high = _INK_HUES
+    ink = (saturation > _INK_SATURATION) & (hue > low) & (hue < high)
+    ink |= (saturation > _RED_SATURATION) & ((hue < _RED_HUES) | (hue > 360 - _RED_HUES)) & (light > _RED_LIGHT)
+    ink |= (light < _BLACK_LIGHT) & (chroma < _BLACK_CHROMA)
+    if not ink.any():
+        return np.asarray(ink, np.bool_)
+    ink = _large(isotropic_opening(ink, _STROKE), _LEAST_MARK * ink.size)
+    coloured = saturation > _GLASS_SATURATION
+    if not ink.any() or (ink & coloured).sum() > _MOST_INK * coloured.sum():  # then it is the stain
+        return np.zeros_like(ink)
+    return np.asarray(isotropic_dilation(ink, _STROKE + 2), np.bool_)  # its edge is mixed with what lies under it
+
+
+def _large(mask: NDArray[np.bool_], least_px: float) -> NDArray[np.bool_]:
+    """Return the pieces of a mask that have so many px."""
+    pieces, _ = label(mask, np.ones((3, 3)))
+    enough = np.bincount(pieces.ravel()) >= least_px
+    enough[0] = False
+    return np.asarray(enough[pieces], np.bool_)
+
+
+def _folds(rgb: NDArray[np.float32], tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return where tissue lies double: it takes as much light again as tissue of the same dyes does.
+
+    Nuclei close together are as dark, and of another mix of dyes than what is around them: each place is compared with
+    the median of those whose mix is its own.
+    """
+    folds = np.zeros_like(tissue)
+    if tissue.sum() < _LEAST_FOR_FOLDS:
+        return folds
+    absorbed = -np.log(np.clip(np.stack([gaussian(rgb[..., c], sigma=1.5) for c in range(3)], axis=2), 0.02, 1.0))
+    total = absorbed.sum(axis=2)
+    of = absorbed[tissue] / np.maximum(total[tissue], 1e-6)[:, None]
+    of_red, of_blue = np.clip(np.floor(of[:, (0, 2)] * _MIXES), 0, _MIXES - 1).T
+    _, which = np.unique(of_red * _MIXES + of_blue, return_inverse=True)
+    dark = total[tissue]
+    usual = median(dark, which, np.arange(which.max() + 1))[which]
+    common = np.bincount(which)[which] > _COMMON * len(which)
+    folds[tissue] = common & (dark > _DOUBLE * usual)
+    folds = _large(isotropic_opening(folds, 2), _LEAST_FOLD * len(which))
+    if folds.sum() > _MOST_FOLDS * tissue.sum():  # then it is two kinds of tissue
+        return np.zeros_like(tissue)
+    return np.asarray(isotropic_dilation(folds, 2) & tissue, np.bool_)
 
 
 def _padding(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -1,21 +1,27 @@
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
+from skimage.filters import gaussian
 
 from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.slides import open_slide
 from nh2st_pipe.slides.base import thumbnail
 from nh2st_pipe.tiles.geometry import on_tissue, tissue_notices
-from nh2st_pipe.tiles.masks import mask_from_image
-from nh2st_pipe.tiles.tissue import tissue_mask, tissue_of
+from nh2st_pipe.tiles.masks import geojson_of, mask_from_image, tissue_files
+from nh2st_pipe.tiles.tissue import look_for_tissue, tissue_mask, tissue_of
 from tests.conftest import blank
+from tests.slides.test_real import real
 
 
 def test_tissue_is_found_by_its_colour(tmp_path: Path) -> None:
@@ -54,6 +60,113 @@ def test_a_mask_may_be_larger_than_pillows_limit(tmp_path: Path, monkeypatch: py
     Image.new("1", (40, 30), 1).save(tmp_path / "m.png")
     assert mask_from_image(tmp_path / "m.png").all()
     assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def _png(path: Path, mask: NDArray[np.bool_], mode: str) -> None:
+    plain = mode if mode in ("1", "L", "P", "RGB", "RGBA") else "L"
+    image = Image.fromarray(mask.astype(np.uint8) * 255).convert(plain)
+    if mode in ("LA", "RGBA"):
+        image = image.convert(mode)
+        image.putalpha(Image.new("L", image.size, 255))
+    if mode in ("P2", "P4"):
+        image = Image.fromarray(mask.astype(np.uint8), "P")
+        image.putpalette([0, 0, 0, 255, 255, 255])
+        image.save(path, bits=int(mode[1]))
+        return
+    image.save(path, compress_level=9)
+
+
+def _tiff(path: Path, mask: NDArray[np.bool_], **options: Any) -> None:
+    values = mask.astype(options.pop("dtype", np.uint8))
+    if options.pop("rgba", False):
+        values = np.stack([values, values, values, np.full_like(values, 255)], axis=2)
+    tifffile.imwrite(path, values, **options)
+
+
+MASKS: dict[str, Callable[[Path, NDArray[np.bool_]], None]] = {
+    **{f"{mode}.png": partial(_png, mode=mode) for mode in ("1", "L", "P", "P2", "P4", "RGB", "RGBA", "LA")},
+    "16.png": lambda path, mask: Image.fromarray(mask.astype(np.uint16) * 65535).save(path),
+    "whole.jpg": lambda path, mask: Image.fromarray(mask).convert("L").save(path, quality=100),
+    "bits.tif": partial(_tiff, dtype=bool),
+    "bytes.tif": _tiff,
+    "float.tif": partial(_tiff, dtype=np.float32),
+    "labels.tif": partial(_tiff, dtype=np.uint16),
+    "big.tif": partial(_tiff, dtype=np.uint16, byteorder=">"),
+    "strips.tif": partial(_tiff, compression="zlib", rowsperstrip=7),
+    "tiles.tif": partial(_tiff, compression="zlib", tile=(32, 48)),
+    "rgba.tif": partial(_tiff, rgba=True, photometric="rgb", extrasamples=["unassalpha"]),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("kept", [8192, 100])
+def test_a_mask_is_what_is_not_black_however_it_is_stored_and_is_made_smaller_where_it_is_large(
+    tmp_path: Path, name: str, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nh2st_pipe.tiles.masks._KEPT_PX", kept)
+    monkeypatch.setattr("nh2st_pipe.tiles.masks._ROWS", 7)
+    monkeypatch.setattr("nh2st_pipe.slides.png._STRIP_BYTES", 3000)
+    rows, columns = np.mgrid[:205, :290]
+    mask = (rows - 100) ** 2 + (columns - 150) ** 2 < 70**2
+    mask[190:, 280:] = True
+    if name == "whole.jpg":  # its edges are not sharp
+        mask = np.kron(mask[::8, ::8], np.ones((8, 8), bool))[:205, :290]
+    MASKS[name](tmp_path / name, mask)
+    found = mask_from_image(tmp_path / name)
+    step = -(-290 // kept)
+    blocks = [[mask[y : y + step, x : x + step] for x in range(0, 290, step)] for y in range(0, 205, step)]
+    expected = np.array([[2 * block.sum() >= block.size for block in row] for row in blocks])
+    if name == "whole.jpg":
+        assert found.shape[0] <= 205
+        assert abs(found.mean() - mask.mean()) < 0.02
+    else:
+        assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("cut", [40, 200, 2000])
+def test_a_mask_that_is_cut_short_is_named(tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nh2st_pipe.slides.png._STRIP_BYTES", 3000)
+    noise = np.random.default_rng(0).integers(0, 255, (300, 300), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "m.png")
+    (tmp_path / "m.png").write_bytes((tmp_path / "m.png").read_bytes()[:cut])
+    with pytest.raises(SlideError, match=r"m\.png is not a readable image"):
+        mask_from_image(tmp_path / "m.png")
+
+
+def test_outlines_go_to_qupath_and_come_back(tmp_path: Path) -> None:
+    mask = np.zeros((150, 200), bool)
+    mask[20:120, 30:150] = True
+    mask[40:100, 50:120] = False  # a hole
+    mask[60:80, 70:90] = True  # an island in it
+    mask[130:140, 180:] = True  # at the edge
+    slide = open_slide(blank(tmp_path))  # twice as large
+    slide.origin = 40, 10
+    files = tissue_files(mask, slide)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(files["tissue.png"]))), mask)
+    outlines = json.loads(files["tissue.geojson"])
+    assert len(outlines["features"]) == 3
+    assert {feature["properties"]["objectType"] for feature in outlines["features"]} == {"annotation"}
+    corners = np.concatenate([ring for each in outlines["features"] for ring in each["geometry"]["coordinates"]])
+    assert corners.min(axis=0).tolist() == [30 * 2 - 40, 20 * 2 - 10]
+    assert corners.max(axis=0).tolist() == [400 - 40, 280 - 10]
+    (tmp_path / "t.geojson").write_bytes(files["tissue.geojson"])
+    back = tissue_mask(slide, tmp_path / "t.geojson")
+    whole = np.kron(mask, np.ones((2, 2), bool))
+    assert (back & whole).sum() / (back | whole).sum() > 0.96
+    assert geojson_of(np.zeros((5, 5), bool), slide)["features"] == []
+
+
+def test_an_outline_that_crosses_itself_or_leaves_the_slide_is_drawn(tmp_path: Path) -> None:
+    bow_tie = [[50, 50], [150, 150], [150, 50], [50, 150]]
+    outside = [[300, -500], [900, -500], [900, 100], [300, 100]]
+    outline = {"type": "MultiPolygon", "coordinates": [[bow_tie], [outside]]}
+    (tmp_path / "o.geojson").write_text(json.dumps(outline))
+    mask = tissue_mask(open_slide(blank(tmp_path)), tmp_path / "o.geojson")
+    assert mask[100, 60]
+    assert mask[100, 140]
+    assert not mask[60, 100]
+    assert mask[:95, 305:].all()
+    assert not mask[110:, 305:].any()
 
 
 def test_a_boolean_mask_is_taken_as_it_is_stored(tmp_path: Path) -> None:
@@ -142,3 +255,64 @@ def test_the_tissue_of_real_sections_is_found(her2st: Path) -> None:
     assert on_tissue(xy, mask, slide.size) > 0.95
     assert tissue_notices(xy, mask, slide.size) == []
     assert "with x and y swapped" in tissue_notices(xy[:, ::-1], mask, slide.size)[0]
+
+
+INKS = {
+    "blue": (30, 60, 170),
+    "light blue": (90, 150, 220),
+    "green": (40, 140, 80),
+    "black": (45, 45, 50),
+    "red": (225, 30, 40),
+}
+
+
+@pytest.mark.parametrize("ink", INKS)
+def test_pen_marks_are_no_tissue(ink: str) -> None:
+    rng = np.random.default_rng(0)
+    pixels = np.full((400, 500, 3), 240, np.uint8)
+    pixels[100:300, 100:300] = stained(200, 200)
+    marked = np.zeros((400, 500), bool)
+    marked[90:310, 330:350] = marked[200:216, 60:340] = True  # beside the tissue, and across it
+    pixels[marked] = np.clip(INKS[ink] + rng.normal(0, 6, (marked.sum(), 3)), 0, 255)
+    found = look_for_tissue(pixels)
+    assert (found.pen & marked).sum() > 0.95 * marked.sum()
+    assert (found.mask & marked).sum() < 0.01 * marked.sum()
+    assert found.mask[110:190, 110:290].mean() > 0.97
+    assert not found.mask[:, 310:].any()
+    assert found.notes()[0].startswith("pen marks are left out, ")
+
+
+def test_blue_stains_and_few_blue_px_are_no_pen() -> None:
+    blue = np.full((300, 300, 3), 240, np.uint8)
+    blue[50:250, 50:250] = (100, 130, 200)  # haematoxylin alone
+    assert not look_for_tissue(blue).pen.any()
+    assert look_for_tissue(blue).mask.mean() > 0.4
+    speck = np.full((400, 500, 3), 240, np.uint8)
+    speck[100:300, 100:300] = stained(200, 200)
+    speck[150:157, 150:157] = INKS["blue"]
+    assert not look_for_tissue(speck).pen.any()
+
+
+def test_folds_are_left_out_and_dense_nuclei_are_not() -> None:
+    pixels = np.full((400, 500, 3), 240, np.uint8)
+    nuclei = gaussian(np.random.default_rng(0).normal(0.25, 0.5, (300, 400, 1)), sigma=(2, 2, 0)).clip(0, 1)
+    pixels[50:350, 50:450] = (205, 150, 185) * (1 - nuclei) + (115, 70, 150) * nuclei
+    pixels[50:350, 380:450] = (110, 65, 150)  # nuclei close together: as dark, of another mix
+    whole = look_for_tissue(pixels)
+    assert not whole.folds.any()
+    fold = np.zeros((400, 500), bool)
+    fold[60:340, 200:212] = True
+    pixels[fold] = (pixels[fold].astype(float) ** 2 / 255).astype(np.uint8)  # through it twice
+    found = look_for_tissue(pixels)
+    assert (found.folds & fold).sum() > 0.8 * fold.sum()
+    assert (found.folds & ~fold).sum() < 0.5 * fold.sum()
+    assert not (found.mask & found.folds).any()
+    assert found.notes() == [f"folds of the tissue are left out, {found.folds.mean():.1%} of the slide"]
+
+
+@pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "tcga-cr-7395-no-mpp.svs"])
+def test_little_is_taken_off_real_sections(name: str) -> None:
+    found = look_for_tissue(thumbnail(open_slide(real(name)), 2048)[0])
+    assert not found.pen.any()
+    assert found.folds.sum() < 0.04 * found.mask.sum()
+    assert found.mask.mean() > 0.3
