@@ -60,6 +60,7 @@ def predict(
     weights: str | Path | None = None,
     device: str = "auto",
     any_mpp: bool = False,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> PredictSummary:
     """Predict expression with the head `model` (a run, its model/, or "hf-hub:owner/name").
@@ -70,7 +71,8 @@ def predict(
     store has expression, var["cv_pcc"] and var["half_pcc"] (each gene's PCC out of fold, and between halves of the
     training tissue), obs["likeness"] where the head can tell how like a spot is to the training spots, and in
     uns["nh2st_pipe"] what the numbers are and whether the head was trained on this slide. A slide whose tiles would
-    show another size of tissue fails, unless `any_mpp`.
+    show another size of tissue fails, unless `any_mpp`. `trust_remote_code` lets an encoder's repository
+    run its code.
 
     Raises RunError where the model cannot be read, StoreError where the store is another encoder's.
     """
@@ -82,7 +84,7 @@ def predict(
     summary = PredictSummary(Path(out))
     summary.out.mkdir(parents=True, exist_ok=True)
     if slides is not None:
-        embeddings = _embed(slides, about.store, summary, weights, device, progress)
+        embeddings = _embed(slides, about.store, summary, weights, device, trust_remote_code, progress)
     assert embeddings is not None
     store = open_store(embeddings)
     differences = about.store.differences(store.contract, one_store=False)
@@ -171,6 +173,7 @@ def _embed(
     summary: PredictSummary,
     weights: str | Path | None,
     device: str,
+    trust_remote_code: bool,
     progress: Progress,
 ) -> Path:
     """Embed a manifest as the model needs it, and return the store."""
@@ -179,7 +182,7 @@ def _embed(
     from nh2st_pipe.encoders.weights import find_weights
 
     path, recipe = summary.out / "store.zarr", recipe_of(trained_on)
-    found = find_weights(recipe, None if weights is None else Path(weights))
+    found = find_weights(recipe, None if weights is None else Path(weights), trust_remote_code)
     if found.sha256 != trained_on.weights.sha256:
         raise StoreError(
             f"the model was trained on embeddings of {trained_on.weights.source} (SHA-256 "
@@ -197,6 +200,7 @@ def _embed(
         precision=trained_on.precision,
         stain_shift="off",  # these slides are predicted, not trained on
         device=device,
+        trust_remote_code=trust_remote_code,
         progress=progress,
     )
     summary.failed.update(done.failed)

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nh2st_pipe.cli.options import Device, Json, MinTissue, Overlap, Precision, Weights, exit_for, say_failed, show
+from nh2st_pipe.cli.options import (
+    Device,
+    Json,
+    MinTissue,
+    Overlap,
+    Precision,
+    TrustRemoteCode,
+    Weights,
+    exit_for,
+    say_failed,
+    show,
+)
 from nh2st_pipe.core.errors import listed
 
 if TYPE_CHECKING:
@@ -62,6 +73,7 @@ def embed(
             "leave out what a stain adds; off: do not."
         ),
     ] = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Stage one: encode every tile of every slide once, into a store.
@@ -89,6 +101,7 @@ def embed(
             precision=None if precision is Precision.auto else precision.value,  # type: ignore[arg-type]
             redo_changed=redo_changed,
             stain_shift=stain_shift,  # type: ignore[arg-type]
+            trust_remote_code=trust_remote_code,
             progress=progress,
         )
     show(summary.record(), as_json, lambda: _say_embed(summary))
@@ -210,6 +223,7 @@ def verify(
     slides: Annotated[Path | None, typer.Option(help="manifest.csv of the slides; for --repair.")] = None,
     weights: Weights = None,
     device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Read a whole store back and say which slides are damaged; exit status 1 where any is."""
@@ -224,7 +238,14 @@ def verify(
     repaired: dict[str, Any] = {}
     if repair and slides is not None and found.damaged:
         with progress_for_terminal() as progress:
-            done = make_anew(found, slides, weights=weights, device=device, progress=progress)
+            done = make_anew(
+                found,
+                slides,
+                weights=weights,
+                device=device,
+                trust_remote_code=trust_remote_code,
+                progress=progress,
+            )
         repaired = {"repaired": done.done, "encoded_tiles": done.encoded_tiles, "failed": done.failed}
 
     def say() -> None:
@@ -254,6 +275,9 @@ def upgrade(store: Annotated[str, typer.Argument(help="Store made by an earlier 
     typer.echo(f"{store}: {len(done)} slides upgraded" if done else f"{store} has the present format already")
 
 
+_NEEDS = {"transformers": "transformers", "remote": "own code", "package": "own package"}  # by kind of recipe
+
+
 def _say_findings(found: list[Finding]) -> None:
     for each in found:
         typer.echo(f"{each.what}: {'' if each.good else 'FAULT: '}{each.words}")
@@ -266,6 +290,7 @@ def encoders(
         typer.Option("--check", help="Say whether it can be had here and is what its recipe says; status 1 if not."),
     ] = False,
     weights: Weights = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """List the encoder recipes, show one, or check one before a job waits for it."""
@@ -278,7 +303,7 @@ def encoders(
     if check and name:
         from nh2st_pipe.encoders.check import check_encoder
 
-        found = check_encoder(load_encoder_recipe(name), weights)
+        found = check_encoder(load_encoder_recipe(name), weights, trust_remote_code)
         show({"findings": [vars(each) for each in found]}, as_json, lambda: _say_findings(found))
         if not all(each.good for each in found):
             raise typer.Exit(1)
@@ -293,10 +318,11 @@ def encoders(
             return
         for recipe in recipes:
             gate = "gated" if recipe.gated else "open" if recipe.repo or recipe.kind == "fake" else "own download"
+            needs = _NEEDS.get(recipe.kind, "")
             size = "" if recipe.parameters is None else f"{recipe.parameters:,.0f} M"
             tile = f"{recipe.input_px} px at {recipe.mpp:g} µm/px"
-            use = {True: "", False: ", not commercial", None: ""}[recipe.commercial]
+            use = {True: "", False: ", not commercial", None: ", look up its terms"}[recipe.commercial]
             what = f"{recipe.name:20} {size:>8} {recipe.dim:>6} values"
-            typer.echo(f"{what}  {tile:20}  {gate:12}  {recipe.licence}{use}")
+            typer.echo(f"{what}  {tile:20}  {gate:12}  {needs:12}  {recipe.licence}{use}")
 
     show(values, as_json, say)

@@ -9,7 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["Device", "Json", "MinTissue", "Overlap", "Precision", "Weights", "exit_for", "say_failed", "show"]
+__all__ = [
+    "Device",
+    "Json",
+    "MinTissue",
+    "Overlap",
+    "Precision",
+    "TrustRemoteCode",
+    "Weights",
+    "exit_for",
+    "say_failed",
+    "show",
+]
 
 
 class Precision(StrEnum):
@@ -41,6 +52,14 @@ MinTissue = Annotated[
     float | None,
     typer.Option(
         help="Share of a tile that has to be tissue, on slides without spots; default: the store's, else 0.5."
+    ),
+]
+
+
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Let an encoder's repository run the code it brings along; read it first."
     ),
 ]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nh2st_pipe.cli.options import Device, Json, Weights, exit_for, say_failed, show
+from nh2st_pipe.cli.options import Device, Json, TrustRemoteCode, Weights, exit_for, say_failed, show
 
 if TYPE_CHECKING:
     from nh2st_pipe.training.run import Run
@@ -117,6 +117,7 @@ def predict(
     any_mpp: Annotated[
         bool, typer.Option("--any-mpp", help="Predict slides of another resolution too, with tiles of as many px.")
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Predict expression with a trained head, one .h5ad per slide."""
@@ -132,6 +133,7 @@ def predict(
             weights=weights,
             device=device,
             any_mpp=any_mpp,
+            trust_remote_code=trust_remote_code,
             progress=progress,
         )
 

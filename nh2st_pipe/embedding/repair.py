@@ -20,6 +20,7 @@ def repair(
     *,
     weights: str | Path | None = None,
     device: str = "auto",
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> EmbedSummary:
     """Embed anew, from the manifest `slides`, what `verify` found damaged; where only counts are, renew those.
@@ -30,4 +31,12 @@ def repair(
     if absent:
         raise UsageError(f"{slides} has no slide {listed(absent)}, which is damaged; nothing was changed")
     set_aside(found.store, found)
-    return embed(slides, store=found.store, weights=weights, device=device, only=list(found.damaged), progress=progress)
+    return embed(
+        slides,
+        store=found.store,
+        weights=weights,
+        device=device,
+        only=list(found.damaged),
+        trust_remote_code=trust_remote_code,
+        progress=progress,
+    )

@@ -54,6 +54,7 @@ def embed(
     redo_changed: bool = False,
     stain_shift: Literal["auto", "off"] = "auto",
     only: Collection[str] | None = None,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> EmbedSummary:
     """Embed the slides of the manifest `slides` into `store`.
@@ -65,7 +66,7 @@ def embed(
     None is the recipe's on a GPU and float32 on a CPU. `redo_changed` embeds slides anew whose files have changed;
     `only` leaves other slides out. `stain_shift` "auto" finds how far embeddings move under other stains, for slides
     with expression that lack it: heads are trained on those. It encodes 48 tiles a slide under 8 stains, and nothing
-    that is there already.
+    that is there already. `trust_remote_code` allows an encoder's repository to run the code it brings along.
 
     Raises ManifestError, UsageError, EncoderError and StoreError before any work; faults of single slides are
     in the summary.
@@ -101,7 +102,7 @@ def embed(
     if existing is None:
         _warn_of_time(recipe, device, summary, progress)
     known = known_weights(recipe, given, existing.contract if existing is not None else None)
-    found = known or find_weights(recipe, given)
+    found = known or find_weights(recipe, given, trust_remote_code)
     contract = contract_of(found)
 
     todo, renewed = pending(rows, existing, redo_changed, stain_shift == "auto", summary)
@@ -109,7 +110,7 @@ def embed(
         _warn_of_time(recipe, device, summary, progress)
     if todo and known is not None:  # what was known is not enough to encode with
         try:
-            found = find_weights(recipe, None)
+            found = find_weights(recipe, None, trust_remote_code)
         except EncoderError as error:
             raise EncoderError(f"{error} (the store was made with {known.source}, SHA-256 {known.sha256})") from error
         contract = contract_of(found)
@@ -123,6 +124,7 @@ def embed(
             found.path,
             device=pick_device(device),
             precision=contract.precision,
+            trust_remote_code=trust_remote_code,
         )
         size = batch_size or (8 if encoder_on_device.device.type == "cpu" else 64)
     with signals_as_flag() as stop, _saying_what_is_kept(summary):

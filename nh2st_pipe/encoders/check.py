@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from nh2st_pipe.core.errors import EncoderError, NH2STError
@@ -31,9 +32,12 @@ class Finding:
     words: str
 
 
-def check_encoder(recipe: EncoderRecipe, weights: Path | None = None) -> list[Finding]:
+def check_encoder(recipe: EncoderRecipe, weights: Path | None = None, trust_remote_code: bool = False) -> list[Finding]:
     """Look at the architecture of `recipe`, and at its weights: the file `weights`, the cache's, or the hub's."""
-    return [_looked_at("architecture", _architecture, recipe), _looked_at("weights", _weights, recipe, weights)]
+    return [
+        _looked_at("architecture", _architecture, recipe),
+        _looked_at("weights", _weights, recipe, weights, trust_remote_code),
+    ]
 
 
 def _looked_at(what: str, look: Any, *arguments: Any) -> Finding:
@@ -46,6 +50,9 @@ def _looked_at(what: str, look: Any, *arguments: Any) -> Finding:
 def _architecture(recipe: EncoderRecipe) -> str:
     if recipe.kind == "fake":
         return "built in, without weights"
+    if recipe.kind in ("remote", "package"):
+        of = f"the repository {recipe.repo}" if recipe.kind == "remote" else f"the package {recipe.package}"
+        return f"the code of {of}; {recipe.dim:,} values per tile, by its recipe"
     with torch.device("meta"):
         backbone = build_backbone(recipe)
         encoder = Encoder(recipe, backbone, torch.device("meta"), "float32")
@@ -59,7 +66,7 @@ def _architecture(recipe: EncoderRecipe) -> str:
     return f"{recipe.architecture}, {millions:,.1f} million weights, {values} values per tile"
 
 
-def _weights(recipe: EncoderRecipe, given: Path | None) -> str:
+def _weights(recipe: EncoderRecipe, given: Path | None, trusted: bool) -> str:
     if recipe.kind == "fake":
         return "none are needed"
     here = given
@@ -68,6 +75,8 @@ def _weights(recipe: EncoderRecipe, given: Path | None) -> str:
         if here is None:
             size = describe(recipe.repo, recipe.file, recipe.revision)
             return f"{recipe.file} of {recipe.repo} can be fetched ({size / 1e9:.2f} GB)"
-    found = find_weights(recipe, here)
-    load_encoder(recipe, found.path)
+    found = find_weights(recipe, here, trusted)
+    encoder = load_encoder(recipe, found.path, trust_remote_code=trusted)
+    if recipe.kind in ("remote", "package"):  # the others were held against their recipe without weights
+        encoder.encode(np.zeros((1, recipe.input_px, recipe.input_px, 3), np.uint8))
     return f"{found.path} fits (SHA-256 {found.sha256})"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,10 @@ import torch
 from torch import nn
 
 from nh2st_pipe.core.errors import EncoderError, listed, nearest
+from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.encoders.encoder import Encoder
 from nh2st_pipe.encoders.fake import FakeBackbone
+from nh2st_pipe.encoders.trust import check_trust
 
 if TYPE_CHECKING:
     from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision
@@ -28,6 +31,7 @@ _CLASSES = {
     "SwiGLUPacked": ("timm.layers", "SwiGLUPacked"),
     "SiLU": ("torch.nn", "SiLU"),
     "GELU": ("torch.nn", "GELU"),
+    "ConvStem": ("nh2st_pipe.encoders.stems", "ConvStem"),
 }
 
 
@@ -37,26 +41,52 @@ def load_encoder(
     *,
     device: torch.device | None = None,
     precision: Precision = "float32",
+    trust_remote_code: bool = False,
 ) -> Encoder:
     """Build the recipe's encoder with the weights in the file `weights` (None for an encoder without weights).
 
-    Raises EncoderError where timm does not know the architecture or the weights do not fit it.
+    Code that a repository brings along is run where `trust_remote_code` says so. Raises EncoderError where the
+    architecture is not known or the weights do not fit it.
     """
     device = device or torch.device("cpu")
     if recipe.kind == "fake":
         return Encoder(recipe, FakeBackbone(), device, precision)
-    backbone = build_backbone(recipe)
+    check_trust(recipe, trust_remote_code)
     if weights is None:
+        build_backbone(recipe)  # what is wrong with the recipe comes first
         raise EncoderError(f"encoder {recipe.name} has no weights; give their file with --weights")
+    return Encoder(recipe, _with_weights(recipe, weights), device, precision)
+
+
+def _with_weights(recipe: EncoderRecipe, weights: Path) -> nn.Module:
+    if recipe.kind == "remote":
+        from nh2st_pipe.encoders.transformers import load_remote
+
+        return load_remote(recipe, weights)
+    if recipe.kind == "package":
+        from nh2st_pipe.encoders.packages import load_package
+
+        return load_package(recipe, weights)
+    if recipe.kind == "transformers":
+        from nh2st_pipe.encoders.transformers import load_known
+
+        return load_known(recipe, _named(recipe, weights), weights)
+    backbone = build_backbone(recipe)
     _load_weights(backbone, recipe, weights)
-    return Encoder(recipe, backbone, device, precision)
+    return backbone
 
 
 def build_backbone(recipe: EncoderRecipe) -> nn.Module:
     """Return the recipe's architecture with random weights, on torch's present default device.
 
-    Raises EncoderError where timm cannot build it.
+    Raises EncoderError where it cannot be built, or is not known before its authors' code is asked.
     """
+    if recipe.kind == "transformers":
+        from nh2st_pipe.encoders.transformers import build_known
+
+        return build_known(recipe)
+    if recipe.kind in ("remote", "package"):
+        raise EncoderError(f"what encoder {recipe.name} is made of is in its authors' code alone")
     import timm
 
     if not timm.is_model(recipe.architecture):
@@ -79,12 +109,11 @@ def _argument(value: Any) -> Any:
 
 def _load_weights(backbone: nn.Module, recipe: EncoderRecipe, path: Path) -> None:
     """Load `path` into `backbone`; every tensor must be there with its shape, and no other."""
-    state = {}
-    for name, tensor in _read_tensors(path).items():
-        for prefix in recipe.strip_prefixes:
-            name = name.removeprefix(prefix)
-        if not name.startswith(recipe.drop):
-            state[name] = tensor
+    state = _named(recipe, path)
+    if recipe.layout == "original":
+        convert = sys.modules[type(backbone).__module__].checkpoint_filter_fn
+        with quiet_warnings():
+            state = {name: tensor for name, tensor in convert(state, backbone).items() if name != "mask_token"}
     own = backbone.state_dict()
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unknown = [name for name in state if name not in own]
@@ -102,6 +131,17 @@ def _load_weights(backbone: nn.Module, recipe: EncoderRecipe, path: Path) -> Non
             "Is it the file of another encoder?"
         )
     backbone.load_state_dict(state, strict=False)
+
+
+def _named(recipe: EncoderRecipe, path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors in `path` that the recipe wants, with their prefixes taken off."""
+    state = {}
+    for name, tensor in _read_tensors(path).items():
+        for prefix in recipe.strip_prefixes:
+            name = name.removeprefix(prefix)
+        if not name.startswith(recipe.drop):
+            state[name] = tensor
+    return state
 
 
 def _no_weights(path: Path) -> str | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nh2st_pipe.core.errors import EncoderError, HubError, UsageError
+from nh2st_pipe.encoders.trust import check_trust
 from nh2st_pipe.recipes.encoder import EncoderRecipe
 from nh2st_pipe.store.format import Contract
 
@@ -35,11 +36,12 @@ def known_weights(recipe: EncoderRecipe, given: Path | None, store: Contract | N
     return Weights(None, store.weights.sha256, store.weights.source)
 
 
-def find_weights(recipe: EncoderRecipe, given: Path | None) -> Weights:
+def find_weights(recipe: EncoderRecipe, given: Path | None, trust_remote_code: bool = False) -> Weights:
     """Return the weights of `recipe`: the file `given`, else the recipe's file on the hub (cached there).
 
-    Raises EncoderError with the actual cause where they cannot be had.
+    Raises EncoderError with the actual cause where they cannot be had, UsageError where code would have to be trusted.
     """
+    check_trust(recipe, trust_remote_code)
     if recipe.kind == "fake":
         if given is not None:
             raise UsageError(f"encoder {recipe.name} has no weights; leave --weights out")
@@ -51,10 +53,13 @@ def find_weights(recipe: EncoderRecipe, given: Path | None) -> Weights:
     if recipe.repo is None:
         where = f"; get them from {recipe.url}" if recipe.url else ""
         raise EncoderError(f"the weights of {recipe.name} are on no hub{where} and give their file with --weights")
-    from nh2st_pipe.core.hub import fetch
+    from nh2st_pipe.core.hub import fetch, fetch_folder
 
     try:
-        path = fetch(recipe.repo, recipe.file, recipe.revision)
+        if recipe.kind == "remote":
+            path = fetch_folder(recipe.repo, ["*.json", "*.py", recipe.file], recipe.revision) / recipe.file
+        else:
+            path = fetch(recipe.repo, recipe.file, recipe.revision)
     except HubError as error:
         raise EncoderError(f"{error}; or give the weight file of {recipe.name} with --weights") from error
     return Weights(path, _sha256(path, recipe), f"hf-hub:{recipe.repo}@{recipe.revision or 'main'}/{recipe.file}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 from pydantic_core import to_jsonable_python
 
 from nh2st_pipe.core.errors import nearest
@@ -36,11 +36,14 @@ _IDENTITY = (
     "mean",
     "std",
     "interpolation",
+    "layout",
+    "method",
+    "package",
 )
 """The fields that decide the numbers. A field that is added here later has its default in older stores."""
 
 
-_ARGUMENTS = frozenset(
+_OF_TIMM = frozenset(
     [
         "act_layer",
         "class_token",
@@ -48,6 +51,7 @@ _ARGUMENTS = frozenset(
         "depths",
         "dynamic_img_pad",
         "dynamic_img_size",
+        "embed_layer",
         "embed_dim",
         "fc_norm",
         "final_norm",
@@ -73,6 +77,28 @@ _ARGUMENTS = frozenset(
 )
 """What a recipe may give an architecture: sizes and parts. Nothing that names a file, a place or code."""
 
+_OF_TRANSFORMERS = frozenset(
+    [
+        "attention_bias",
+        "hidden_act",
+        "hidden_size",
+        "image_size",
+        "intermediate_size",
+        "layer_norm_eps",
+        "layerscale_value",
+        "mlp_ratio",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_register_tokens",
+        "patch_size",
+        "qkv_bias",
+        "use_swiglu_ffn",
+    ]
+)
+"""The same for architectures of transformers: fields of their configuration."""
+
+_KNOWN_TO_TRANSFORMERS = ("vit", "dinov2", "dinov2_with_registers")
+
 _ARCHITECTURE = r"^([a-z0-9_]+(\.[a-z0-9_]+)*)?$"  # timm's names; those with : or / would be fetched from the network
 
 
@@ -81,13 +107,22 @@ class EncoderRecipe(Strict):
 
     name: str
     """What a store calls it."""
-    kind: Literal["timm", "fake"] = "timm"
-    """`timm` builds `architecture`; `fake` is the weightless encoder used in tests and dry runs."""
+    kind: Literal["timm", "transformers", "remote", "package", "fake"] = "timm"
+    """`timm` builds `architecture`, and so does `transformers`; `remote` runs the code in `repo`, where that is
+    allowed; `package` calls the authors' own; `fake` is the weightless encoder used in tests and dry runs."""
     architecture: str = Field("", pattern=_ARCHITECTURE)
-    """timm's name of the architecture: small letters, digits and _; never a place to fetch it from."""
+    """timm's name of the architecture (small letters, digits and _; never a place to fetch it from); of transformers,
+    `vit`, `dinov2` or `dinov2_with_registers`."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the architecture, of a list of its sizes and parts. `mlp_layer` and `act_layer` may be names of timm
     and torch classes."""
+    layout: Literal["timm", "original"] = "timm"
+    """How the tensors in the weight file are named: as timm does, or as the authors of the architecture (DINOv2, Swin)
+    do, which timm knows to convert."""
+    method: Literal["forward", "encode_image", "return_conch"] = "forward"
+    """Of `remote`: what is asked for the embedding; `forward` gives the pooled output."""
+    package: Literal["conch", "musk", "genbio_pathfm"] | None = None
+    """Of `package`: which."""
     repo: str | None = None
     """Hugging Face repository of the weights; None where they must be given with --weights."""
     file: str = "model.safetensors"
@@ -129,16 +164,23 @@ class EncoderRecipe(Strict):
     paper: str = ""
     note: str = ""
 
-    @field_validator("arguments")
-    @classmethod
-    def _only_sizes_and_parts(cls, values: dict[str, Any]) -> dict[str, Any]:
-        for key in values:
-            if key not in _ARGUMENTS:
-                hint = nearest(key, _ARGUMENTS)
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> EncoderRecipe:
+        allowed = _OF_TRANSFORMERS if self.kind == "transformers" else _OF_TIMM
+        for key in self.arguments:
+            if key not in allowed:
+                hint = nearest(key, allowed)
                 raise ValueError(
-                    f"'{key}' is no argument that a recipe may give{hint} (it may: {', '.join(sorted(_ARGUMENTS))})"
+                    f"arguments: '{key}' is no argument that a recipe may give{hint} (it may: "
+                    f"{', '.join(sorted(allowed))})"
                 )
-        return values
+        if self.kind == "transformers" and self.architecture not in _KNOWN_TO_TRANSFORMERS:
+            raise ValueError(f"architecture: of transformers it is one of {', '.join(_KNOWN_TO_TRANSFORMERS)}")
+        if self.kind == "remote" and self.repo is None:
+            raise ValueError("repo: a recipe of the kind remote names the repository whose code it runs")
+        if self.kind == "package" and self.package is None:
+            raise ValueError("package: a recipe of the kind package names it")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide the numbers: two stores may mix only where all of them agree."""

@@ -14,32 +14,46 @@ from safetensors.torch import save_file
 from nh2st_pipe.core.devices import pick_device
 from nh2st_pipe.core.errors import EncoderError, RecipeError, UsageError
 from nh2st_pipe.encoders.encoder import Encoder
-from nh2st_pipe.encoders.load import _argument, load_encoder
+from nh2st_pipe.encoders.load import build_backbone, load_encoder
 from nh2st_pipe.encoders.views import dihedral
 from nh2st_pipe.encoders.weights import find_weights
 from nh2st_pipe.recipes import files
 from nh2st_pipe.recipes.encoder import EncoderRecipe, load_encoder_recipe
 
 # What is published of each: width of a token or of the last map, blocks, tokens before the patches, values per tile.
-TABLE = {
+# The last alone where the architecture is in its authors' code.
+TABLE: dict[str, tuple[int, int, int, int] | int] = {
+    "conch": 512,
+    "conch-v1.5": 768,
+    "ctranspath": (768, 4, 0, 768),
     "dinov2-vitb14": (768, 12, 1, 768),
     "dinov2-vits14": (384, 12, 1, 384),
     "efficientnet-lite0": (1280, 7, 0, 1280),
+    "genbio-pathfm": 4608,
     "gpfm": (1024, 24, 1, 1024),
     "h-optimus-0": (1536, 40, 5, 1536),
     "h-optimus-1": (1536, 40, 5, 1536),
     "h0-mini": (768, 12, 5, 768),
     "h0-mini-cls-mean": (768, 12, 5, 1536),
+    "hibou-b": 768,
+    "hibou-l": 1024,
     "kaiko-vitb16": (768, 12, 1, 768),
     "kaiko-vitb8": (768, 12, 1, 768),
     "kaiko-vitl14": (1024, 24, 5, 1024),
     "kaiko-vits16": (384, 12, 1, 384),
     "kaiko-vits8": (384, 12, 1, 384),
+    "keep": 768,
     "lunit-vits16": (384, 12, 1, 384),
     "lunit-vits8": (384, 12, 1, 384),
+    "midnight-12k": (1536, 40, 1, 3072),
+    "musk": 1024,
+    "openmidnight": (1536, 40, 5, 1536),
+    "phikon": (768, 12, 1, 768),
+    "phikon-v2": (1024, 24, 1, 1024),
     "prov-gigapath": (1536, 40, 1, 1536),
     "resnet18": (512, 4, 0, 512),
     "resnet18-ssl": (512, 4, 0, 512),
+    "resnet18-ssl-map": (512, 4, 0, 25088),
     "resnet50": (2048, 4, 0, 2048),
     "uni": (1024, 24, 1, 1024),
     "uni-cls-mean": (1024, 24, 1, 2048),
@@ -190,21 +204,34 @@ def test_values_beyond_float16_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(files.names("stages/embed")) - {"fake"}))
 def test_recipes_build_what_the_table_says(name: str) -> None:
-    import timm
-
-    recipe = load_encoder_recipe(name)
-    width, depth, prefix, dim = TABLE[name]
+    recipe, of = load_encoder_recipe(name), TABLE[name]
+    if isinstance(of, int):
+        assert recipe.kind in ("remote", "package")
+        assert recipe.dim == of
+        with pytest.raises(EncoderError, match="in its authors' code alone"):
+            build_backbone(recipe)
+        return
+    width, depth, prefix, dim = of
     with torch.device("meta"):
-        arguments = {key: _argument(value) for key, value in recipe.arguments.items()}
-        model: Any = timm.create_model(recipe.architecture, num_classes=0, **arguments).eval()
+        model: Any = build_backbone(recipe).eval()
         out = model.forward_features(torch.empty(1, 3, recipe.input_px, recipe.input_px))
-    assert model.num_features == width
-    assert out.shape[-1 if out.ndim == 3 else 1] == width
-    blocks = model.blocks if hasattr(model, "blocks") else [model.layer1, model.layer2, model.layer3, model.layer4]
-    assert len(blocks) == depth
+    if recipe.kind == "transformers":
+        config = model.model.config
+        assert (config.hidden_size, config.num_hidden_layers) == (width, depth)
+    else:
+        assert model.num_features == width
+        parts = [model.blocks] if hasattr(model, "blocks") else [model.layers] if hasattr(model, "layers") else []
+        assert len(parts[0] if parts else [model.layer1, model.layer2, model.layer3, model.layer4]) == depth
+    tokens = out.ndim == 3 or (out.ndim == 4 and out.shape[1] == out.shape[2])  # Swin has its channels last
+    assert out.shape[-1 if tokens else 1] == width
     assert getattr(model, "num_prefix_tokens", 0) == prefix
-    assert recipe.dim == dim == width * (2 if recipe.pooling == "cls+mean" else 1)
+    assert recipe.dim == dim == {"cls+mean": 2 * width, "flatten": 49 * width}.get(recipe.pooling, width)
     assert recipe.parameters == pytest.approx(sum(p.numel() for p in model.parameters()) / 1e6, abs=0.06)
+
+
+def test_there_is_a_recipe_for_every_encoder_of_the_list() -> None:
+    assert set(TABLE) | {"fake"} == set(files.names("stages/embed"))
+    assert len(TABLE) >= 30
 
 
 def test_every_recipe_is_valid_and_called_as_its_file() -> None:
