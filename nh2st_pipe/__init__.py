@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nh2st_pipe.benching.run import bench
     from nh2st_pipe.checking.run import check
     from nh2st_pipe.embedding.run import embed
     from nh2st_pipe.evaluation.compare import compare
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "NH2ST",
     "__version__",
+    "bench",
     "check",
     "compare",
     "embed",
@@ -39,6 +41,7 @@ __all__ = [
 
 _HOME = {
     "NH2ST": "nh2st_pipe.heads.nh2st",
+    "bench": "nh2st_pipe.benching.run",
     "check": "nh2st_pipe.checking.run",
     "compare": "nh2st_pipe.evaluation.compare",
     "embed": "nh2st_pipe.embedding.run",

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 import nh2st_pipe
-from nh2st_pipe.cli import datasets, embedding, training
+from nh2st_pipe.cli import benching, datasets, embedding, training
 
 __all__ = ["app", "main"]
 
@@ -51,6 +51,7 @@ def _options(
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
     embedding.check,
+    benching.bench,
     embedding.embed,
     training.train,
     training.predict,

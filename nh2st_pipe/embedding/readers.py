@@ -192,6 +192,7 @@ class Readers:
         """Read a slide, from its claim to its end; False where another process has the claim."""
         self._open.acquire()
         if self._stop.is_set():
+            self._open.release()  # whoever waits for it next has to see the end too
             return True
         claim = self._store.claim(job.row.slide_id)
         if not claim.take():

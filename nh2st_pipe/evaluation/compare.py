@@ -42,7 +42,8 @@ class Comparison:
     n_units: int
     n_genes: int
     rows: list[dict[str, Any]]
-    """One per head, the reference first: `head` and its mean figures. For the others also `difference` (by figure:
+    """One per head, the reference first: `head`, its mean figures, and `interval`, that of its mean PCC (low and high;
+    None for a single unit). For the others also `difference` (by figure:
     mean, low, high of the reference's less theirs), `units_won`, `genes_won` of the `genes` that have a PCC in both,
     and `verdict`."""
     notes: list[str] = field(default_factory=list)
@@ -89,7 +90,7 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
         )
     first, *others = entries
     figures = {name: _by_unit(entry.slides, unit, units) for name, entry in entries.items()}
-    rows = [{"head": first, **_means(figures[first])}]
+    rows = [{"head": first, **_means(figures[first]), "interval": bootstrap(_known(figures[first]["pcc"]))}]
     rows += [_against(first, name, entries, figures) for name in others]
     n_genes = len(entries[first].genes)
     return Comparison(first, "patient" if several else "slide", len(units), n_genes, rows, notes)
@@ -110,10 +111,14 @@ def _against(
     first: str, name: str, entries: dict[str, _Entry], figures: dict[str, dict[str, NDArray[np.float64]]]
 ) -> dict[str, Any]:
     mine, theirs = figures[first], figures[name]
-    row: dict[str, Any] = {"head": name, **_means(theirs), "difference": {}}
+    row: dict[str, Any] = {
+        "head": name,
+        **_means(theirs),
+        "interval": bootstrap(_known(theirs["pcc"])),
+        "difference": {},
+    }
     for key in FIGURES:
-        differences = mine[key] - theirs[key]
-        differences = differences[np.isfinite(differences)]
+        differences = _known(mine[key] - theirs[key])
         interval = bootstrap(differences)
         mean = float(differences.mean()) if len(differences) else None
         row["difference"][key] = {"mean": mean, "low": interval and interval[0], "high": interval and interval[1]}
@@ -136,8 +141,12 @@ def _verdict(difference: dict[str, float | None]) -> str:
 
 
 def _means(figures: dict[str, NDArray[np.float64]]) -> dict[str, float | None]:
-    known = {key: values[np.isfinite(values)] for key, values in figures.items()}
+    known = {key: _known(values) for key, values in figures.items()}
     return {key: float(values.mean()) if len(values) else None for key, values in known.items()}
+
+
+def _known(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values[np.isfinite(values)]
 
 
 def _by_unit(slides: pl.DataFrame, unit: dict[str, str], units: list[str]) -> dict[str, NDArray[np.float64]]:

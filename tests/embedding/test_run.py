@@ -484,3 +484,10 @@ def test_slides_without_expression_need_no_stain_shift(make_study: Callable[...,
     study = make_study(1, expression=False)
     assert study.embed().stain_shifts == []
     assert open_store(study.folder / "store.zarr")["s0"].stain_shift is None
+
+
+def test_an_encoder_that_fails_ends_the_run_however_many_slides_wait(make_study: Callable[..., Study]) -> None:
+    study = make_study(n_slides=7, side=2)
+    wrong = load_encoder_recipe("fake").model_copy(update={"dim": 7})
+    with pytest.raises(EncoderError, match="its recipe says 7"):
+        study.embed(encoder=wrong)

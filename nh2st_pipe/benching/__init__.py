@@ -1,0 +1,1 @@
+"""Which encoder: a pilot before the whole of a study is embedded."""
