@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import OF_ONE_SLIDE
 from nh2st_pipe.slides import Slide, open_slide
-from nh2st_pipe.slides.base import read_tile, thumbnail
+from nh2st_pipe.slides.base import read_tile, smaller, thumbnail
 from nh2st_pipe.slides.resolution import TileSize, choose_mpp, plausible_mpp
 from nh2st_pipe.slides.whole import missing_data
 from nh2st_pipe.tiles.geometry import WAYS, Way, on_tissue, spots_say
@@ -130,7 +130,8 @@ def _look_at(found: Examined, row: SlideRow, slide: Slide, tile: TileSize, grid:
     if spots is not None and row.expression is not None:
         _describe(found, spots)
     try:
-        picture, _ = thumbnail(slide, _THUMBNAIL_PX)
+        made = None if layout is None else layout.picture
+        picture = thumbnail(slide, _THUMBNAIL_PX)[0] if made is None else smaller(made, _THUMBNAIL_PX)
     except OF_ONE_SLIDE as error:
         found.faults.append(str(error))
         return

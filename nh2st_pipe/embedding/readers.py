@@ -19,7 +19,7 @@ from nh2st_pipe.core.signals import Stop
 from nh2st_pipe.embedding.plan import Todo, Wanted, check_spots, decide, recipe_of
 from nh2st_pipe.encoders.stains import tiles_for_shift
 from nh2st_pipe.slides import Slide, open_slide
-from nh2st_pipe.slides.base import read_tile, thumbnail
+from nh2st_pipe.slides.base import read_tile, smaller, thumbnail
 from nh2st_pipe.slides.resolution import TileSize
 from nh2st_pipe.store.write import SlideWriter, StoreWriter
 from nh2st_pipe.tiles.lattice import pitch_px
@@ -69,6 +69,8 @@ class Job:
     tile_level0_px: float = 0.0
     tissue: NDArray[np.bool_] | None = None
     """What a grid was laid over."""
+    made: NDArray[np.uint8] | None = None
+    """A thumbnail that was made for that."""
     kept: bool = False
     """Whether another process finished it before this one had the claim."""
     failed: str | None = None
@@ -229,7 +231,8 @@ class Readers:
             "fingerprint": wanted.image.image,
         }
         uns = {"image": image if resolution.mpp is None else {**image, "mpp": resolution.mpp}}
-        job.spots, job.tile_level0_px, job.tissue = spots, size, layout.tissue
+        job.spots, job.tile_level0_px = spots, size
+        job.tissue, job.made = layout.tissue, layout.picture
         job.writer = self._store.slide(wanted.row, wanted.image, spots, wanted.expression, uns)
         job.neighbours = self._pool.submit(nearest_spots, spots.xy, NEIGHBOURS)
         self._tiles_known += len(spots) - job.writer.rows
@@ -253,7 +256,7 @@ class Readers:
             rows = tiles_for_shift(n)
             job.stained = rows, self._pool.submit(self._read, job, rows)
             job.reads.append(job.stained[1])
-        job.picture = self._pool.submit(_look, job.slide, job.row, job.spots, job.tissue)
+        job.picture = self._pool.submit(_look, job.slide, job.row, job.spots, job.tissue, job.made)
         job.reads.append(job.picture)
 
     def _read(self, job: Job, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -266,9 +269,19 @@ class Readers:
         return tiles
 
 
-def _look(slide: Slide, row: SlideRow, spots: Spots, tissue: NDArray[np.bool_] | None) -> Overview:
+def _look(
+    slide: Slide,
+    row: SlideRow,
+    spots: Spots,
+    tissue: NDArray[np.bool_] | None,
+    made: NDArray[np.uint8] | None,
+) -> Overview:
     """Make the thumbnail, hold spots against the tissue on it, and put that into words and pictures for others."""
-    picture, scale = thumbnail(slide, _THUMBNAIL_PX)
+    if made is None:
+        picture, scale = thumbnail(slide, _THUMBNAIL_PX)
+    else:
+        picture = smaller(made, _THUMBNAIL_PX)
+        scale = picture.shape[1] / slide.size[0]
     doubts = list[str]()
     if tissue is None:
         tissue, doubts = doubts_on_tissue(spots, slide, picture, row.tissue)

@@ -188,7 +188,7 @@ def _run(
                 elif job.spots is not None:
                     summary.notices += [f"{job.row.slide_id}: {notice}" for notice in job.notices]
                     progress.say(f"{job.row.slide_id}: {len(job.spots):,} tiles done")
-                job.spots = job.writer = job.neighbours = job.picture = job.stained = job.tissue = (
+                job.spots = job.writer = job.neighbours = job.picture = job.stained = job.tissue = job.made = (
                     None  # counts of a thousand slides are not for keeping
                 )
 

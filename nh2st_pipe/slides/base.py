@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -9,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["Interpolation", "Slide", "read_tile", "thumbnail"]
+__all__ = ["Interpolation", "Slide", "read_tile", "smaller", "thumbnail"]
 
 Interpolation = Literal["bilinear", "bicubic"]
 _FILTER = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # Radius of each filter in output pixels: what has to be read around a tile for its edge to be right.
 _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
-_STRIP_BYTES = 64e6  # of a level read at once for a thumbnail
+_STRIP_BYTES = 48e6  # of a level read at once for a thumbnail
+_AT_ONCE = 2
 _SAME_SCALE = 1e-3  # a level this close to the scale asked for is taken as it is
 
 
@@ -82,7 +84,7 @@ def thumbnail(slide: Slide, longest_px: int) -> tuple[NDArray[np.uint8], float]:
     out = (max(1, round(width * scale)), max(1, round(height * scale)))
     level = max((i for i, d in enumerate(slide.downsamples) if d * scale <= 1 + _SAME_SCALE), default=0)
     down = slide.downsamples[level]
-    # Strips keep the memory small where the coarsest level is still large.
+    # Strips keep the memory small where the coarsest level is still large; two at a time, for decoding lets others in.
     level_w, level_h = max(1, round(width / down)), max(1, round(height / down))
     strip = max(1, int(_STRIP_BYTES // (3 * level_w)))
     if level_h <= strip:
@@ -91,7 +93,25 @@ def thumbnail(slide: Slide, longest_px: int) -> tuple[NDArray[np.uint8], float]:
     rows = np.linspace(0, level_h, int(np.ceil(level_h / strip)) + 1).round().astype(int)
     picture = np.empty((out[1], out[0], 3), np.uint8)
     edges = (rows * out[1] / level_h).round().astype(int)
-    for top, bottom, out_top, out_bottom in zip(rows[:-1], rows[1:], edges[:-1], edges[1:], strict=True):
-        part = Image.fromarray(slide.read_region(0, int(top), level_w, int(bottom - top), level))
-        picture[out_top:out_bottom] = np.asarray(part.resize((out[0], int(out_bottom - out_top)), Image.Resampling.BOX))
+
+    def read(number: int) -> None:
+        top, bottom = (int(v) for v in rows[number : number + 2])
+        out_top, out_bottom = (int(v) for v in edges[number : number + 2])
+        if out_bottom > out_top:
+            part = Image.fromarray(slide.read_region(0, top, level_w, bottom - top, level))
+            picture[out_top:out_bottom] = np.asarray(part.resize((out[0], out_bottom - out_top), Image.Resampling.BOX))
+
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="thumbnail") as pool:
+        for done in [pool.submit(read, number) for number in range(len(rows) - 1)]:
+            done.result()
     return picture, scale
+
+
+def smaller(picture: NDArray[np.uint8], longest_px: int) -> NDArray[np.uint8]:
+    """Return a thumbnail (h × w × 3) with at most so many px on its longest side."""
+    height, width = picture.shape[:2]
+    scale = longest_px / max(width, height)
+    if scale >= 1:
+        return picture
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))

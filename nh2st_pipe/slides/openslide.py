@@ -53,7 +53,8 @@ class OpenSlideSlide:
         self.notices: tuple[str, ...] = (*words, *_full_resolution_missing(properties, self.mpp))
         self._direct: dict[int, int] = {}
         if properties.get(openslide.PROPERTY_NAME_VENDOR) in _PLAIN_TILES:
-            pages = tiled_pages(self.path, [handle.level_dimensions[number] for number in self._numbers])
+            pages, absent = tiled_pages(self.path, [handle.level_dimensions[number] for number in self._numbers])
+            self.notices += tuple(absent)
             if pages:
                 self._direct = {level: index for index, level in enumerate(pages)}
                 self._pieces = TiffPieces(self.path, list(pages.values()))

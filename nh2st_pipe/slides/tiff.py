@@ -154,13 +154,15 @@ class TiffSlide:
         self._pieces.close()
 
 
-def tiled_pages(path: Path, sizes: Sequence[tuple[int, int]]) -> dict[int, TiffLevel]:
-    """Return those of an OpenSlide slide's levels (width, height) that are tiled pages of a TIFF, by their number.
+def tiled_pages(path: Path, sizes: Sequence[tuple[int, int]]) -> tuple[dict[int, TiffLevel], list[str]]:
+    """Return those of an OpenSlide slide's levels (width, height) that are tiled pages of a TIFF, by their number; and
+    what is to be said of level 0.
 
     Such a page has the level's size, colours of eight bits, a compression whose px OpenSlide and we read alike, and
     all of its tiles.
     """
     found: dict[int, TiffLevel] = {}
+    words: list[str] = []
     try:
         with tifffile.TiffFile(path) as file:
             pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
@@ -168,12 +170,16 @@ def tiled_pages(path: Path, sizes: Sequence[tuple[int, int]]) -> dict[int, TiffL
                 for page in (each for each in pages if each.compression in _ALIKE):
                     level = _level_of_pages((page,), page.axes)
                     full = level is not None and level.size == size and page.dtype == np.uint8 and not level.planar
-                    if full and level is not None and min(page.databytecounts, default=0) > 0:
+                    if not full or level is None:
+                        continue
+                    if min(page.databytecounts, default=0) > 0:
                         found[number] = level
-                        break
+                    elif number == 0:
+                        words = _absent([page])
+                    break
     except Exception:  # a TIFF that only OpenSlide understands
-        return {}
-    return found
+        return {}, []
+    return found, words
 
 
 def _level(series: Any) -> TiffLevel | None:
@@ -242,8 +248,15 @@ def _rgb(parts: list[NDArray[Any]]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(values[..., :3])
 
 
+def _absent(pages: Sequence[Any]) -> list[str]:
+    """Say which pieces of a picture a file leaves out, as scanners and programs do with empty glass."""
+    lengths = [length for page in pages for length in page.databytecounts]
+    absent = sum(length == 0 for length in lengths)
+    return [f"{absent:,} of {len(lengths):,} pieces of the image are not in the file"] if absent else []
+
+
 def _notices(level: TiffLevel, series: Any, file: Any) -> list[str]:
-    found = []
+    found = _absent(level.pages)
     if level.pages[0].dtype == np.uint16:
         found.append("16 bits a px are read as their upper 8")
     number = file.series.index(series)

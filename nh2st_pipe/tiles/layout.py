@@ -40,6 +40,8 @@ class Layout:
     """What is unlikely about them."""
     tissue: NDArray[np.bool_] | None = None
     """What the grid was laid over, h × w; None for spots."""
+    picture: NDArray[np.uint8] | None = None
+    """The thumbnail on which that was found, where one was made: h × w × 3, the whole slide."""
 
 
 def lay_out(row: SlideRow, slide: Slide, tile: TileSize, grid: GridOptions | None = None) -> Layout:
@@ -51,7 +53,7 @@ def lay_out(row: SlideRow, slide: Slide, tile: TileSize, grid: GridOptions | Non
     resolution = choose_mpp(row.mpp, slide.mpp, None if spots is None else spots_say(spots))
     size = tile.on_slide(resolution.mpp, slide)
     check_tile(size, slide)
-    doubts, notes, mask = [*resolution.doubts], list[str](), None
+    doubts, notes, mask, picture = [*resolution.doubts], list[str](), None, None
     if spots is not None:
         assert row.expression is not None
         check_on_image(spots, slide)
@@ -60,11 +62,11 @@ def lay_out(row: SlideRow, slide: Slide, tile: TileSize, grid: GridOptions | Non
         from nh2st_pipe.tiles.tissue import find_tissue
 
         found = find_tissue(slide, row.tissue)
-        mask, notes = found.mask, found.notes()
+        mask, notes, picture = found.mask, found.notes(), found.picture
         spots = grid_spots(mask, size, slide, grid, row.tissue)
         doubts += mask_notices(mask, slide) if row.tissue else []
     notes = [*slide.notices, *resolution.notes, *spots.notices, *notes]
-    return Layout(spots.take(file_order(spots.xy)), size, resolution, tuple(notes), tuple(doubts), mask)
+    return Layout(spots.take(file_order(spots.xy)), size, resolution, tuple(notes), tuple(doubts), mask, picture)
 
 
 def tissue_on(slide: Slide, picture: NDArray[np.uint8], given: Path | None) -> NDArray[np.bool_]:

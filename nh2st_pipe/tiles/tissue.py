@@ -8,7 +8,7 @@ A mask image or a GeoJSON outline in the manifest takes its place.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,8 @@ class Tissue:
     """Marks of a pen, on tissue or beside it."""
     folds: NDArray[np.bool_]
     """Tissue that lies double."""
+    picture: NDArray[np.uint8] | None = None
+    """The thumbnail it was found on, h × w × 3; None where it was given."""
 
     def notes(self) -> list[str]:
         """Say what was taken off the tissue."""
@@ -62,7 +64,8 @@ class Tissue:
 def find_tissue(slide: Slide, given: Path | None = None) -> Tissue:
     """Return the tissue of the whole slide, at any resolution, as it is in the file `given` where there is one."""
     if given is None:
-        return look_for_tissue(thumbnail(slide, MASK_PX)[0])
+        picture = thumbnail(slide, MASK_PX)[0]
+        return replace(look_for_tissue(picture), picture=picture)
     outlined = given.suffix.lower() in (".geojson", ".json")
     mask = mask_from_geojson(given, slide) if outlined else mask_from_image(given)
     return Tissue(mask, np.zeros((1, 1), np.bool_), np.zeros((1, 1), np.bool_))

@@ -199,11 +199,15 @@ def test_missing_pieces_are_white_and_damaged_ones_a_fault_of_the_slide(
     assert "s0.ome.tif is damaged near x=" in summary.failed["s0"]
     blank = np.zeros_like(pixels)
     blank[:128] = pixels[:128]
-    with tifffile.TiffWriter(tmp_path / "b.ome.tif", ome=True) as tif:
-        places = [(y, x) for y in range(0, 384, 128) for x in range(0, 512, 128)]
-        pieces = (blank[y : y + 128, x : x + 128] if y < 128 else None for y, x in places)
-        kind: dict[str, Any] = {"shape": pixels.shape, "dtype": np.uint8, "tile": (128, 128), "photometric": "rgb"}
-        tif.write(pieces, metadata={"axes": "YXS"}, **kind)
-    region = open_slide(tmp_path / "b.ome.tif").read_region(0, 0, 512, 384, 0)
-    assert np.array_equal(region[:128], pixels[:128])
-    assert (region[128:] == 255).all()
+    for name, kind in (("b.ome.tif", TiffSlide), ("b.tif", OpenSlideSlide)):
+        with tifffile.TiffWriter(tmp_path / name, ome=kind is TiffSlide) as tif:
+            places = [(y, x) for y in range(0, 384, 128) for x in range(0, 512, 128)]
+            pieces = (blank[y : y + 128, x : x + 128] if y < 128 else None for y, x in places)
+            of: dict[str, Any] = {"shape": pixels.shape, "dtype": np.uint8, "tile": (128, 128), "photometric": "rgb"}
+            tif.write(pieces, compression="zlib", metadata={"axes": "YXS"} if kind is TiffSlide else None, **of)
+        slide = open_slide(tmp_path / name)
+        assert isinstance(slide, kind)
+        region = slide.read_region(0, 0, 512, 384, 0)
+        assert np.array_equal(region[:128], pixels[:128])
+        assert (region[128:] == 255).all()
+        assert slide.notices == ("8 of 12 pieces of the image are not in the file",)
