@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from nh2st_pipe.core.errors import OF_ONE_SLIDE
 from nh2st_pipe.slides import Slide, open_slide
 from nh2st_pipe.slides.base import read_tile, smaller, thumbnail
-from nh2st_pipe.slides.resolution import TileSize, choose_mpp, plausible_mpp
+from nh2st_pipe.slides.resolution import SPOTS_TOLERANCE, TileSize, choose_mpp, plausible_mpp
 from nh2st_pipe.slides.whole import missing_data
-from nh2st_pipe.tiles.geometry import WAYS, Way, on_tissue, spots_say
+from nh2st_pipe.tiles.geometry import CLEARLY_BETTER, WAYS, Way, on_tissue, spots_say
 from nh2st_pipe.tiles.lattice import pitch_px
 from nh2st_pipe.tiles.layout import Layout, doubts_on_tissue, lay_out, tissue_on
 from nh2st_pipe.tiles.manifest import SlideRow
@@ -28,9 +28,7 @@ AS_THEY_ARE = "as they are"
 _THUMBNAIL_PX = 1024
 _TILES_READ = 24
 _OUT_PX = 224
-_BETTER = 0.1  # share of the spots by which another way of laying them has to be better to be proposed
 _ENOUGH = 0.5
-_MPP_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -176,7 +174,7 @@ def _describe(found: Examined, spots: Spots) -> None:
             "genes": spots.counts.shape[1],
             "median per spot": float(np.median(of_spot)),
             "spots without any": empty,
-            "whole numbers": not any("whole numbers" in doubt for doubt in spots.doubts),
+            "whole numbers": spots.whole_counts,
         }
         if empty == len(spots):
             found.doubts.append("all counts are zero: there is nothing to learn from")
@@ -199,12 +197,14 @@ def _propose(found: Examined, spots: Spots, mask: NDArray[np.bool_], size: tuple
     found.on_tissue |= {way: on_tissue(lay(spots.xy, size), mask, size) for way, lay in ways.items()}
     best = max(ways, key=lambda way: found.on_tissue[way])
     own, other = found.on_tissue[AS_THEY_ARE], found.on_tissue[best]
-    lay = ways[best] if other >= _ENOUGH and (other > own + _BETTER or (unfit and best.startswith("÷"))) else None
+    lay = (
+        ways[best] if other >= _ENOUGH and (other > own + CLEARLY_BETTER or (unfit and best.startswith("÷"))) else None
+    )
     laid = spots if lay is None else replace(spots, xy=lay(spots.xy, size))
     said = spots_say(laid)
     mpp = None
     if said is not None and plausible_mpp(said.mpp):
-        contradicted = found.mpp is not None and said.sure and abs(found.mpp / said.mpp - 1) > _MPP_TOLERANCE
+        contradicted = found.mpp is not None and said.sure and abs(found.mpp / said.mpp - 1) > SPOTS_TOLERANCE
         mpp = said.mpp if found.mpp is None or contradicted else None
     if lay is not None or mpp is not None:
         found.correction = Correction(mpp, best if lay is not None else None, lay)

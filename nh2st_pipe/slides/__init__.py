@@ -5,12 +5,16 @@ Coordinates are level-0 px, x then y, origin at the upper left corner, everywher
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from nh2st_pipe.core.errors import SlideError, fault_of
 from nh2st_pipe.slides.base import Slide
 
 __all__ = ["Slide", "open_slide"]
+
+# What tifffile has to say of a file that is cut short would stand in the terminal beside the message that names it.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 def open_slide(path: Path) -> Slide:

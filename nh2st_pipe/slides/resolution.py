@@ -20,6 +20,7 @@ LEAST_TILE_PX = 8.0
 
 __all__ = [
     "LEAST_TILE_PX",
+    "SPOTS_TOLERANCE",
     "Resolution",
     "SpotsSay",
     "TileSize",
@@ -31,7 +32,8 @@ __all__ = [
 ]
 
 _MPP_TOLERANCE = 0.05
-_SPOTS_TOLERANCE = 0.1
+SPOTS_TOLERANCE = 0.1
+"""How far the resolution may be from what spots say before that is said, as a share."""
 _SQUARE = 0.05  # how far the sides of a px may differ
 _LEAST_MPP, _MOST_MPP = 0.05, 10.0
 
@@ -144,7 +146,7 @@ def choose_mpp(in_manifest: float | None, in_file: float | None, of_spots: Spots
         return Resolution(None, "unknown", tuple(notes))
     if in_manifest is not None and in_file is not None and abs(in_manifest / in_file - 1) > _MPP_TOLERANCE:
         doubts.append(f"mpp is {in_manifest:g} in the manifest and {in_file:g} in the file; the manifest's is used")
-    if of_spots is not None and of_spots.sure and abs(mpp / of_spots.mpp - 1) > _SPOTS_TOLERANCE:
+    if of_spots is not None and of_spots.sure and abs(mpp / of_spots.mpp - 1) > SPOTS_TOLERANCE:
         doubts.append(
             f"mpp is {mpp:.4g} by the {source}, and {of_spots.mpp:.4g} by {of_spots.source}: is it that of this image?"
         )

@@ -19,6 +19,7 @@ from nh2st_pipe.tiles.lattice import SPOT_PITCH_UM, array_pitch_px, is_hexagonal
 from nh2st_pipe.tiles.spots import Spots
 
 __all__ = [
+    "CLEARLY_BETTER",
     "WAYS",
     "check_on_image",
     "check_pitch",
@@ -33,7 +34,8 @@ _ASPECT = 0.05  # how far a mask's sides may be from the slide's
 _OVERLAP = 0.7  # spots nearer than this share of their own diameter cannot be
 _APART = 3.0  # diameters from spot to spot: 1 on Visium HD, 1.8 on Visium, 2 on ST
 _DENSE, _SPARSE = 0.1, 10.0  # pitch in sides of a tile
-_MARGIN = 0.1  # share of spots by which another way of laying them must be better before it is said
+CLEARLY_BETTER = 0.1
+"""Share of the spots by which another way of laying them must be better before it is said."""
 _FEW = 0.5
 _LARGEST_ST = 100  # rows or columns; the bins of Visium HD and Stereo-seq are thousands
 
@@ -144,7 +146,7 @@ def tissue_notices(xy: NDArray[np.float64], mask: NDArray[np.bool_], size: tuple
         return []
     share = on_tissue(xy, mask, size)
     best, way = max((on_tissue(lay(xy, size), mask, size), way) for way, lay in WAYS.items())
-    if best > share + _MARGIN:
+    if best > share + CLEARLY_BETTER:
         better = f"{best:.0%} would if they were {way}"
         return [f"{share:.0%} of the spots lie on tissue, and {better}: does obsm['spatial'] hold x, y of this image?"]
     return [f"only {share:.0%} of the spots lie on what looks like tissue"] if share < _FEW else []

@@ -60,6 +60,11 @@ class Spots:
             return None
         return np.column_stack((self.array_row, self.array_col))
 
+    @property
+    def whole_counts(self) -> bool:
+        """Whether all counts are whole numbers, as raw ones are."""
+        return self.counts is None or not np.any(self.counts.data % 1 != 0)
+
     def take(self, order: NDArray[np.int64]) -> Spots:
         """Return the spots in another order."""
         return replace(
@@ -111,8 +116,7 @@ def _spots_of(data: anndata.AnnData, path: Path) -> Spots:
         mpp=factors.get("microns_per_pixel"),
     )
     notices, doubts = [], []
-    assert spots.counts is not None
-    if spots.counts.nnz and np.any(spots.counts.data % 1 != 0):
+    if not spots.whole_counts:
         doubts.append("counts are not whole numbers: are they already normalised? Raw counts are expected")
     if "in_tissue" in data.obs:
         inside = np.flatnonzero(_in_tissue(data, path))
