@@ -17,6 +17,7 @@ from nh2st_pipe.core.errors import EncoderError, NH2STError
 from nh2st_pipe.core.hub import cached, describe
 from nh2st_pipe.encoders.encoder import Encoder
 from nh2st_pipe.encoders.load import build_backbone, load_encoder
+from nh2st_pipe.encoders.packages import check_installed
 from nh2st_pipe.encoders.weights import find_weights
 from nh2st_pipe.recipes.encoder import EncoderRecipe
 
@@ -50,9 +51,12 @@ def _looked_at(what: str, look: Any, *arguments: Any) -> Finding:
 def _architecture(recipe: EncoderRecipe) -> str:
     if recipe.kind == "fake":
         return "built in, without weights"
-    if recipe.kind in ("remote", "package"):
-        of = f"the repository {recipe.repo}" if recipe.kind == "remote" else f"the package {recipe.package}"
-        return f"the code of {of}; {recipe.dim:,} values per tile, by its recipe"
+    by_recipe = f"{recipe.dim:,} values per tile, by its recipe"
+    if recipe.kind == "remote":
+        return f"the code of the repository {recipe.repo}, which runs with --trust-remote-code; {by_recipe}"
+    if recipe.kind == "package":
+        check_installed(recipe)
+        return f"the code of the package {recipe.package}; {by_recipe}"
     with torch.device("meta"):
         backbone = build_backbone(recipe)
         encoder = Encoder(recipe, backbone, torch.device("meta"), "float32")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from nh2st_pipe.core.quiet import quiet_warnings
 if TYPE_CHECKING:
     from nh2st_pipe.recipes.encoder import EncoderRecipe
 
-__all__ = ["load_package"]
+__all__ = ["check_installed", "load_package"]
 
 Forward = Callable[[Any, torch.Tensor], Any]
 
@@ -61,20 +62,27 @@ _ADAPTERS: Mapping[str, Callable[[Path], _Adapted]] = {
 }
 
 
+def check_installed(recipe: EncoderRecipe) -> None:
+    """Raise EncoderError where the package that a recipe names is not there."""
+    assert recipe.package is not None
+    if importlib.util.find_spec(recipe.package) is None:
+        raise EncoderError(
+            f"encoder {recipe.name} needs its authors' package {recipe.package}: {recipe.url} says how to install it"
+        )
+
+
 def load_package(recipe: EncoderRecipe, weights: Path) -> nn.Module:
     """Load the weights in the file `weights` with the package that the recipe names.
 
     Raises EncoderError where the package is not installed, or fails.
     """
     assert recipe.package is not None
+    if recipe.package not in sys.modules:
+        check_installed(recipe)
     try:
         with quiet_warnings():
             return _ADAPTERS[recipe.package](weights)
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != recipe.package:
-            raise EncoderError(f"the package {recipe.package} needs another one: {error}") from error
-        raise EncoderError(
-            f"encoder {recipe.name} needs its authors' package {recipe.package}: {recipe.url} says how to install it"
-        ) from error
+        raise EncoderError(f"the package {recipe.package} needs another one: {error}") from error
     except Exception as error:  # it is somebody's code
         raise EncoderError(f"the package {recipe.package} failed: {type(error).__name__}: {error}") from error

@@ -235,6 +235,7 @@ def test_packages_are_asked_for_embeddings(
     weights.write_bytes(b"weights")
     with pytest.raises(EncoderError, match=f"needs its authors' package {name}: a page says how to install it"):
         load_encoder(of, weights)
+    assert f"package {name}: a page says" in check_encoder(of, weights)[0].words
     model, loaded = Asked(name), list[str]()
 
     def keep(path: str) -> Asked:
