@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 import nh2st_pipe
 from nh2st_pipe.core.devices import pick_head_device
 from nh2st_pipe.core.errors import NH2STError, SlideError, StoreError, TrainError, UsageError
+from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.data.targets import targets
@@ -179,10 +180,12 @@ def _embed(
     """Embed a manifest as the model needs it, and return the store."""
     from nh2st_pipe.embedding.plan import recipe_of
     from nh2st_pipe.embedding.run import embed
-    from nh2st_pipe.encoders.weights import find_weights
+    from nh2st_pipe.encoders.weights import find_weights, known_weights
 
     path, recipe = summary.out / "store.zarr", recipe_of(trained_on)
-    found = find_weights(recipe, None if weights is None else Path(weights), trust_remote_code)
+    given = None if weights is None else Path(weights)
+    there = None if Location(path).is_empty() else open_store(path).contract
+    found = known_weights(recipe, given, there) or find_weights(recipe, given, trust_remote_code)
     if found.sha256 != trained_on.weights.sha256:
         raise StoreError(
             f"the model was trained on embeddings of {trained_on.weights.source} (SHA-256 "

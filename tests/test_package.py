@@ -22,6 +22,7 @@ def test_public_names_are_there_and_no_others() -> None:
         [
             "NH2ST",
             "__version__",
+            "bench",
             "check",
             "compare",
             "embed",

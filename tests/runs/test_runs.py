@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import anndata
 import numpy as np
@@ -261,3 +262,15 @@ def test_a_models_card_says_what_it_is_and_what_it_reached(finished: Path) -> No
         assert f"\n| {name} | " in card
     assert "Nothing was judged" in model_card({**metrics, "summary": None, "folds": []}, about)
     assert "- Note: odd" in model_card({**metrics, "notes": ["odd"]}, about)
+
+
+def test_slides_that_are_embedded_already_are_predicted_without_the_encoders_weights(
+    finished: Path, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = predict(finished, slides=study.manifest, out=tmp_path / "p")
+    asked = mock.Mock(side_effect=AssertionError("weights were asked for"))
+    monkeypatch.setattr("nh2st_pipe.encoders.weights.find_weights", asked)
+    monkeypatch.setattr("nh2st_pipe.embedding.run.find_weights", asked)
+    assert predict(finished, slides=study.manifest, out=tmp_path / "p").files == first.files
+    with pytest.raises(AssertionError, match="weights were asked for"):
+        predict(finished, slides=study.manifest, out=tmp_path / "q")
