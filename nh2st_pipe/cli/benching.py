@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nh2st_pipe.cli.options import Device, Json, TrustRemoteCode, exit_for, say_failed, show
+from nh2st_pipe.cli.options import Device, Json, TrustRemoteCode, Workers, exit_for, say_failed, show
 from nh2st_pipe.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def bench(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the pilot's patches and of the folds.")] = 2021,
     device: Device = "auto",
-    workers: Annotated[int, typer.Option(help="Threads that read tiles.", min=1)] = 2,
+    workers: Workers = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:

@@ -15,6 +15,7 @@ from nh2st_pipe.cli.options import (
     Precision,
     TrustRemoteCode,
     Weights,
+    Workers,
     exit_for,
     say_failed,
     show,
@@ -58,7 +59,7 @@ def embed(
     batch_size: Annotated[
         int | None, typer.Option(help="Tiles encoded at once; default: 64 on a GPU, 8 on a CPU.", min=1)
     ] = None,
-    workers: Annotated[int, typer.Option(help="Threads that read tiles.", min=1)] = 2,
+    workers: Workers = None,
     precision: Annotated[
         Precision,
         typer.Option(help="Encoder arithmetic; auto: the store's, else the recipe's on a GPU, float32 on a CPU."),

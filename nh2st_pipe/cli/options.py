@@ -17,6 +17,7 @@ __all__ = [
     "Precision",
     "TrustRemoteCode",
     "Weights",
+    "Workers",
     "exit_for",
     "say_failed",
     "show",
@@ -40,6 +41,11 @@ Weights = Annotated[
     Path | None, typer.Option(help="Weight file of the encoder, in place of the one on the Hugging Face hub.")
 ]
 
+
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Threads that read tiles; default: 2 beside a CPU's encoder, else all cores but one.", min=1),
+]
 
 Overlap = Annotated[
     float | None,

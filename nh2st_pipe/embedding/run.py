@@ -6,6 +6,7 @@ is interrupted goes on where it was, and a finished slide is never touched again
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["embed"]
 
 _LARGE_MILLIONS = 200
+_MOST_READERS = 16
 
 
 def embed(
@@ -137,10 +139,20 @@ def embed(
                     writer.renew_row(record, wanted.row)
         if todo:
             jobs = [Job(row, wanted) for row, wanted in todo]
-            readers = Readers(jobs, writer, size, workers or 2, stop, redo_changed, progress.say)
+            readers = Readers(
+                jobs, writer, size, workers or _readers(encoder_on_device.device.type), stop, redo_changed, progress.say
+            )
             _run(jobs, readers, encoder_on_device, contract.views, summary, progress)
     summary.seconds["total"] = time.perf_counter() - began
     return summary
+
+
+def _readers(device: str) -> int:
+    """Return how many threads read tiles where nobody says: on a GPU all cores but one, since one core decodes a few
+    hundred tiles a second; beside an encoder on the CPU two.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    return 2 if device == "cpu" else min(max(cores - 1, 2), _MOST_READERS)
 
 
 def _run(

@@ -34,8 +34,10 @@ class Encoder(nn.Module):
         self.recipe = recipe
         self.device = device
         self.dtype: torch.dtype = getattr(torch, precision)
-        # A CPU is fastest while the activations stay in its caches; a GPU wants all there is.
-        self.images_at_once = 16 if device.type == "cpu" else 1 << 30
+        # A CPU is fastest while the activations stay in its caches; a GPU wants many, in a bounded memory.
+        self.images_at_once = 16 if device.type == "cpu" else 512
+        self.tiles_at_once = 1 << 30
+        """Of `encode`: halved where the device runs out of memory."""
         self.backbone = backbone.eval().requires_grad_(False).to(device, self.dtype)
         if device.type != "mps":
             self.backbone = self.backbone.to(memory_format=torch.channels_last)
@@ -48,24 +50,57 @@ class Encoder(nn.Module):
     def encode(self, tiles_bhwc: NDArray[np.uint8], views: int = 1, view: int | None = None) -> NDArray[np.float16]:
         """Return the embeddings b × V × d of uint8 RGB tiles b × h × w × 3, h = w = the recipe's `input_px`.
 
-        The first `views` dihedral views, or `view` alone (V is 1 then). Half the tiles at a time are tried where the
-        device runs out of memory, down to a single one.
+        The first `views` dihedral views, or `view` alone (V is 1 then). Where the device runs out of memory, half of
+        the tiles at a time are tried, from then on too. Raises EncoderError where a single one is too much.
         """
+        wanted = range(views) if view is None else (view,)
+        done: list[NDArray[np.float16]] = []
+        at = 0
+        while at < len(tiles_bhwc) or not done:
+            part = tiles_bhwc[at : at + self.tiles_at_once]
+            encoded = self._tried(part, wanted)
+            if encoded is not None:
+                done.append(encoded)
+                at += len(part)
+                continue
+            # Here the failed attempt's tensors are gone: they live as long as its exception.
+            if len(part) <= 1:
+                raise EncoderError(
+                    f"{self.device} runs out of memory with encoder {self.recipe.name} and a single tile"
+                    + (f" of {len(wanted)} views" if len(wanted) > 1 else "")
+                    + "; take a smaller encoder, or free the device"
+                )
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.tiles_at_once = len(part) // 2
+        return done[0] if len(done) == 1 else np.concatenate(done)
+
+    def _tried(self, tiles_bhwc: NDArray[np.uint8], views: Sequence[int]) -> NDArray[np.float16] | None:
+        """Return the embeddings; None where the device runs out of memory."""
         try:
-            return self._encode(tiles_bhwc, range(views) if view is None else (view,))
+            return self._encode(tiles_bhwc, views)
         except torch.OutOfMemoryError:
-            if len(tiles_bhwc) == 1:
-                raise
-            torch.cuda.empty_cache()
-            half = len(tiles_bhwc) // 2
-            return np.concatenate([self.encode(part, views, view) for part in (tiles_bhwc[:half], tiles_bhwc[half:])])
+            return None
 
     def _encode(self, tiles_bhwc: NDArray[np.uint8], views: Sequence[int]) -> NDArray[np.float16]:
         tiles = torch.from_numpy(np.require(tiles_bhwc, requirements=["C", "W"]))
         if self.device.type == "cuda":
             tiles = tiles.pin_memory()
         tiles = tiles.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        images = torch.addcmul(self.bias, tiles.float(), self.gain).to(self.dtype)
+        # Views are made of as many tiles as go through the encoder at once, and not of the whole batch.
+        step = max(1, self.images_at_once // len(views))
+        parts = [self._views(part, views) for part in tiles.split(step)]
+        half = torch.cat(parts)
+        if not torch.isfinite(half).all():
+            raise EncoderError(
+                f"encoder {self.recipe.name} returned values that are not finite in float16; "
+                "try --precision float32, and check that the weights are the recipe's"
+            )
+        return half.cpu().numpy()
+
+    def _views(self, tiles_bchw: torch.Tensor, views: Sequence[int]) -> torch.Tensor:
+        """Return the embeddings b × V × d, float16, of uint8 tiles on the device."""
+        images = torch.addcmul(self.bias, tiles_bchw.float(), self.gain).to(self.dtype)
         b = len(images)
         images_vb = torch.cat([dihedral(images, view) for view in views])
         if self.device.type != "mps":
@@ -76,14 +111,7 @@ class Encoder(nn.Module):
                 f"encoder {self.recipe.name} returned {tuple(emb_vbd.shape[1:])} values per tile and its recipe says "
                 f"{self.recipe.dim}; check dim and pooling"
             )
-        emb_bvd = emb_vbd.view(len(views), b, -1).transpose(0, 1)
-        half = emb_bvd.to(torch.float16)
-        if not torch.isfinite(half).all():
-            raise EncoderError(
-                f"encoder {self.recipe.name} returned values that are not finite in float16; "
-                "try --precision float32, and check that the weights are the recipe's"
-            )
-        return half.cpu().numpy()
+        return emb_vbd.view(len(views), b, -1).transpose(0, 1).to(torch.float16)
 
     def _pool(self, images: torch.Tensor) -> torch.Tensor:
         pooling = self.recipe.pooling

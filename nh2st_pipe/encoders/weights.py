@@ -6,15 +6,20 @@ Kept apart from `encoders` so that a store can be checked against its weights wi
 from __future__ import annotations
 
 import hashlib
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from nh2st_pipe.core.errors import EncoderError, HubError, UsageError
+from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.encoders.trust import check_trust
 from nh2st_pipe.recipes.encoder import EncoderRecipe
 from nh2st_pipe.store.format import Contract
 
-__all__ = ["Weights", "find_weights", "known_weights"]
+__all__ = ["Weights", "find_weights", "known_weights", "remembered_sha256"]
+
+_LARGE = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,29 @@ def find_weights(recipe: EncoderRecipe, given: Path | None, trust_remote_code: b
     return Weights(path, _sha256(path, recipe), f"hf-hub:{recipe.repo}@{recipe.revision or 'main'}/{recipe.file}")
 
 
-def _sha256(path: Path, recipe: EncoderRecipe) -> str:
+def remembered_sha256(path: Path) -> str:
+    """Return a file's SHA-256: of a large one it is kept beside it, with size and time of change, and asked for there.
+
+    A file of several GB takes seconds to read, at every start.
+    """
+    stat = path.stat()
+    state = [stat.st_size, stat.st_mtime_ns]
+    beside = path.with_name(f".{path.name}.sha256.json")
+    if stat.st_size >= _LARGE:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            kept = json.loads(beside.read_text("utf-8"))
+            if kept["of"] == state:
+                return str(kept["sha256"])
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
+    if stat.st_size >= _LARGE:
+        with suppress(OSError), written_whole(beside) as part:  # where it may not be written, it is not kept
+            part.write_text(json.dumps({"of": state, "sha256": found}), "utf-8")
+    return found
+
+
+def _sha256(path: Path, recipe: EncoderRecipe) -> str:
+    found = remembered_sha256(path)
     if recipe.sha256 not in (None, found):
         raise EncoderError(
             f"{path} has the SHA-256 {found}, and the recipe of {recipe.name} expects {recipe.sha256}: it is another "

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from nh2st_pipe.core.errors import EncoderError, RecipeError, UsageError
 from nh2st_pipe.encoders.encoder import Encoder
 from nh2st_pipe.encoders.load import build_backbone, load_encoder
 from nh2st_pipe.encoders.views import dihedral
-from nh2st_pipe.encoders.weights import find_weights
+from nh2st_pipe.encoders.weights import find_weights, remembered_sha256
 from nh2st_pipe.recipes import files
 from nh2st_pipe.recipes.encoder import EncoderRecipe, load_encoder_recipe
 
@@ -139,18 +141,50 @@ def test_views_go_through_in_parts_with_the_same_result(tmp_path: Path) -> None:
     assert np.allclose(encoder.encode(batch, 8), whole, atol=2e-3)
 
 
-def test_running_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_halves_the_batch_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = load_encoder(load_encoder_recipe("fake"), None)
     whole = encoder.encode(tiles(9, 64), 8)
-    plain = Encoder._encode
+    plain, sizes, held = Encoder._encode, list[int](), list[weakref.ref[torch.Tensor]]()
 
     def small(self: Encoder, batch: Any, views: Sequence[int]) -> Any:
-        if len(batch) > 2:
+        assert not any(ref() is not None for ref in held)  # what a failed attempt held is free in the next
+        sizes.append(len(batch))
+        if len(batch) > most:
+            activations = torch.empty(10)
+            held.append(weakref.ref(activations))
             raise torch.OutOfMemoryError
         return plain(self, batch, views)
 
+    most = 2
     monkeypatch.setattr(Encoder, "_encode", small)
     assert np.array_equal(encoder.encode(tiles(9, 64), 8), whole)
+    assert sizes == [9, 4, 2, 2, 2, 2, 1]
+    sizes.clear()
+    assert np.array_equal(encoder.encode(tiles(9, 64), 8), whole)
+    assert sizes == [2, 2, 2, 2, 1]
+    most = 0
+    with pytest.raises(EncoderError, match="cpu runs out of memory with encoder fake and a single tile of 8"):
+        encoder.encode(tiles(3, 64), 8)
+
+
+def test_views_are_made_of_as_many_tiles_as_go_through_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = load_encoder(load_encoder_recipe("fake"), None)
+    seen, turned = list[int](), list[int]()
+    pool = encoder._pool
+
+    def pooled(images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        return pool(images)
+
+    def turning(images: torch.Tensor, view: int) -> torch.Tensor:
+        turned.append(len(images))
+        return dihedral(images, view)
+
+    monkeypatch.setattr(encoder, "_pool", pooled)
+    monkeypatch.setattr("nh2st_pipe.encoders.encoder.dihedral", turning)
+    encoder.encode(tiles(5, 64), 8)
+    assert seen == [16, 16, 8]  # two tiles of eight views, and so on
+    assert set(turned) == {1, 2}
 
 
 def test_prefixes_are_stripped_and_foreign_heads_dropped(tmp_path: Path) -> None:
@@ -307,6 +341,27 @@ def test_other_reasons_for_missing_weights_are_told_apart(monkeypatch: pytest.Mo
         find_weights(tiny(), tmp_path / "gone.bin")
     with pytest.raises(UsageError, match="has no weights; leave --weights out"):
         find_weights(load_encoder_recipe("fake"), tmp_path)
+
+
+def test_a_large_files_hash_is_remembered_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nh2st_pipe.encoders.weights._LARGE", 10)
+    path = tmp_path / "w.bin"
+    path.write_bytes(b"a" * 100)
+    first = remembered_sha256(path)
+    assert first == hashlib.sha256(b"a" * 100).hexdigest()
+    hashed = mock.Mock(side_effect=hashlib.file_digest)
+    monkeypatch.setattr("hashlib.file_digest", hashed)
+    assert remembered_sha256(path) == first
+    assert not hashed.called
+    path.write_bytes(b"b" * 100)
+    os.utime(path, ns=(1, 1))
+    assert remembered_sha256(path) == hashlib.sha256(b"b" * 100).hexdigest()
+    (tmp_path / ".w.bin.sha256.json").write_text("{}")
+    assert remembered_sha256(path) == hashlib.sha256(b"b" * 100).hexdigest()
+    assert hashed.call_count == 2
+    (tmp_path / "small.bin").write_bytes(b"c")
+    remembered_sha256(tmp_path / "small.bin")
+    assert not (tmp_path / ".small.bin.sha256.json").exists()
 
 
 def test_a_device_that_is_not_here() -> None:
