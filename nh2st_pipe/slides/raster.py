@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from nh2st_pipe.core.errors import SlideError, fault_of
-from nh2st_pipe.core.quiet import quiet_warnings
+from nh2st_pipe.core.quiet import PROCESS_WIDE, quiet_warnings
 
 __all__ = ["RasterSlide", "any_size"]
 
-_PILLOW_LIMIT = threading.Lock()  # Image.MAX_IMAGE_PIXELS is one value for all threads
 _STRIP_PX = 256
 _ORIENTATION = 274  # the tag
 _BACK = {
@@ -40,7 +39,7 @@ _SIDES_SWAP = tuple(_BACK[tag] for tag in (5, 6, 7, 8))
 @contextmanager
 def any_size() -> Iterator[None]:
     """Open an image without Pillow's guard against those of over 179 Mpx; ours knows the memory."""
-    with _PILLOW_LIMIT:
+    with PROCESS_WIDE:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             yield

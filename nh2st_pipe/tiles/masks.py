@@ -42,11 +42,11 @@ def mask_from_image(path: Path) -> NDArray[np.bool_]:
 
     Raises SlideError where it is no image. What is stored counts, not how it would be shown.
     """
-    with fault_of(SlideError, f"the tissue mask {path} is not a readable image"), quiet_warnings():
+    with fault_of(SlideError, f"the tissue mask {path} is not a readable image"):
         for opened in (png_in_strips(path), _tiff_in_strips(path)):
             if opened is not None:
                 return _made_smaller(*opened)
-        with any_size(), Image.open(path) as image:
+        with any_size(), quiet_warnings(), Image.open(path) as image:
             step = max(1, max(image.size) // _KEPT_PX)
             image.draft("L", (image.width // step, image.height // step))  # a JPEG is decoded smaller
             return _made_smaller(image.size, [(0, np.asarray(image.convert("L")))])
