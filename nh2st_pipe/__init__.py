@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from nh2st_pipe.reporting.page import report
     from nh2st_pipe.runs.model import load_model
     from nh2st_pipe.store.read import open_store
+    from nh2st_pipe.training.repeat import repeat
     from nh2st_pipe.training.run import train
+    from nh2st_pipe.training.sweep import sweep
 
 __version__ = "0.1.0"
 
@@ -35,7 +37,9 @@ __all__ = [
     "load_model",
     "open_store",
     "predict",
+    "repeat",
     "report",
+    "sweep",
     "train",
 ]
 
@@ -49,7 +53,9 @@ _HOME = {
     "load_model": "nh2st_pipe.runs.model",
     "open_store": "nh2st_pipe.store.read",
     "predict": "nh2st_pipe.prediction",
+    "repeat": "nh2st_pipe.training.repeat",
     "report": "nh2st_pipe.reporting.page",
+    "sweep": "nh2st_pipe.training.sweep",
     "train": "nh2st_pipe.training.run",
 }
 

@@ -30,7 +30,9 @@ def test_public_names_are_there_and_no_others() -> None:
             "load_model",
             "open_store",
             "predict",
+            "repeat",
             "report",
+            "sweep",
             "train",
         ]
     )

@@ -54,6 +54,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     benching.bench,
     embedding.embed,
     training.train,
+    training.sweep,
     training.predict,
     training.evaluate,
     training.compare,

@@ -8,42 +8,59 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nh2st_pipe.cli.options import Device, Json, TrustRemoteCode, Weights, exit_for, say_failed, show
+from nh2st_pipe.core.errors import UsageError, listed
 
 if TYPE_CHECKING:
     from nh2st_pipe.training.run import Run
 
-__all__ = ["compare", "evaluate", "predict", "report", "say_run", "table", "train"]
+__all__ = ["compare", "evaluate", "predict", "report", "say_run", "sweep", "table", "train"]
+
+
+Genes = Annotated[
+    str | None,
+    typer.Option(help="Size of the gene panel, all, or a file with one gene a line; default: the recipe's."),
+]
+Folds = Annotated[
+    str | None,
+    typer.Option(
+        help="What is left out in turn: patient, slide, a column of the manifest, or block (a quarter of every "
+        "slide); :K behind it makes K folds of whole groups, a number alone K folds of patients; none: train only. "
+        "Default: the recipe's (patient)."
+    ),
+]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a field of the recipe: key=value, e.g. head.network.epochs=80."),
+]
+Seed = Annotated[int | None, typer.Option(help="Random seed; default: the recipe's (2021).")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        help="Heads and folds trained side by side, in processes that share one copy of the embeddings; default: "
+        "the processors, where that pays (1 on a GPU).",
+        min=1,
+    ),
+]
 
 
 def train(
-    embeddings: Annotated[str, typer.Option(help="Store made by `nh2st-pipe embed`, with expression.")],
-    recipe: Annotated[str, typer.Option(help="Training recipe by name or YAML file.")] = "nh2st-context",
-    genes: Annotated[
+    embeddings: Annotated[
         str | None,
-        typer.Option(help="Size of the gene panel, all, or a file with one gene a line; default: the recipe's."),
+        typer.Option(help="Store made by `nh2st-pipe embed`, with expression; --repeat knows its own."),
     ] = None,
-    folds: Annotated[
-        str | None,
-        typer.Option(
-            help="What is left out in turn: patient, slide, a column of the manifest, or block (a quarter of every "
-            "slide); :K behind it makes K folds of whole groups, a number alone K folds of patients; none: train only. "
-            "Default: the recipe's (patient)."
-        ),
+    recipe: Annotated[
+        str | None, typer.Option(help="Training recipe by name or YAML file; default: nh2st-context.")
     ] = None,
+    genes: Genes = None,
+    folds: Folds = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make; default: runs/RECIPE.")] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change a field of the recipe: key=value, e.g. head.network.epochs=80."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed; default: the recipe's (2021).")] = None,
+    setting: Setting = None,
+    seed: Seed = None,
     device: Device = "auto",
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            help="Heads and folds trained side by side, in processes that share one copy of the embeddings; default: "
-            "the processors, where that pays (1 on a GPU).",
-            min=1,
-        ),
+    jobs: Jobs = None,
+    again: Annotated[
+        Path | None,
+        typer.Option("--repeat", help="Run to make again: its recipe, seed, genes, folds and device; held against it."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -51,10 +68,17 @@ def train(
     from nh2st_pipe.core.progress import progress_for_terminal
     from nh2st_pipe.training.run import train as run
 
+    if again is not None:
+        if any(value is not None for value in (recipe, genes, folds, setting, seed)):
+            raise UsageError("--repeat takes recipe, genes, folds, settings and seed from its run; leave them out")
+        _repeat(again, embeddings, out, None if device == "auto" else device, jobs, as_json)
+        return
+    if embeddings is None:
+        raise UsageError("give the store to train on with --embeddings")
     with progress_for_terminal() as progress:
         result = run(
             embeddings,
-            recipe=recipe,
+            recipe=recipe or "nh2st-context",
             genes=genes,
             folds=folds,
             out=out,
@@ -65,6 +89,77 @@ def train(
             progress=progress,
         )
     show({"path": str(result.path), **result.metrics}, as_json, lambda: say_run(result))
+
+
+def _repeat(
+    of: Path, embeddings: str | None, out: Path | None, device: str | None, jobs: int | None, as_json: bool
+) -> None:
+    from nh2st_pipe.core.progress import progress_for_terminal
+    from nh2st_pipe.training.repeat import repeat
+
+    with progress_for_terminal() as progress:
+        found = repeat(of, embeddings, out=out, device=device, jobs=jobs, progress=progress)
+
+    def say() -> None:
+        say_run(found.run)
+        if not found.other:
+            typer.echo(f"the same as {of} bit for bit: model and {len(found.same) - 1} predictions")
+            return
+        typer.echo(f"not the same as {of}: {listed(found.other)}")
+        for reason in found.reasons:
+            typer.echo(f"note: {reason}")
+
+    show(found.record(), as_json, say)
+    if found.other:
+        raise typer.Exit(1)
+
+
+def sweep(
+    recipe: Annotated[str, typer.Argument(help="Training recipe by name or YAML file.")],
+    embeddings: Annotated[str, typer.Option(help="Store made by `nh2st-pipe embed`, with expression.")],
+    grid: Annotated[
+        list[str],
+        typer.Option(help="key=a,b,c: a field of the recipe and its values; may be repeated, for all combinations."),
+    ],
+    genes: Genes = None,
+    folds: Folds = None,
+    out: Annotated[Path | None, typer.Option(help="Folder with a run for each; default: sweeps/RECIPE.")] = None,
+    setting: Setting = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    jobs: Jobs = None,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe in every combination of some settings; what is there already is kept."""
+    from nh2st_pipe.core.progress import progress_for_terminal
+    from nh2st_pipe.training.sweep import sweep as run
+
+    with progress_for_terminal() as progress:
+        found = run(
+            recipe,
+            embeddings,
+            grid,
+            genes=genes,
+            folds=folds,
+            out=out,
+            settings=setting or (),
+            seed=seed,
+            device=device,
+            jobs=jobs,
+            progress=progress,
+        )
+
+    def say() -> None:
+        if found.rows:
+            typer.echo(table([{**row, "head": row["cell"]} for row in found.rows], "cell"))
+        typer.echo(f"{len(found.done)} cells trained, {len(found.kept)} were there, {len(found.failed)} failed")
+        for note in found.notes:
+            typer.echo(f"note: {note}")
+        typer.echo(f"table: {found.out / 'sweep.csv'}")
+        say_failed(found.failed)
+
+    show(found.record(), as_json, say)
+    exit_for(found.failed)
 
 
 def say_run(run: Run) -> None:
@@ -81,8 +176,8 @@ def say_run(run: Run) -> None:
     typer.echo(f"run: {run.path} (model/ is trained on all {metrics['n_slides']} slides; nh2st-pipe report {run.path})")
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return heads and their figures as aligned text; what is undefined is a dash."""
+def table(rows: list[dict[str, Any]], what: str = "head") -> str:
+    """Return heads and their figures as aligned text, `what` above their names; what is undefined is a dash."""
     keys = {
         "local": "local",
         "neigh": "neigh",
@@ -95,8 +190,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "train_seconds": "train s",
     }
     keys = {key: title for key, title in keys.items() if any(key in row for row in rows)}
-    width = max(len("head"), *(len(row["head"]) for row in rows))
-    lines = ["  ".join([f"{'head':<{width}}", *(f"{title:>10}" for title in keys.values())])]
+    width = max(len(what), *(len(row["head"]) for row in rows))
+    lines = ["  ".join([f"{what:<{width}}", *(f"{title:>10}" for title in keys.values())])]
     for row in rows:
         cells = [
             "–" if row.get(k) is None else f"{row[k]:.1f}" if k == "train_seconds" else f"{row[k]:.4f}" for k in keys

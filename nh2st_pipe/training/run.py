@@ -34,7 +34,7 @@ from nh2st_pipe.training.outcome import Outcome
 from nh2st_pipe.training.record import about, gene_table, metrics_of, write_predictions
 from nh2st_pipe.training.side_by_side import cores, run_all
 
-__all__ = ["Run", "train"]
+__all__ = ["Run", "resolve", "train"]
 
 _WORTHWHILE = 2_000_000  # values of embeddings from which starting processes costs less than it saves
 
@@ -75,7 +75,7 @@ def train(
 
     Raises UsageError, StoreError, TrainError and RunError; the run folder appears only when it is whole.
     """
-    resolved = _resolve(recipe, settings, genes, folds, seed)
+    resolved = resolve(recipe, settings, genes, folds, seed)
     store = open_store(embeddings)
     progress = progress or Progress()
     notes: list[str] = []
@@ -108,7 +108,7 @@ def train(
             notes.append(f"{resolved.name}, all slides: {final.notice}")
         for slide_id, words in own.cautions.items():
             notes.append(f"{slide_id}, held out: {words}")
-        metrics = metrics_of(resolved, study, splits, outcomes, final, notes)
+        metrics = {**metrics_of(resolved, study, splits, outcomes, final, notes), "jobs": jobs}
         card = model_card(metrics, About.of(final.model.about, folder.part))
         save_model(final.model, folder.part / "model", card)
         folder.write_yaml("recipe.yaml", resolved.model_dump(mode="json"))
@@ -173,14 +173,14 @@ def _jobs(asked: int | None, store: Store, names: Sequence[str], recipe: TrainRe
     return cores() if values >= _WORTHWHILE else 1
 
 
-def _resolve(
+def resolve(
     recipe: str | Path | TrainRecipe,
     settings: Iterable[str],
     genes: int | str | Path | Sequence[str] | None,
     folds: str | int | None,
     seed: int | None,
 ) -> TrainRecipe:
-    """Return the recipe with everything that was asked for in it."""
+    """Return the recipe with everything that was asked for in it; arguments as in `train`."""
     if isinstance(recipe, TrainRecipe):
         values = with_settings(recipe.model_dump(mode="json"), settings)
     else:

@@ -1,0 +1,167 @@
+"""Sweeps: every combination a run of its own, cut short and gone on with; and runs made again, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+from nh2st_pipe.core.errors import RecipeError, RunError, UsageError
+from nh2st_pipe.runs.folder import read_metrics
+from nh2st_pipe.training.repeat import repeat
+from nh2st_pipe.training.run import train
+from nh2st_pipe.training.sweep import parse_grid, sweep
+from tests.cli.test_commands import call
+from tests.conftest import Study
+
+
+@pytest.fixture
+def store(study: Study) -> Path:
+    study.embed()
+    return study.folder / "store.zarr"
+
+
+GRID = {"head.alpha": [10, 1000], "targets.smooth": ["none", "grid8"]}
+
+
+def test_a_grid_is_read_as_it_is_written() -> None:
+    assert parse_grid(["head.alpha=1,2.5, 1e3", "head.sigmas=[1],[1, 2],[]", "targets.smooth=none,mean"]) == {
+        "head.alpha": [1, 2.5, "1e3"],  # YAML's numbers have a point before an exponent
+        "head.sigmas": [[1], [1, 2], []],
+        "targets.smooth": ["none", "mean"],
+    }
+    for text, message in (
+        ("head.alpha", "takes key=a,b,c"),
+        ("=1", "takes key=a,b,c"),
+        ("a=[1", "are not YAML values"),
+        ("a=1,1", "a value is there twice"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            parse_grid([text])
+    with pytest.raises(UsageError, match="'a' is given twice"):
+        parse_grid(["a=1", "a=2"])
+
+
+def test_every_cell_is_a_run_and_the_table_holds_them_all(store: Path, tmp_path: Path) -> None:
+    found = sweep("ridge", store, GRID, genes=6, out=tmp_path / "s", settings=["choose={}"])
+    assert (len(found.done), found.kept, found.failed) == (4, [], {})
+    names = {f"alpha={alpha},smooth={smooth}" for alpha in (10, 1000) for smooth in ("none", "grid8")}
+    assert set(found.done) == names
+    for name in names:
+        recipe = yaml.safe_load((tmp_path / "s" / name / "recipe.yaml").read_text())
+        assert name == f"alpha={recipe['head']['alpha']:g},smooth={recipe['targets']['smooth']}"
+        assert recipe["baselines"] == []
+    alone = train(
+        store, recipe="ridge", genes=6, out=tmp_path / "a", settings=["choose={}", "head.alpha=10", "baselines=[]"]
+    )
+    assert read_metrics(tmp_path / "s" / "alpha=10,smooth=grid8")["summary"]["pcc"] == alone.metrics["summary"]["pcc"]
+    assert [row["pcc"] for row in found.rows] == sorted((row["pcc"] for row in found.rows), reverse=True)
+    table = pl.read_csv(tmp_path / "s" / "sweep.csv")
+    assert table["cell"].to_list() == [row["cell"] for row in found.rows]
+    assert set(table.columns) >= {"head.alpha", "targets.smooth", "pcc", "mse"}
+    assert "cells differ in targets.smooth: their figures answer different questions" in found.notes[0]
+    assert "its figure is too good" in found.notes[1]
+
+
+def test_a_sweep_that_was_cut_short_goes_on(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = list[str]()
+
+    def cut(*arguments: Any, out: Path, **options: Any) -> Any:
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(out.name)
+        return train(*arguments, out=out, **options)
+
+    monkeypatch.setattr("nh2st_pipe.training.sweep.train", cut)
+    options: dict[str, Any] = {"genes": 6, "out": tmp_path / "s", "settings": ["choose={}"]}
+    with pytest.raises(KeyboardInterrupt):
+        sweep("ridge", store, GRID, **options)
+    monkeypatch.setattr("nh2st_pipe.training.sweep.train", train)
+    again = sweep("ridge", store, GRID, **options)
+    assert (again.kept, len(again.done), len(again.rows)) == (trained, 2, 4)
+    more = sweep("ridge", store, {**GRID, "head.alpha": [10, 1000, 30]}, **options)
+    assert (len(more.kept), len(more.done)) == (4, 2)
+
+
+def test_cells_of_another_question_are_not_mixed_in(store: Path, study: Study, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"genes": 6, "out": tmp_path / "s"}
+    grid = {"head.alpha": [10]}
+    sweep("ridge", store, grid, settings=["choose={}"], **options)
+    with pytest.raises(RunError, match="was made with other recipe; give another --out"):
+        sweep("ridge", store, grid, settings=["choose={}", "seed=3"], **options)
+    shutil.copy(study.folder / "s1.h5ad", study.folder / "s0.h5ad")
+    study.embed()
+    with pytest.raises(RunError, match="was made with other slides"):
+        sweep("ridge", store, grid, settings=["choose={}"], **options)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(RunError, match="holds something that is no sweep"):
+        sweep("ridge", store, grid, out=tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("grid", "options", "kind", "message"),
+    [
+        ({"head.alfa": [1]}, {}, RecipeError, "cell alfa=1: .*did you mean 'head.alpha'"),
+        ({"head.alpha": [1, "x"]}, {}, RecipeError, "cell alpha=x: .*alpha"),
+        ({"head.alpha.x": [1]}, {}, UsageError, "'alpha' is a value, not a group of keys"),
+        ({}, {}, UsageError, "a sweep varies something"),
+        ({"head.alpha": []}, {}, UsageError, "a sweep varies something"),
+        ({"head.alpha": [1]}, {"folds": "none"}, UsageError, "--folds none judges nothing"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_first_cell(
+    store: Path, tmp_path: Path, grid: Any, options: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        sweep("ridge", store, grid, out=tmp_path / "s", settings=["choose={}"], **options)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_cell_that_fails_is_named_and_the_others_are_trained(store: Path, tmp_path: Path) -> None:
+    done = call(
+        *("sweep", "ridge", "--embeddings", store, "--grid", "features.neighbours=4,99", "--genes", "6"),
+        *("--out", tmp_path / "s", "--set", "choose={}"),
+    )
+    assert done.returncode == 1
+    assert "failed: neighbours=99: features.neighbours is 99" in done.stderr
+    assert "1 cells trained, 0 were there, 1 failed" in done.stdout
+    assert "neighbours=4" in done.stdout
+
+
+@pytest.mark.parametrize("recipe", ["ridge-context", "nh2st"])
+def test_a_run_is_made_again_bit_for_bit(store: Path, tmp_path: Path, recipe: str) -> None:
+    settings = ["fit.epochs=2", "baselines=[]"] if recipe == "nh2st" else ["baselines=[]"]
+    train(store, recipe=recipe, genes=5, seed=7, out=tmp_path / "a", settings=settings)
+    done = call("train", "--repeat", tmp_path / "a")
+    assert done.returncode == 0, done.stderr
+    assert f"the same as {tmp_path / 'a'} bit for bit: model and 3 predictions" in done.stdout
+    assert (tmp_path / "a-repeat" / "recipe.yaml").read_bytes() == (tmp_path / "a" / "recipe.yaml").read_bytes()
+
+
+def test_a_run_that_comes_out_otherwise_is_said_to_and_why(store: Path, study: Study, tmp_path: Path) -> None:
+    train(store, recipe="ridge", genes=5, out=tmp_path / "a", settings=["baselines=[]"])
+    shutil.copy(study.folder / "s1.h5ad", study.folder / "s0.h5ad")
+    study.embed()
+    found = repeat(tmp_path / "a", out=tmp_path / "b")
+    assert "model/model.safetensors" in found.other
+    assert found.reasons == ["versions, device and slides are the same: the numbers in the store may be others"]
+    study.manifest.write_text("\n".join(study.manifest.read_text().splitlines()[:-1]) + "\n")
+    study.embed(store=study.folder / "less.zarr")
+    done = call(
+        "train", "--repeat", tmp_path / "a", "--embeddings", study.folder / "less.zarr", "--out", tmp_path / "c"
+    )
+    assert done.returncode == 1
+    assert "not the same as" in done.stdout
+    assert "note: slides were 3, and are 2" in done.stdout
+    refused = call("train", "--repeat", tmp_path / "a", "--seed", "3")
+    assert refused.returncode == 2
+    assert "leave them out" in refused.stderr
+    assert call("train").returncode == 2
+    record = json.loads(call("train", "--repeat", tmp_path / "b", "--out", tmp_path / "d", "--json").stdout)
+    assert record["repeat"]["other"] == []
