@@ -1,7 +1,9 @@
 """The baselines that are solved rather than trained: the mean, and ridge regression with or without context.
 
 Ridge minimises Σ‖y − ȳ − (x − x̄) W‖² + alpha · V · ‖W‖² over all training spots and views, x being the scaled
-embedding, beside it (with `context`) the mean of the scaled embeddings of the spot's neighbourhood.
+embedding, beside it (with `context`) the mean of the scaled embeddings of the spot's neighbourhood. It is solved by the
+products of values with values, or of rows with rows where there are fewer of them: 500 spots of 25,088 values need no
+matrix of 20 GB.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from nh2st_pipe.recipes.train import TrainRecipe
 
 __all__ = ["Mean", "Ridge"]
+
+_BLOCK_VALUES = 1 << 24
 
 
 class Mean(HeadModel):
@@ -122,13 +126,17 @@ class Ridge(HeadModel):
                 head._solve(each)
             yield head
 
-    def _products(self, train: Samples, dtype: torch.dtype = torch.float64) -> list[_Products]:
+    def _products(self, train: Samples, dtype: torch.dtype = torch.float64) -> list[_Primal | _Dual]:
         """Fit the scaling; return what the solution is made of for each group of genes that the same slides have."""
         if isinstance(self.scaler, FeatureScaler):
             self.scaler.fit(train)
         return [self._products_of(genes, spots, dtype) for genes, spots in train.by_genes()]
 
-    def _products_of(self, genes: torch.Tensor, train: Samples, dtype: torch.dtype) -> _Products:
+    def _products_of(self, genes: torch.Tensor, train: Samples, dtype: torch.dtype) -> _Primal | _Dual:
+        wide = len(self.weight) > len(train) * train.n_views
+        return self._dual(genes, train, dtype) if wide else self._primal(genes, train, dtype)
+
+    def _primal(self, genes: torch.Tensor, train: Samples, dtype: torch.dtype) -> _Primal:
         assert train.target is not None
         n_views, width = train.n_views, len(self.weight)
         rows_of = torch.arange(len(train), device=train.device)
@@ -145,18 +153,42 @@ class Ridge(HeadModel):
                 total += x.sum(0)
         mean = total / (len(train) * n_views)
         gram -= len(train) * n_views * torch.outer(mean, mean)  # Σ(x − x̄)(x − x̄)ᵀ; Σy is zero already
-        return _Products(genes, gram, cross, mean, target_mean, n_views)
+        return _Primal(genes, gram, cross, mean, target_mean, n_views)
 
-    def _solve(self, of: _Products) -> None:
-        gram = of.gram.clone()
-        gram.diagonal().add_(self.alpha * of.n_views)
-        weight = torch.cholesky_solve(of.cross, torch.linalg.cholesky(gram))
+    def _dual(self, genes: torch.Tensor, train: Samples, dtype: torch.dtype) -> _Dual:
+        assert train.target is not None
+        n_views, n = train.n_views, len(train)
+        rows_of = torch.arange(n, device=train.device)
+        x = torch.empty((n_views * n, len(self.weight)), device=train.device)
+        for part in train.chunks():
+            for view in range(n_views):
+                x[view * n + part.start : view * n + part.stop] = self.features(train, rows_of[part], view)
+        mean = torch.empty(len(self.weight), dtype=dtype, device=train.device)
+        kernel = torch.zeros((len(x), len(x)), dtype=dtype, device=train.device)
+        for columns in _blocks(x):
+            block = x[:, columns].to(dtype)
+            mean[columns] = block.mean(0)
+            block -= mean[columns]
+            kernel += block @ block.T
+        target_mean = train.target.double().mean(0)
+        y = (train.target.double() - target_mean).to(dtype).repeat(n_views, 1)
+        return _Dual(genes, x, kernel, y, mean, target_mean, n_views)
+
+    def _solve(self, of: _Primal | _Dual) -> None:
+        weight = of.weight(self.alpha * of.n_views)
         self.weight[:, of.genes] = weight.to(self.weight)
         self.bias[of.genes] = (of.target_mean - of.mean @ weight).to(self.bias)
 
 
+def _blocks(x: torch.Tensor) -> Iterator[slice]:
+    """Yield slices of columns, few enough at a time that a copy of them costs little beside `x` itself."""
+    step = max(1, _BLOCK_VALUES // len(x))
+    for start in range(0, x.shape[1], step):
+        yield slice(start, min(start + step, x.shape[1]))
+
+
 @dataclass(frozen=True)
-class _Products:
+class _Primal:
     """Sums over all spots and views of the slides that have the genes; x̄ and ȳ are taken off."""
 
     genes: torch.Tensor
@@ -169,3 +201,38 @@ class _Products:
     target_mean: torch.Tensor
     """G: ȳ."""
     n_views: int
+
+    def weight(self, penalty: float) -> torch.Tensor:
+        """Return w × G."""
+        gram = self.gram.clone()
+        gram.diagonal().add_(penalty)
+        return torch.cholesky_solve(self.cross, torch.linalg.cholesky(gram))
+
+
+@dataclass(frozen=True)
+class _Dual:
+    """The same where there are fewer rows (spots in their views) than values in each: products of rows with rows.
+
+    W = Xᵀ (X Xᵀ + penalty)⁻¹ Y, and X Xᵀ is R × R where XᵀX would be w × w.
+    """
+
+    genes: torch.Tensor
+    x: torch.Tensor
+    """R × w, float32; x̄ is taken off when it is used."""
+    kernel: torch.Tensor
+    """R × R."""
+    y: torch.Tensor
+    """R × G, ȳ taken off."""
+    mean: torch.Tensor
+    target_mean: torch.Tensor
+    n_views: int
+
+    def weight(self, penalty: float) -> torch.Tensor:
+        """Return w × G."""
+        kernel = self.kernel.clone()
+        kernel.diagonal().add_(penalty)
+        by_row = torch.cholesky_solve(self.y, torch.linalg.cholesky(kernel))
+        weight = torch.empty((self.x.shape[1], by_row.shape[1]), dtype=by_row.dtype, device=by_row.device)
+        for columns in _blocks(self.x):
+            weight[columns] = (self.x[:, columns].to(by_row.dtype) - self.mean[columns]).T @ by_row
+        return weight

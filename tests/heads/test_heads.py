@@ -181,8 +181,14 @@ def test_scaling_is_robust_and_clipped() -> None:
 
 @pytest.mark.parametrize("context", [False, True])
 @pytest.mark.parametrize("views", [1, 8])
-def test_ridge_solves_its_normal_equations(context: bool, views: int) -> None:
+@pytest.mark.parametrize("wide", [False, True])
+def test_ridge_solves_its_normal_equations(
+    context: bool, views: int, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = samples(views=views)
+    if wide:  # as where there are fewer rows than values: by products of rows
+        monkeypatch.setattr(Ridge, "_products_of", Ridge._dual)
+        monkeypatch.setattr("nh2st_pipe.heads.linear._BLOCK_VALUES", 3 * len(data) * views)
     model = Ridge(7, GENES, context=context, alpha=20.0)
     model.fit(data, PLAN)
     x = (everything(data).double() - model.scaler.mean) / model.scaler.scale  # type: ignore[operator]
@@ -196,6 +202,21 @@ def test_ridge_solves_its_normal_equations(context: bool, views: int) -> None:
     weight = np.linalg.solve(centred.T @ centred + 20.0 * views * np.eye(rows.shape[1]), centred.T @ (y - y.mean(0)))
     expected = ((x.numpy() - rows.mean(0)) @ weight + y.mean(0)).mean(1)
     assert np.allclose(model.predict(data), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("n", "dim", "way"), [(9, 40, "_dual"), (41, 40, "_primal")])
+def test_ridge_takes_the_smaller_matrix(n: int, dim: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = list[str]()
+    for name in ("_dual", "_primal"):
+        plain = getattr(Ridge, name)
+
+        def noting(*arguments: Any, name: str = name, plain: Any = plain) -> Any:
+            taken.append(name)
+            return plain(*arguments)
+
+        monkeypatch.setattr(Ridge, name, noting)
+    Ridge(dim, GENES, alpha=5.0).fit(samples(n=n, views=1, dim=dim), PLAN)
+    assert taken == [way]
 
 
 def test_mean_is_the_mean() -> None:
