@@ -158,7 +158,7 @@ def _rate(store: Path, tiles: int, seconds: Mapping[str, float]) -> float | None
     """Return tiles/s of this call of `embed`, else of the one that embedded the pilot."""
     kept = store.with_suffix(".speed.json")
     if tiles:
-        busy = sum(seconds[part] for part in ("encoder", "reading", "writing"))
+        busy = sum(value for part, value in seconds.items() if part != "total")
         kept.write_text(json.dumps({"tiles": tiles, "seconds": busy}), "utf-8")
     if not kept.is_file():
         return None

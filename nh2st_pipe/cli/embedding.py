@@ -183,6 +183,8 @@ def _say_embed(summary: EmbedSummary) -> None:
         shares = ", ".join(f"{seconds[k] / seconds['total']:.0%} {k}" for k in ("encoder", "reading", "writing"))
         rate = summary.encoded_tiles / seconds["total"]
         typer.echo(f"{rate:.1f} tiles/s; of the time {shares} (reading: waiting for tiles)")
+        if summary.advice():
+            typer.echo(summary.advice())
     say_failed(summary.failed)
 
 

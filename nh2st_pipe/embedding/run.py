@@ -6,15 +6,18 @@ is interrupted goes on where it was, and a finished slide is never touched again
 
 from __future__ import annotations
 
-import os
+import datetime
+import json
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import nh2st_pipe
 from nh2st_pipe.core.errors import OF_ONE_SLIDE, EncoderError, NH2STError, UsageError, listed
 from nh2st_pipe.core.location import Location
+from nh2st_pipe.core.machine import cores
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import signals_as_flag
 from nh2st_pipe.embedding.plan import Todo, choose_recipe, decide, make_contract, pending
@@ -139,20 +142,49 @@ def embed(
                     writer.renew_row(record, wanted.row)
         if todo:
             jobs = [Job(row, wanted) for row, wanted in todo]
-            readers = Readers(
-                jobs, writer, size, workers or _readers(encoder_on_device.device.type), stop, redo_changed, progress.say
-            )
-            _run(jobs, readers, encoder_on_device, contract.views, summary, progress)
+            threads = workers or _readers(encoder_on_device.device.type)
+            readers = Readers(jobs, writer, size, threads, stop, redo_changed, progress.say)
+            summary.settings = {
+                "device": str(encoder_on_device.device),
+                "precision": contract.precision,
+                "batch_size": size,
+                "workers": threads,
+                "cores": cores(),
+            }
+            try:
+                _run(jobs, readers, encoder_on_device, contract.views, summary, progress)
+            finally:
+                summary.seconds["total"] = time.perf_counter() - began
+                _log(location, recipe, summary)
     summary.seconds["total"] = time.perf_counter() - began
     return summary
+
+
+def _log(location: Location, recipe: EncoderRecipe, summary: EmbedSummary) -> None:
+    """Add a line about this call to the store's log.jsonl, where the store is a folder."""
+    if location.path is None:
+        return
+    values = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "event": "embed",
+        "version": nh2st_pipe.__version__,
+        "encoder": recipe.name,
+        **summary.settings,
+        "tiles": summary.encoded_tiles,
+        "slides": summary.done,
+        "failed": summary.failed,
+        "tiles_per_second": summary.tiles_per_second,
+        "seconds": {part: round(value, 3) for part, value in summary.seconds.items()},
+    }
+    with suppress(OSError), (location.path / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(values, ensure_ascii=False) + "\n")
 
 
 def _readers(device: str) -> int:
     """Return how many threads read tiles where nobody says: on a GPU all cores but one, since one core decodes a few
     hundred tiles a second; beside an encoder on the CPU two.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
-    return 2 if device == "cpu" else min(max(cores - 1, 2), _MOST_READERS)
+    return 2 if device == "cpu" else min(max(cores() - 1, 2), _MOST_READERS)
 
 
 def _run(

@@ -7,6 +7,9 @@ from typing import Any
 
 __all__ = ["EmbedSummary"]
 
+_PARTS = ("encoder", "reading", "writing")
+_MUCH = 0.2  # share of the time
+
 
 @dataclass
 class EmbedSummary:
@@ -23,9 +26,34 @@ class EmbedSummary:
     stain_shifts: list[str] = field(default_factory=list)
     """Slides whose shift under other stains was found by this call."""
     notices: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("encoder", "reading", "writing"), 0.0))
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_PARTS, 0.0))
     """Where the time of the calling thread went: in the encoder, waiting for tiles, writing; and `total`."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What decided the speed: device, precision, batch_size, workers, cores; empty where nothing was encoded."""
 
     def record(self) -> dict[str, Any]:
         """Return the summary as JSON values."""
-        return dict(vars(self))
+        return {**vars(self), "tiles_per_second": self.tiles_per_second, "advice": self.advice()}
+
+    @property
+    def tiles_per_second(self) -> float | None:
+        """Tiles encoded in a second of all that was not loading; None where there were none."""
+        busy = sum(self.seconds[part] for part in _PARTS)
+        return self.encoded_tiles / busy if self.encoded_tiles and busy > 0 else None
+
+    def advice(self) -> str | None:
+        """Say what the time went to, and what would shorten it; None where nothing was encoded."""
+        if self.tiles_per_second is None:
+            return None
+        busy = sum(self.seconds[part] for part in _PARTS)
+        share = {part: self.seconds[part] / busy for part in _PARTS}
+        if share["reading"] > _MUCH:
+            workers, cores = self.settings.get("workers"), self.settings.get("cores")
+            more = f"--workers ({workers} now, on {cores} cores), or " if workers and cores and workers < cores else ""
+            return f"the encoder waits for tiles: {more}slides on a faster disk would shorten it"
+        if share["writing"] > _MUCH:
+            return "writing takes long: a faster disk for the store would shorten it"
+        if self.settings.get("device") == "cpu":
+            return "the encoder takes the time: a GPU or a smaller encoder would shorten it"
+        return "the encoder takes the time, as it should: a faster GPU or a smaller encoder would shorten it"

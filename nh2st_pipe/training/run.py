@@ -18,6 +18,7 @@ import torch
 import nh2st_pipe
 from nh2st_pipe.core.devices import pick_head_device
 from nh2st_pipe.core.errors import TrainError, UsageError, listed
+from nh2st_pipe.core.machine import cores
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.data.folds import Fold, make_folds, on_both_sides
 from nh2st_pipe.data.panels import read_gene_file
@@ -32,7 +33,7 @@ from nh2st_pipe.store.read import Store, open_store
 from nh2st_pipe.training.fold import FoldResult, FoldTask, fit_all, joined
 from nh2st_pipe.training.outcome import Outcome
 from nh2st_pipe.training.record import about, gene_table, metrics_of, write_predictions
-from nh2st_pipe.training.side_by_side import cores, run_all
+from nh2st_pipe.training.side_by_side import run_all
 
 __all__ = ["Run", "resolve", "train"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -13,17 +12,13 @@ from concurrent.futures.process import BrokenProcessPool
 import torch
 
 from nh2st_pipe.core.errors import TrainError
+from nh2st_pipe.core.machine import cores
 from nh2st_pipe.data.study import Study
 from nh2st_pipe.training.fold import FoldResult, FoldTask, run_fold
 
-__all__ = ["cores", "run_all"]
+__all__ = ["run_all"]
 
 _study: Study | None = None  # of a worker, for all of its tasks
-
-
-def cores() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_all(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from PIL import Image
 from nh2st_pipe.core.errors import EncoderError, HubError, StoreError, UsageError
 from nh2st_pipe.embedding.plan import decide
 from nh2st_pipe.embedding.run import embed
+from nh2st_pipe.embedding.summary import EmbedSummary
 from nh2st_pipe.encoders.load import load_encoder
 from nh2st_pipe.recipes.encoder import load_encoder_recipe
 from nh2st_pipe.slides import open_slide
@@ -299,9 +302,10 @@ def test_a_killed_run_goes_on_where_it_was(study: Study, how: signal.Signals) ->
     summary = study.embed(views=8)
     assert summary.kept == ["s0"]
     assert summary.encoded_tiles == 25 - safe + 25
-    arrays = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file() and p.name != "zarr.json")
+    other = ("zarr.json", "log.jsonl")
+    arrays = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file() and p.name not in other)
     whole = study.folder / "whole.zarr"
-    assert arrays == sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file() and p.name != "zarr.json")
+    assert arrays == sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file() and p.name not in other)
     assert all((path / name).read_bytes() == (whole / name).read_bytes() for name in arrays)
 
 
@@ -491,3 +495,45 @@ def test_an_encoder_that_fails_ends_the_run_however_many_slides_wait(make_study:
     wrong = load_encoder_recipe("fake").model_copy(update={"dim": 7})
     with pytest.raises(EncoderError, match="its recipe says 7"):
         study.embed(encoder=wrong)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "settings", "words"),
+    [
+        ((8.0, 1.0, 0.5), {"device": "cpu"}, "a GPU or a smaller encoder"),
+        ((8.0, 1.0, 0.5), {"device": "cuda"}, "as it should"),
+        (
+            (5.0, 4.0, 0.5),
+            {"device": "cuda", "workers": 2, "cores": 16},
+            r"--workers \(2 now, on 16 cores\), or slides on",
+        ),
+        ((5.0, 4.0, 0.5), {"device": "cuda", "workers": 16, "cores": 16}, "waits for tiles: slides on a faster disk"),
+        ((5.0, 0.5, 4.0), {"device": "cuda"}, "writing takes long"),
+    ],
+)
+def test_where_the_time_goes_says_what_to_widen(
+    seconds: tuple[float, float, float], settings: dict[str, Any], words: str
+) -> None:
+    summary = EmbedSummary("store.zarr", encoded_tiles=95, settings=settings)
+    summary.seconds = dict(zip(("encoder", "reading", "writing"), seconds, strict=True))
+    assert summary.tiles_per_second == pytest.approx(10)
+    assert re.search(words, str(summary.advice()))
+
+
+def test_every_call_leaves_a_line_in_the_stores_log(study: Study) -> None:
+    assert EmbedSummary("store.zarr").advice() is None
+    study.embed(workers=3, batch_size=4)
+    study.embed()  # nothing to encode: no line
+    (study.folder / "s0.png").write_bytes(b"")
+    study.embed(redo_changed=True)
+    lines = [json.loads(line) for line in (study.folder / "store.zarr" / "log.jsonl").read_text().splitlines()]
+    assert [(line["tiles"], line["slides"]) for line in lines] == [(75, ["s0", "s1", "s2"]), (0, [])]
+    assert (lines[0]["workers"], lines[0]["batch_size"], lines[0]["encoder"], lines[0]["device"]) == (
+        3,
+        4,
+        "fake",
+        "cpu",
+    )
+    assert lines[0]["tiles_per_second"] > 0
+    assert set(lines[1]["failed"]) == {"s0"}
+    assert open_store(study.folder / "store.zarr").slides() == ["s0", "s1", "s2"]

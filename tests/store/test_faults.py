@@ -23,7 +23,7 @@ STEP = int(os.environ.get("NH2ST_PIPE_FAULT_STEP", "13"))
 
 def content(store: Path) -> dict[str, bytes]:
     """Every file of a store, but for the locks."""
-    files = (file for file in store.rglob("*") if file.is_file() and ".claims" not in file.parts)
+    files = (file for file in store.rglob("*") if file.is_file() and not {".claims", "log.jsonl"} & {*file.parts})
     return {file.relative_to(store).as_posix(): file.read_bytes() for file in files}
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from nh2st_pipe.core import errors
 from nh2st_pipe.core.errors import DamageError, NH2STError, TrainError, UsageError
+from nh2st_pipe.core.machine import cores
 from nh2st_pipe.data import study as studies
 from nh2st_pipe.data.folds import Fold
 from nh2st_pipe.recipes.train import load_train_recipe
@@ -121,7 +122,7 @@ def test_processes_are_started_where_it_pays(study: Study, monkeypatch: pytest.M
     assert runs._jobs(3, store, names, recipe, torch.device("cuda")) == 1
     assert runs._jobs(3, store, names, recipe.model_copy(update={"folds": "none"}), cpu) == 1
     monkeypatch.setattr(runs, "_WORTHWHILE", 75 * 8 * 96)
-    assert runs._jobs(None, store, names, recipe, cpu) == side_by_side.cores()
+    assert runs._jobs(None, store, names, recipe, cpu) == cores()
     with pytest.raises(UsageError, match="--jobs takes a number from 1 on, not 0"):
         runs._jobs(0, store, names, recipe, cpu)
 
