@@ -32,6 +32,7 @@ __all__ = [
     "DEFAULT_ENCODER",
     "Todo",
     "Wanted",
+    "auto_precision",
     "check_spots",
     "choose_recipe",
     "decide",
@@ -81,7 +82,7 @@ def make_contract(
     else:
         tile = old.tile if old else TileSize(um=recipe.input_px * recipe.mpp).record()
     if precision is None:
-        precision = old.precision if old else _auto_precision(recipe, device)
+        precision = old.precision if old else auto_precision(recipe, device)
     assert precision is not None
     return Contract(
         encoder=recipe.model_dump(mode="json"),
@@ -94,7 +95,8 @@ def make_contract(
     )
 
 
-def _auto_precision(recipe: EncoderRecipe, device: str) -> Precision:
+def auto_precision(recipe: EncoderRecipe, device: str) -> Precision:
+    """Return the arithmetic that a new store would take on `device`."""
     from nh2st_pipe.core.devices import pick_device
 
     return recipe.precision if pick_device(device).type == "cuda" else "float32"

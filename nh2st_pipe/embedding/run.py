@@ -20,7 +20,7 @@ from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.machine import cores
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import signals_as_flag
-from nh2st_pipe.embedding.plan import Todo, choose_recipe, decide, make_contract, pending
+from nh2st_pipe.embedding.plan import Todo, auto_precision, choose_recipe, decide, make_contract, pending
 from nh2st_pipe.embedding.readers import Job, Readers, finish
 from nh2st_pipe.embedding.summary import EmbedSummary
 from nh2st_pipe.encoders.weights import Weights, find_weights, known_weights
@@ -113,6 +113,12 @@ def embed(
     todo, renewed = pending(rows, existing, redo_changed, stain_shift == "auto", summary)
     if todo and existing is not None:
         _warn_of_time(recipe, device, summary, progress)
+        here = auto_precision(recipe, device)
+        if precision is None and contract.precision != here:
+            summary.notices.append(
+                f"the store was begun in {contract.precision} and stays so, for slides of two precisions must not mix; "
+                f"a new store would take {here} here"
+            )
     if todo and known is not None:  # what was known is not enough to encode with
         try:
             found = find_weights(recipe, None, trust_remote_code)

@@ -537,3 +537,13 @@ def test_every_call_leaves_a_line_in_the_stores_log(study: Study) -> None:
     assert lines[0]["tiles_per_second"] > 0
     assert set(lines[1]["failed"]) == {"s0"}
     assert open_store(study.folder / "store.zarr").slides() == ["s0", "s1", "s2"]
+
+
+def test_a_store_begun_in_another_precision_says_which_it_keeps(study: Study) -> None:
+    study.embed(precision="bfloat16")
+    (study.folder / "s0.png").write_bytes((study.folder / "s1.png").read_bytes())
+    summary = study.embed(redo_changed=True)
+    assert [note for note in summary.notices if "was begun in bfloat16 and stays so" in note and "float32 here" in note]
+    assert open_store(study.folder / "store.zarr").contract.precision == "bfloat16"
+    (study.folder / "s0.png").write_bytes((study.folder / "s2.png").read_bytes())
+    assert not [note for note in study.embed(redo_changed=True, precision="bfloat16").notices if "was begun" in note]
