@@ -70,7 +70,10 @@ def _with_weights(recipe: EncoderRecipe, weights: Path) -> nn.Module:
     if recipe.kind == "transformers":
         from nh2st_pipe.encoders.transformers import load_known
 
-        return load_known(recipe, _named(recipe, weights), weights)
+        model, faults = load_known(recipe, _named(recipe, weights))
+        if faults or model is None:
+            raise _unfit(recipe, weights, faults)
+        return model
     backbone = build_backbone(recipe)
     _load_weights(backbone, recipe, weights)
     return backbone
@@ -126,11 +129,15 @@ def _load_weights(backbone: nn.Module, recipe: EncoderRecipe, path: Path) -> Non
     faults += [f"unknown: {listed(unknown, 3)}"] if unknown else []
     faults += [f"of another shape: {listed(shapes, 3)}"] if shapes else []
     if faults:
-        raise EncoderError(
-            f"{path} does not fit encoder {recipe.name} ({recipe.architecture}); tensors {'; '.join(faults)}. "
-            "Is it the file of another encoder?"
-        )
+        raise _unfit(recipe, path, faults)
     backbone.load_state_dict(state, strict=False)
+
+
+def _unfit(recipe: EncoderRecipe, path: Path, faults: list[str]) -> EncoderError:
+    return EncoderError(
+        f"{path} does not fit encoder {recipe.name} ({recipe.architecture}); tensors {'; '.join(faults)}. "
+        "Is it the file of another encoder?"
+    )
 
 
 def _named(recipe: EncoderRecipe, path: Path) -> dict[str, torch.Tensor]:

@@ -41,21 +41,15 @@ class Tokens(nn.Module):
         self.num_prefix_tokens = 1 + int(getattr(getattr(model, "config", None), "num_register_tokens", 0) or 0)
         self._method = method
 
-    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+    def forward_features(self, images: torch.Tensor) -> Any:
         """Return all tokens, b × t × d, behind the last normalisation."""
-        return self._tensor(self.model(pixel_values=images).last_hidden_state)
+        return self.model(pixel_values=images).last_hidden_state
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Any:
         """Return the model's own embedding, b × d: its pooled output, or what its method for images gives."""
-        if self._method != "forward":
-            return self._tensor(getattr(self.model, self._method)(images))
-        return self._tensor(self.model(pixel_values=images).pooler_output)
-
-    @staticmethod
-    def _tensor(out: Any) -> torch.Tensor:
-        if not isinstance(out, torch.Tensor):
-            raise EncoderError(f"the encoder returned {type(out).__name__} where a tensor is expected")
-        return out
+        if self._method == "forward":
+            return getattr(self.model(pixel_values=images), "pooler_output", None)
+        return self.model(images) if self._method == "return_conch" else getattr(self.model, self._method)(images)
 
 
 def build_known(recipe: EncoderRecipe) -> Tokens:
@@ -65,10 +59,10 @@ def build_known(recipe: EncoderRecipe) -> Tokens:
         return Tokens(cls(config, **options))
 
 
-def load_known(recipe: EncoderRecipe, state: Mapping[str, torch.Tensor], path: Path) -> Tokens:
-    """Build it with the tensors of the file `path`, whatever version of transformers named them.
+def load_known(recipe: EncoderRecipe, state: Mapping[str, torch.Tensor]) -> tuple[Tokens | None, list[str]]:
+    """Build it with tensors, whatever version of transformers named them; return in words what does not fit.
 
-    Raises EncoderError where one is missing, unknown, or of another shape.
+    There is no model where a tensor has another shape.
     """
     config, cls, options = _known(recipe)
     try:
@@ -77,19 +71,12 @@ def load_known(recipe: EncoderRecipe, state: Mapping[str, torch.Tensor], path: P
                 None, config=config, state_dict=dict(state), output_loading_info=True, **options
             )
     except (RuntimeError, ValueError) as error:
-        raise EncoderError(_unfit(recipe, path, [" ".join(str(error).split())[:200]])) from error
-    faults = [
-        f"{what}: {listed(sorted(str(name) for name in names), 3)}"
-        for what, key in (
-            ("missing", "missing_keys"),
-            ("unknown", "unexpected_keys"),
-            ("of another shape", "mismatched_keys"),
-        )
-        if (names := [name for name in found[key] if not str(name).endswith(_NOT_USED)])
-    ]
-    if faults:
-        raise EncoderError(_unfit(recipe, path, faults))
-    return Tokens(model)
+        return None, [" ".join(str(error).split())[:200]]
+    named = {
+        what: sorted(str(name) for name in found[key] if not str(name).endswith(_NOT_USED))
+        for what, key in _FINDINGS.items()
+    }
+    return Tokens(model), [f"{what}: {listed(names, 3)}" for what, names in named.items() if names]
 
 
 def load_remote(recipe: EncoderRecipe, weights: Path) -> Tokens:
@@ -105,29 +92,10 @@ def load_remote(recipe: EncoderRecipe, weights: Path) -> Tokens:
         with _quiet():
             model: Any = library.AutoModel.from_pretrained(str(folder), trust_remote_code=True, local_files_only=True)
             if recipe.method == "return_conch":
-                return Tokens(_Plain(model.return_conch()[0]))
+                model = model.return_conch()[0]
     except Exception as error:  # it is somebody's code
         raise EncoderError(f"the code of {recipe.repo} failed: {type(error).__name__}: {error}") from error
     return Tokens(model, recipe.method)
-
-
-class _Plain(nn.Module):
-    """A part of a model whose forward takes the images as they are."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: torch.Tensor) -> Any:
-        out = self.model(pixel_values)
-        return type("Out", (), {"pooler_output": out, "last_hidden_state": out})
-
-
-def _unfit(recipe: EncoderRecipe, path: Path, faults: list[str]) -> str:
-    return (
-        f"{path} does not fit encoder {recipe.name} ({recipe.architecture}); tensors {'; '.join(faults)}. "
-        "Is it the file of another encoder?"
-    )
 
 
 def _known(recipe: EncoderRecipe) -> tuple[Any, Any, dict[str, Any]]:

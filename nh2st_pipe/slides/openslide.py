@@ -19,7 +19,7 @@ __all__ = ["OpenSlideSlide"]
 
 _PLAIN_TILES = ("aperio", "generic-tiff")
 """Vendors whose levels are pages of tiles that adjoin: we decode those ourselves, without OpenSlide's way over
-premultiplied BGRA, at 1.6 to 4 times its speed (benchmarks/reader.py)."""
+premultiplied BGRA, at 1.7 to 5 times its speed (benchmarks/reader.py)."""
 _MOST_PER_POWER = 25.0  # µm per px times magnification; about 10 for all scanners
 
 

@@ -6,6 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,13 +28,17 @@ class Grid:
 
 
 class Pieces(ABC):
-    """The pieces of all levels of an image. Safe to use from several threads, which decode side by side."""
+    """The pieces of all levels of an image. Safe to use from several threads, which decode side by side.
+
+    A piece that one thread decodes is waited for by another that wants it: neighbouring tiles share pieces.
+    """
 
     def __init__(self, grids: Sequence[Grid]) -> None:
         self._grids = grids
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[int, int, int], NDArray[np.uint8]] = OrderedDict()
         self._bytes = 0
+        self._under_way: dict[tuple[int, int, int], Future[NDArray[np.uint8]]] = {}
 
     @abstractmethod
     def decode(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
@@ -68,11 +73,23 @@ class Pieces(ABC):
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        piece = self.decode(level, row, column)
+            other = self._under_way.get(key)
+            if other is None:
+                mine = self._under_way[key] = Future()
+        if other is not None:
+            return other.result()
+        try:
+            piece = self.decode(level, row, column)
+        except BaseException as error:
+            with self._lock:
+                del self._under_way[key]
+            mine.set_exception(error)
+            raise
         with self._lock:
-            if key not in self._kept:
-                self._kept[key] = piece
-                self._bytes += piece.nbytes
+            del self._under_way[key]
+            self._kept[key] = piece
+            self._bytes += piece.nbytes
             while self._bytes > _KEPT_BYTES and len(self._kept) > 1:
                 self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        mine.set_result(piece)
         return piece

@@ -65,19 +65,17 @@ class TiffPieces(Pieces):
 
     def decode(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
         """See `Pieces.decode`."""
-        return self._decoded(self._levels[level], row, column)
-
-    def _decoded(self, level: TiffLevel, row: int, column: int) -> NDArray[np.uint8]:
-        down, across = level.grid.piece
-        n_across, n_down = -(-level.grid.width // across), -(-level.grid.height // down)
+        of, grid = self._levels[level], self._grids[level]
+        down, across = grid.piece
+        n_across, n_down = -(-grid.width // across), -(-grid.height // down)
         index = row * n_across + column
-        if level.planar:
-            sources = [(level.pages[0], index + colour * n_across * n_down) for colour in range(3)]
+        if of.planar:
+            sources = [(of.pages[0], index + colour * n_across * n_down) for colour in range(3)]
         else:
-            sources = [(page, index) for page in level.pages]
-        at = f"x={column * across}, y={row * down} (of a level of {level.grid.width:,} px)"
+            sources = [(page, index) for page in of.pages]
+        at = f"x={column * across}, y={row * down} (of a level of {grid.width:,} px)"
         with fault_of(SlideError, f"{self._path} is damaged near {at}"):
-            return _rgb([self._one(page, index, level.grid.piece) for page, index in sources])
+            return _rgb([self._one(page, index, grid.piece) for page, index in sources])
 
     def _one(self, page: Any, index: int, piece: tuple[int, int]) -> NDArray[Any]:
         """Return one piece of one page, h × w × samples; white where the file leaves it out."""

@@ -228,16 +228,17 @@ def fingerprint(path: Path) -> str:
     """Return a fingerprint of a file's content: its size and SHA-256, of sixteen samples where it is large.
 
     It survives copying and moving; up to 16 MiB it sees every byte. Of a folder (OME-Zarr) it is that of the names and
-    sizes of its files, of its metadata, and of sixteen others.
+    sizes of its files, of its metadata, and of sixteen others; what an operating system hides in it is passed over.
     """
     digest = hashlib.sha256()
     if path.is_dir():
-        files = sorted((each.relative_to(path).as_posix(), each) for each in path.rglob("*") if each.is_file())
+        every = ((each.relative_to(path).as_posix(), each) for each in path.rglob("*") if each.is_file())
+        files = sorted(each for each in every if not each[1].name.startswith(".") or each[1].name in _METADATA)
         sizes = [each.stat().st_size for _, each in files]
         digest.update("\n".join(f"{name} {n}" for (name, _), n in zip(files, sizes, strict=True)).encode())
         sampled = {int(i) for i in np.linspace(0, max(0, len(files) - 1), 16)}
-        for number, (name, each) in enumerate(files):
-            if number in sampled or name.rpartition("/")[2] in _METADATA:
+        for number, (_, each) in enumerate(files):
+            if number in sampled or each.name in _METADATA:
                 digest.update(fingerprint(each).encode())
         return f"{sum(sizes)}-{digest.hexdigest()[:32]}"
     size = path.stat().st_size

@@ -92,7 +92,7 @@ def sweep(
     that was cut short goes on. The other arguments are those of `train`, whose `jobs` folds go side by side.
 
     Raises UsageError and RecipeError for any cell before the first is trained, RunError where `out` is of another
-    recipe, grid of keys, or store. What fails in a cell is in what is returned.
+    recipe or other slides. What fails in a cell is in what is returned.
     """
     of = dict(grid) if isinstance(grid, Mapping) else parse_grid(grid)
     if not of or not all(of.values()):
@@ -143,10 +143,8 @@ class _Cell:
 
 
 def _cells(base: TrainRecipe, grid: Mapping[str, Sequence[Any]]) -> dict[str, _Cell]:
-    """Return every combination by its name, checked."""
+    """Return every combination by its name, checked. Keys are whole in it: `out` may hold cells of other keys too."""
     cells: dict[str, _Cell] = {}
-    leaves = [key.rpartition(".")[2] for key in grid]
-    short = {key: leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(grid, leaves, strict=True)}
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
         data = base.model_dump(mode="json")
@@ -155,10 +153,12 @@ def _cells(base: TrainRecipe, grid: Mapping[str, Sequence[Any]]) -> dict[str, _C
                 set_in(data, key, value)
             except KeyError as error:
                 raise UsageError(f"--grid {key}: '{error.args[0]}' is a value, not a group of keys") from error
-        words = ",".join(f"{short[key]}={_plain(value)}" for key, value in values.items())
+        words = ",".join(f"{key}={_plain(value)}" for key, value in values.items())
         name = re.sub(r"[^A-Za-z0-9._=,+-]", "_", words)
         if name != words or len(name) > _LONGEST_NAME:  # two cells must not have one name
             name = f"{name[:_LONGEST_NAME]}-{hashlib.sha256(words.encode()).hexdigest()[:6]}"
+        if name in cells:
+            raise UsageError(f"--grid: a value is there twice, in {words}")
         cells[name] = _Cell(values, validate(TrainRecipe, data, f"cell {words}"))
     return cells
 

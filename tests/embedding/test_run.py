@@ -18,7 +18,7 @@ from PIL import Image
 
 from nh2st_pipe.core.errors import EncoderError, HubError, StoreError, UsageError
 from nh2st_pipe.embedding.plan import decide
-from nh2st_pipe.embedding.run import embed
+from nh2st_pipe.embedding.run import _readers, embed
 from nh2st_pipe.embedding.summary import EmbedSummary
 from nh2st_pipe.encoders.load import load_encoder
 from nh2st_pipe.recipes.encoder import load_encoder_recipe
@@ -547,3 +547,24 @@ def test_a_store_begun_in_another_precision_says_which_it_keeps(study: Study) ->
     assert open_store(study.folder / "store.zarr").contract.precision == "bfloat16"
     (study.folder / "s0.png").write_bytes((study.folder / "s2.png").read_bytes())
     assert not [note for note in study.embed(redo_changed=True, precision="bfloat16").notices if "was begun" in note]
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "threads"), [("cpu", 64, 2), ("cuda", 64, 16), ("cuda", 8, 7), ("cuda", 1, 2)]
+)
+def test_readers_follow_the_cores(device: str, cores: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nh2st_pipe.embedding.run.cores", lambda: cores)
+    assert _readers(device) == threads
+
+
+def test_a_slide_without_spots_has_its_thumbnail_with_its_scale_and_says_what_was_left_out(study: Study) -> None:
+    pixels = np.full((600, 1000, 3), 240, np.uint8)
+    pixels[100:500, 100:900] = picture(800, 400, seed=1) // 2 + np.array((90, 20, 70), np.uint8)
+    pixels[250:280, 150:850] = (30, 60, 170)  # a pen
+    Image.fromarray(pixels).save(study.folder / "s0.png")
+    study.manifest.write_text("slide_id,slide\ns0,s0.png\n")
+    summary = study.embed()
+    assert [note for note in summary.notices if note.startswith("s0: pen marks are left out, ")]
+    uns = anndata.read_zarr(study.folder / "store.zarr/slides/s0/embedding").uns["spatial"]["s0"]
+    assert uns["images"]["hires"].shape == (461, 768, 3)
+    assert uns["scalefactors"]["tissue_hires_scalef"] == pytest.approx(0.768)

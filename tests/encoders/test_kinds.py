@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from nh2st_pipe.core.errors import EncoderError, RecipeError, UsageError
 from nh2st_pipe.encoders.check import check_encoder
 from nh2st_pipe.encoders.load import build_backbone, load_encoder
+from nh2st_pipe.encoders.transformers import _CLASSES
 from nh2st_pipe.encoders.weights import find_weights
-from nh2st_pipe.recipes.encoder import EncoderRecipe, load_encoder_recipe
+from nh2st_pipe.recipes.encoder import _KNOWN_TO_TRANSFORMERS, EncoderRecipe, load_encoder_recipe
 from nh2st_pipe.recipes.values import validate
 from tests.conftest import Study
 from tests.encoders.test_encoders import tiles
@@ -101,6 +102,10 @@ def test_weights_of_another_encoder_are_named(tmp_path: Path) -> None:
 def test_a_recipe_names_only_what_is_known(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         recipe(**({"arguments": {}} if "kind" in changes else {}), **changes)
+
+
+def test_what_a_recipe_may_name_is_what_can_be_built() -> None:
+    assert set(_KNOWN_TO_TRANSFORMERS) == set(_CLASSES)
 
 
 def test_the_library_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +198,10 @@ def test_code_of_a_repository_is_run_where_it_is_allowed(own: Path, tmp_path: Pa
     assert (tmp_path / "was-run").exists()
     assert all(each.good for each in check_encoder(remote(), weights, trust_remote_code=True))
     assert study.embed(encoder=remote(), weights=weights, trust_remote_code=True).done == ["s0", "s1", "s2"]
+    (own / "own_code.py").write_text((own / "own_code.py").read_text().replace("pooler_output=out", "pooled=out"))
+    with pytest.raises(EncoderError, match="returned NoneType where a tensor is expected"):
+        load_encoder(remote(), weights, trust_remote_code=True).encode(batch)
+    (own / "own_code.py").write_text((own / "own_code.py").read_text().replace("pooled=out", "pooler_output=out"))
     wrong = check_encoder(remote(dim=4), weights, trust_remote_code=True)[1]
     assert "returned (3,) values per tile and its recipe says 4" in wrong.words
     (own / "own_code.py").write_text("raise ValueError('not on this machine')")

@@ -211,6 +211,7 @@ def test_a_folder_is_embedded_as_a_slide_and_known_when_it_changes(study: Study)
     assert study.embed().kept == ["s0", "s1", "s2"]
     before = fingerprint(study.folder / "s0.ome.zarr")
     shutil.copytree(study.folder / "s0.ome.zarr", study.folder / "copy")
+    (study.folder / "copy" / "0" / ".DS_Store").write_bytes(b"hidden")
     assert fingerprint(study.folder / "copy") == before
     zarr.open_array(study.folder / "s0.ome.zarr" / "0", mode="r+")[..., :50] = 7
     assert fingerprint(study.folder / "s0.ome.zarr") != before

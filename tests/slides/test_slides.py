@@ -113,12 +113,18 @@ def test_the_coarsest_level_that_is_fine_enough_is_read(
     assert levels == [0, 0, 0, 1, 1, 2, 2]
 
 
-def test_a_level_that_is_not_the_whole_made_smaller_is_passed_over(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+@pytest.mark.parametrize("directly", [True, False])
+def test_a_level_that_is_not_the_whole_made_smaller_is_passed_over(
+    tmp_path: Path, pixels: NDArray[np.uint8], directly: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not directly:
+        monkeypatch.setattr("nh2st_pipe.slides.openslide._PLAIN_TILES", ())
     with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
         for level, part in enumerate((pixels, pixels[::2, ::3], pixels[::4, ::4])):
             tif.write(part, tile=(64, 64), compression="zlib", photometric="rgb", subfiletype=1 if level else 0)
     slide = open_slide(tmp_path / "a.tif")
     assert isinstance(slide, OpenSlideSlide)
+    assert bool(slide._direct) is directly
     assert slide.downsamples == (1.0, 4.0)
     assert [note for note in slide.notices if "is not the whole of 512 × 384 px made smaller" in note]
     assert np.array_equal(slide.read_region(0, 0, 128, 96, 1), pixels[::4, ::4])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,18 @@ def test_the_same_tile_from_every_format(tmp_path: Path, pixels: NDArray[np.uint
     assert max(np.abs(tile - tiles[0]).max() for tile in tiles) <= 3
 
 
+def test_a_level_that_is_not_the_whole_made_smaller_is_passed_over(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as tif:
+        tif.write(pixels, tile=(64, 64), photometric="rgb", subifds=2, metadata={"axes": "YXS"})
+        for part in (pixels[::2, ::3], pixels[::4, ::4]):
+            tif.write(np.ascontiguousarray(part), tile=(64, 64), photometric="rgb", subfiletype=1)
+    slide = open_slide(tmp_path / "a.ome.tif")
+    assert isinstance(slide, TiffSlide)
+    assert slide.downsamples == (1.0, 4.0)
+    assert "is not the whole of 512 × 384 px made smaller" in slide.notices[0]
+    assert np.array_equal(slide.read_region(0, 0, 128, 96, 1), pixels[::4, ::4])
+
+
 def test_a_large_tiff_that_is_not_tiled_is_not_decoded_whole(
     tmp_path: Path, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +158,38 @@ def test_pieces_are_decoded_once_and_few_are_kept(
     slide.read_region(0, 0, 512, 384, 0)
     assert len(pieces._kept) == 3
     assert pieces._bytes == sum(piece.nbytes for piece in pieces._kept.values())
+
+
+def test_a_piece_that_two_threads_want_is_decoded_once(
+    tmp_path: Path, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ome_pyramid(tmp_path / "a.ome.tif", pixels)
+    slide = open_slide(tmp_path / "a.ome.tif")
+    assert isinstance(slide, TiffSlide)
+    pieces, decoded = slide._pieces, list[tuple[int, int, int]]()
+    once, both = pieces.decode, threading.Barrier(2)
+
+    def slow(level: int, row: int, column: int) -> NDArray[np.uint8]:
+        decoded.append((level, row, column))
+        time.sleep(0.05)
+        if row:
+            raise SlideError("damaged")
+        return once(level, row, column)
+
+    def read(y: int) -> NDArray[np.uint8]:
+        both.wait()
+        return slide.read_region(0, y, 30, 30, 0)
+
+    monkeypatch.setattr(pieces, "decode", slow)
+    with ThreadPoolExecutor(2) as pool:
+        for region in pool.map(read, (0, 0)):
+            assert np.array_equal(region, pixels[:30, :30])
+        failed = [pool.submit(read, 64) for _ in range(2)]
+        for each in failed:
+            with pytest.raises(SlideError, match="damaged"):
+                each.result()
+    assert decoded == [(0, 0, 0), (0, 1, 0)]
+    assert not pieces._under_way
 
 
 def test_several_threads_read_the_same_px(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:

@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from nh2st_pipe.core.errors import RecipeError, RunError, UsageError
+from nh2st_pipe.recipes.train import load_train_recipe
 from nh2st_pipe.runs.folder import read_metrics
 from nh2st_pipe.training.repeat import repeat
 from nh2st_pipe.training.run import train
-from nh2st_pipe.training.sweep import parse_grid, sweep
+from nh2st_pipe.training.sweep import _cells, parse_grid, sweep
 from tests.cli.test_commands import call
 from tests.conftest import Study
 
@@ -50,16 +51,19 @@ def test_a_grid_is_read_as_it_is_written() -> None:
 def test_every_cell_is_a_run_and_the_table_holds_them_all(store: Path, tmp_path: Path) -> None:
     found = sweep("ridge", store, GRID, genes=6, out=tmp_path / "s", settings=["choose={}"])
     assert (len(found.done), found.kept, found.failed) == (4, [], {})
-    names = {f"alpha={alpha},smooth={smooth}" for alpha in (10, 1000) for smooth in ("none", "grid8")}
+    names = {f"head.alpha={alpha},targets.smooth={smooth}" for alpha in (10, 1000) for smooth in ("none", "grid8")}
     assert set(found.done) == names
     for name in names:
         recipe = yaml.safe_load((tmp_path / "s" / name / "recipe.yaml").read_text())
-        assert name == f"alpha={recipe['head']['alpha']:g},smooth={recipe['targets']['smooth']}"
+        assert name == f"head.alpha={recipe['head']['alpha']:g},targets.smooth={recipe['targets']['smooth']}"
         assert recipe["baselines"] == []
     alone = train(
         store, recipe="ridge", genes=6, out=tmp_path / "a", settings=["choose={}", "head.alpha=10", "baselines=[]"]
     )
-    assert read_metrics(tmp_path / "s" / "alpha=10,smooth=grid8")["summary"]["pcc"] == alone.metrics["summary"]["pcc"]
+    assert (
+        read_metrics(tmp_path / "s" / "head.alpha=10,targets.smooth=grid8")["summary"]["pcc"]
+        == alone.metrics["summary"]["pcc"]
+    )
     assert [row["pcc"] for row in found.rows] == sorted((row["pcc"] for row in found.rows), reverse=True)
     table = pl.read_csv(tmp_path / "s" / "sweep.csv")
     assert table["cell"].to_list() == [row["cell"] for row in found.rows]
@@ -107,9 +111,10 @@ def test_cells_of_another_question_are_not_mixed_in(store: Path, study: Study, t
 @pytest.mark.parametrize(
     ("grid", "options", "kind", "message"),
     [
-        ({"head.alfa": [1]}, {}, RecipeError, "cell alfa=1: .*did you mean 'head.alpha'"),
-        ({"head.alpha": [1, "x"]}, {}, RecipeError, "cell alpha=x: .*alpha"),
+        ({"head.alfa": [1]}, {}, RecipeError, "cell head.alfa=1: .*did you mean 'head.alpha'"),
+        ({"head.alpha": [1, "x"]}, {}, RecipeError, "cell head.alpha=x: .*alpha"),
         ({"head.alpha.x": [1]}, {}, UsageError, "'alpha' is a value, not a group of keys"),
+        ({"head.alpha": [1, "1"]}, {}, UsageError, "a value is there twice, in head.alpha=1"),
         ({}, {}, UsageError, "a sweep varies something"),
         ({"head.alpha": []}, {}, UsageError, "a sweep varies something"),
         ({"head.alpha": [1]}, {"folds": "none"}, UsageError, "--folds none judges nothing"),
@@ -123,15 +128,22 @@ def test_what_cannot_be_is_refused_before_the_first_cell(
     assert not (tmp_path / "s").exists()
 
 
+def test_cells_of_keys_that_end_alike_are_not_taken_for_each_other() -> None:
+    """One folder may hold both: a cell that is there is kept by its name."""
+    base = load_train_recipe("nh2st-context")
+    names = [set(_cells(base, {f"head.{part}.low_count": [0, 0.4]})) for part in ("kernel", "network")]
+    assert len(names[0] | names[1]) == 4
+
+
 def test_a_cell_that_fails_is_named_and_the_others_are_trained(store: Path, tmp_path: Path) -> None:
     done = call(
         *("sweep", "ridge", "--embeddings", store, "--grid", "features.neighbours=4,99", "--genes", "6"),
         *("--out", tmp_path / "s", "--set", "choose={}"),
     )
     assert done.returncode == 1
-    assert "failed: neighbours=99: features.neighbours is 99" in done.stderr
+    assert "failed: features.neighbours=99: features.neighbours is 99" in done.stderr
     assert "1 cells trained, 0 were there, 1 failed" in done.stdout
-    assert "neighbours=4" in done.stdout
+    assert "features.neighbours=4" in done.stdout
 
 
 @pytest.mark.parametrize("recipe", ["ridge-context", "nh2st"])
