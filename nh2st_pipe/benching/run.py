@@ -121,7 +121,7 @@ def bench(
                 progress=progress,
             )
             found.left_out |= done.failed
-            rates[recipe.name] = _rate(store, done.encoded_tiles, done.seconds)
+            rates[recipe.name] = _rate(store)
             run = tried.folder / f"{recipe.name}.run"
             shutil.rmtree(run, ignore_errors=True)  # of an earlier call, which may have had other slides
             result = train(
@@ -154,16 +154,11 @@ def _folds(tried: Pilot) -> str:
     return "slide" if len(tried.rows) > 1 else "block"
 
 
-def _rate(store: Path, tiles: int, seconds: Mapping[str, float]) -> float | None:
-    """Return tiles/s of this call of `embed`, else of the one that embedded the pilot."""
-    kept = store.with_suffix(".speed.json")
-    if tiles:
-        busy = sum(value for part, value in seconds.items() if part != "total")
-        kept.write_text(json.dumps({"tiles": tiles, "seconds": busy}), "utf-8")
-    if not kept.is_file():
-        return None
-    measured = json.loads(kept.read_text("utf-8"))
-    return float(measured["tiles"]) / max(float(measured["seconds"]), 1e-9)
+def _rate(store: Path) -> float | None:
+    """Return tiles/s of the last call of `embed` that encoded any, from the store's log."""
+    lines = (store / "log.jsonl").read_text("utf-8").splitlines() if (store / "log.jsonl").is_file() else []
+    rates = [json.loads(line)["tiles_per_second"] for line in lines]
+    return next((float(rate) for rate in reversed(rates) if rate), None)
 
 
 def _compare(found: Benched, runs: Mapping[str, Path]) -> None:

@@ -58,23 +58,21 @@ def check(
     out: str | Path | None = None,
     tile_um: float | None = None,
     tile_px: float | None = None,
-    overlap: float = 0.0,
-    min_tissue: float = 0.5,
+    overlap: float | None = None,
+    min_tissue: float | None = None,
     fix: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Checked:
     """Look at every slide of the manifest `slides` as `embed` would, and write one page about them to `out`.
 
-    Tiles have a side of `tile_um` µm (112 by default) or `tile_px` level-0 px; `overlap` and
-    `min_tissue` are shares of a tile, for slides without spots. `fix` is a folder for a manifest with
-    what is proposed put right: mpp, and .h5ad files with corrected places of spots; neither the slides nor their own
-    expression files are changed.
+    Tiles have a side of `tile_um` µm (112 by default) or `tile_px` level-0 px; `overlap` (0) and `min_tissue` (0.5) are
+    shares of a tile, for slides without spots. `fix` is a folder for a manifest with what is proposed put right: mpp,
+    and .h5ad files with corrected places of spots; neither the slides nor their own expression files are changed.
 
-    Raises ManifestError where the manifest cannot be read, UsageError where a tile's size cannot be.
+    Raises ManifestError where the manifest cannot be read, UsageError where an option cannot be.
     """
     check_tile_options(tile_um, tile_px)
-    grid = GridOptions(overlap, min_tissue)
-    grid.check()
+    grid = GridOptions().changed(overlap, min_tissue)
     rows, progress = read_manifest(slides), progress or Progress()
     if fix is not None and Path(fix).exists() and any(Path(fix).iterdir()):
         raise UsageError(f"{fix} holds something already; give a new folder for the corrected manifest")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nh2st_pipe.cli.options import Device, Json, TrustRemoteCode, Workers, exit_for, say_failed, show
+from nh2st_pipe.cli.options import Device, Json, TilePx, TrustRemoteCode, Workers, exit_for, say_failed, show
 from nh2st_pipe.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,10 +38,7 @@ def bench(
     tile_um: Annotated[
         float | None, typer.Option(help="Side of a tile, µm; default: each encoder's own, mostly 112.", min=0)
     ] = None,
-    tile_px: Annotated[
-        float | None,
-        typer.Option(help="Side of a tile, px of the slide's full resolution, in place of --tile-um.", min=0),
-    ] = None,
+    tile_px: TilePx = None,
     seed: Annotated[int, typer.Option(help="Seed of the pilot's patches and of the folds.")] = 2021,
     device: Device = "auto",
     workers: Workers = None,

@@ -13,6 +13,7 @@ from nh2st_pipe.cli.options import (
     MinTissue,
     Overlap,
     Precision,
+    TilePx,
     TrustRemoteCode,
     Weights,
     Workers,
@@ -49,10 +50,7 @@ def embed(
     tile_um: Annotated[
         float | None, typer.Option(help="Side of a tile, µm; default: the recipe's, mostly 112.", min=0)
     ] = None,
-    tile_px: Annotated[
-        float | None,
-        typer.Option(help="Side of a tile, px of the slide's full resolution, in place of --tile-um.", min=0),
-    ] = None,
+    tile_px: TilePx = None,
     overlap: Overlap = None,
     min_tissue: MinTissue = None,
     device: Device = "auto",
@@ -113,10 +111,7 @@ def check(
     slides: Annotated[Path, typer.Option(help="manifest.csv to look at.")],
     out: Annotated[Path | None, typer.Option(help="Page to write about all slides, as .html.")] = None,
     tile_um: Annotated[float | None, typer.Option(help="Side of a tile, µm; default: 112.", min=0)] = None,
-    tile_px: Annotated[
-        float | None,
-        typer.Option(help="Side of a tile, px of the slide's full resolution, in place of --tile-um.", min=0),
-    ] = None,
+    tile_px: TilePx = None,
     overlap: Overlap = None,
     min_tissue: MinTissue = None,
     fix: Annotated[
@@ -138,8 +133,8 @@ def check(
             out=out,
             tile_um=tile_um,
             tile_px=tile_px,
-            overlap=overlap or 0.0,
-            min_tissue=0.5 if min_tissue is None else min_tissue,
+            overlap=overlap,
+            min_tissue=min_tissue,
             fix=fix,
             progress=progress,
         )
@@ -181,10 +176,8 @@ def _say_embed(summary: EmbedSummary) -> None:
         typer.echo(f"stain shift found for {len(summary.stain_shifts)} slides (48 tiles under 8 stains each)")
     if summary.encoded_tiles:
         shares = ", ".join(f"{seconds[k] / seconds['total']:.0%} {k}" for k in ("encoder", "reading", "writing"))
-        rate = summary.encoded_tiles / seconds["total"]
-        typer.echo(f"{rate:.1f} tiles/s; of the time {shares} (reading: waiting for tiles)")
-        if summary.advice():
-            typer.echo(summary.advice())
+        typer.echo(f"{summary.tiles_per_second:.1f} tiles/s; of the time {shares} (reading: waiting for tiles)")
+        typer.echo(summary.advice())
     say_failed(summary.failed)
 
 

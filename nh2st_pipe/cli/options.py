@@ -15,6 +15,7 @@ __all__ = [
     "MinTissue",
     "Overlap",
     "Precision",
+    "TilePx",
     "TrustRemoteCode",
     "Weights",
     "Workers",
@@ -47,17 +48,22 @@ Workers = Annotated[
     typer.Option(help="Threads that read tiles; default: 2 beside a CPU's encoder, else all cores but one.", min=1),
 ]
 
+TilePx = Annotated[
+    float | None,
+    typer.Option(help="Side of a tile, px of the slide's full resolution, in place of --tile-um.", min=0),
+]
+
 Overlap = Annotated[
     float | None,
     typer.Option(
-        help="Share of a tile's side shown by the next one too, on slides without spots; default: the store's, else 0."
+        help="Share of a tile's side that the next shows too, on slides without spots; default: a store's own, else 0."
     ),
 ]
 
 MinTissue = Annotated[
     float | None,
     typer.Option(
-        help="Share of a tile that has to be tissue, on slides without spots; default: the store's, else 0.5."
+        help="Share of a tile that has to be tissue, on slides without spots; default: a store's own, else 0.5."
     ),
 ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,6 @@ def make_contract(
     """Say what all slides of the store have in common, from what was asked for, the store, or the recipe."""
     old = existing.contract if existing is not None else None
     grid = old.grid if old else GridOptions()
-    given = {"overlap": overlap, "min_tissue": min_tissue}
     if tile_um is not None or tile_px is not None:
         tile: dict[Any, float | None] = TileSize(tile_um, tile_px).record()
     else:
@@ -91,7 +90,7 @@ def make_contract(
         precision=precision,
         tile=tile,
         views=views or (old.views if old else 1),
-        grid=replace(grid, **{key: value for key, value in given.items() if value is not None}),
+        grid=grid.changed(overlap, min_tissue),
     )
 
 

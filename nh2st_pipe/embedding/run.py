@@ -65,13 +65,14 @@ def embed(
     """Embed the slides of the manifest `slides` into `store`.
 
     `encoder` is a recipe, its name or its YAML file; `weights` a file that takes the place of the hub's. `views` is 1
-    or 8. The tile's side is `tile_um` (µm) or `tile_px` (level-0 px). Slides without
-    spots have a grid of tiles, each of which shows `overlap` of the one before; those are kept of which `min_tissue` is
-    tissue. What is left None is as in the store where there is one, else the recipe's default (1 view). `precision`
-    None is the recipe's on a GPU and float32 on a CPU. `redo_changed` embeds slides anew whose files have changed;
-    `only` leaves other slides out. `stain_shift` "auto" finds how far embeddings move under other stains, for slides
-    with expression that lack it: heads are trained on those. It encodes 48 tiles a slide under 8 stains, and nothing
-    that is there already. `trust_remote_code` allows an encoder's repository to run the code it brings along.
+    or 8. The tile's side is `tile_um` (µm) or `tile_px` (level-0 px). Slides without spots have a grid of tiles, each
+    of which shows `overlap` of the one before; those are kept of which `min_tissue` is tissue. What is left None is as
+    in the store where there is one, else the recipe's default (1 view). `precision` None is the store's, else the
+    recipe's on a GPU and float32 on a CPU; `workers` None 2 threads beside a CPU's encoder, else one for each core but
+    one. `redo_changed` embeds slides anew whose files have changed; `only` leaves other slides out. `stain_shift`
+    "auto" finds how far embeddings move under other stains, for slides with expression that lack it: heads are trained
+    on those. It encodes 48 tiles a slide under 8 stains, and nothing that is there already. `trust_remote_code` allows
+    an encoder's repository to run the code it brings along.
 
     Raises ManifestError, UsageError, EncoderError and StoreError before any work; faults of single slides are
     in the summary.
@@ -79,7 +80,7 @@ def embed(
     began = time.perf_counter()
     progress = progress or Progress()
     check_tile_options(tile_um, tile_px)
-    GridOptions(**{k: v for k, v in (("overlap", overlap), ("min_tissue", min_tissue)) if v is not None}).check()
+    GridOptions().changed(overlap, min_tissue)
     if views not in (None, 1, 8):
         raise UsageError(f"--views takes 1 or 8, not {views}")
     if stain_shift not in ("auto", "off"):

@@ -38,7 +38,7 @@ class EmbedSummary:
 
     @property
     def tiles_per_second(self) -> float | None:
-        """Tiles encoded in a second of all that was not loading; None where there were none."""
+        """Tiles encoded in a second in which tiles were read, encoded or written; None where there were none."""
         busy = sum(self.seconds[part] for part in _PARTS)
         return self.encoded_tiles / busy if self.encoded_tiles and busy > 0 else None
 

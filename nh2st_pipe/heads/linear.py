@@ -153,7 +153,7 @@ class Ridge(HeadModel):
                 total += x.sum(0)
         mean = total / (len(train) * n_views)
         gram -= len(train) * n_views * torch.outer(mean, mean)  # Σ(x − x̄)(x − x̄)ᵀ; Σy is zero already
-        return _Primal(genes, gram, cross, mean, target_mean, n_views)
+        return _Primal(genes, mean, target_mean, n_views, gram, cross)
 
     def _dual(self, genes: torch.Tensor, train: Samples, dtype: torch.dtype) -> _Dual:
         assert train.target is not None
@@ -172,7 +172,7 @@ class Ridge(HeadModel):
             kernel += block @ block.T
         target_mean = train.target.double().mean(0)
         y = (train.target.double() - target_mean).to(dtype).repeat(n_views, 1)
-        return _Dual(genes, x, kernel, y, mean, target_mean, n_views)
+        return _Dual(genes, mean, target_mean, n_views, x, kernel, y)
 
     def _solve(self, of: _Primal | _Dual) -> None:
         weight = of.weight(self.alpha * of.n_views)
@@ -188,19 +188,25 @@ def _blocks(x: torch.Tensor) -> Iterator[slice]:
 
 
 @dataclass(frozen=True)
-class _Primal:
-    """Sums over all spots and views of the slides that have the genes; x̄ and ȳ are taken off."""
+class _Products:
+    """What the solution is made of, for genes that the same slides have: whatever the penalty, it is the same."""
 
     genes: torch.Tensor
-    gram: torch.Tensor
-    """w × w: Σ(x − x̄)(x − x̄)ᵀ."""
-    cross: torch.Tensor
-    """w × G: Σ(x − x̄)(y − ȳ)ᵀ."""
     mean: torch.Tensor
     """w: x̄."""
     target_mean: torch.Tensor
     """G: ȳ."""
     n_views: int
+
+
+@dataclass(frozen=True)
+class _Primal(_Products):
+    """Sums over all spots and views; x̄ and ȳ are taken off."""
+
+    gram: torch.Tensor
+    """w × w: Σ(x − x̄)(x − x̄)ᵀ."""
+    cross: torch.Tensor
+    """w × G: Σ(x − x̄)(y − ȳ)ᵀ."""
 
     def weight(self, penalty: float) -> torch.Tensor:
         """Return w × G."""
@@ -210,22 +216,18 @@ class _Primal:
 
 
 @dataclass(frozen=True)
-class _Dual:
+class _Dual(_Products):
     """The same where there are fewer rows (spots in their views) than values in each: products of rows with rows.
 
     W = Xᵀ (X Xᵀ + penalty)⁻¹ Y, and X Xᵀ is R × R where XᵀX would be w × w.
     """
 
-    genes: torch.Tensor
     x: torch.Tensor
     """R × w, float32; x̄ is taken off when it is used."""
     kernel: torch.Tensor
     """R × R."""
     y: torch.Tensor
     """R × G, ȳ taken off."""
-    mean: torch.Tensor
-    target_mean: torch.Tensor
-    n_views: int
 
     def weight(self, penalty: float) -> torch.Tensor:
         """Return w × G."""

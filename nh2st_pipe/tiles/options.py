@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nh2st_pipe.core.errors import UsageError
 
@@ -21,8 +21,14 @@ class GridOptions:
     min_tissue: float = 0.5
     """Share of a tile that has to be tissue, above 0 to 1."""
 
-    def check(self) -> None:
-        """Raise UsageError where a value cannot be."""
+    def changed(self, overlap: float | None, min_tissue: float | None) -> GridOptions:
+        """Return these options with what is given in their place. Raises UsageError where a value cannot be."""
+        given = {"overlap": overlap, "min_tissue": min_tissue}
+        options = replace(self, **{key: value for key, value in given.items() if value is not None})
+        options._check()
+        return options
+
+    def _check(self) -> None:
         if not (math.isfinite(self.overlap) and 0 <= self.overlap <= _MOST_OVERLAP):
             raise UsageError(f"--overlap takes a share of a tile's side, 0 to {_MOST_OVERLAP:g}, not {self.overlap}")
         if not (math.isfinite(self.min_tissue) and 0 < self.min_tissue <= 1):

@@ -89,11 +89,11 @@ def test_what_is_there_is_not_done_again_and_a_failure_is_named(
     assert "failed: s2: " in first.stderr
     assert "32 spots of 2 slides; PCC: mean over patients" in first.stdout
     assert "not distinguishable" not in first.stdout
-    speeds = {path: path.read_bytes() for path in (tmp_path / "b").rglob("*.speed.json")}
+    speeds = {path: path.read_bytes() for path in (tmp_path / "b").rglob("*.zarr/log.jsonl")}
     assert len(speeds) == 2
     again = json.loads(call(*arguments, "--json").stdout)
     assert set(again["failed"]) == {"uni2-h"}, again["failed"]
-    assert {path: path.read_bytes() for path in (tmp_path / "b").rglob("*.speed.json")} == speeds
+    assert {path: path.read_bytes() for path in (tmp_path / "b").rglob("*.zarr/log.jsonl")} == speeds
     assert set(again["left_out"]) == {"s2"}
     both = {row["encoder"]: row for row in again["rows"]}
     assert set(both) == {"mine", "fake"}
