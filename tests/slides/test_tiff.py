@@ -160,6 +160,33 @@ def test_pieces_are_decoded_once_and_few_are_kept(
     assert pieces._bytes == sum(piece.nbytes for piece in pieces._kept.values())
 
 
+def test_colours_may_lie_in_files_of_their_own(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    names = [f"{colour}.ome.tif" for colour in ("red", "green", "blue")]
+    ids = [f"urn:uuid:00000000-0000-0000-0000-00000000000{number}" for number in range(3)]
+    planes_of = "".join(
+        f'<TiffData FirstC="{number}" IFD="0" PlaneCount="1"><UUID FileName="{name}">{ids[number]}</UUID></TiffData>'
+        for number, name in enumerate(names)
+    )
+    for number, name in enumerate(names):
+        xml = (
+            f'<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{ids[number]}">'
+            '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="512" SizeY="384" '
+            'SizeC="3" SizeZ="1" SizeT="1" PhysicalSizeX="0.25" PhysicalSizeY="0.25">'
+            f"{planes_of}</Pixels></Image></OME>"
+        )
+        tifffile.imwrite(
+            tmp_path / name,
+            np.ascontiguousarray(pixels[..., number]),
+            tile=(64, 64),
+            description=xml,
+            metadata=None,
+        )
+    slide = open_slide(tmp_path / "red.ome.tif")
+    assert isinstance(slide, TiffSlide)
+    assert (slide.size, slide.mpp) == ((512, 384), 0.25)
+    assert np.array_equal(slide.read_region(0, 0, 512, 384, 0), pixels)
+
+
 def test_a_piece_that_two_threads_want_is_decoded_once(
     tmp_path: Path, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
