@@ -83,6 +83,9 @@ def make_contract(
     if precision is None:
         precision = old.precision if old else auto_precision(recipe, device)
     assert precision is not None
+    if old is not None and old.identity["name"] == recipe.name:
+        # As a store was begun: whether a recipe says so today has moved, and its numbers with it.
+        recipe = recipe.model_copy(update={"autocast": bool(old.identity.get("autocast", False))})
     return Contract(
         encoder=recipe.model_dump(mode="json"),
         identity=recipe.identity(),

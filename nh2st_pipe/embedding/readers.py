@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import OF_ONE_SLIDE, listed
 from nh2st_pipe.core.location import Claim
-from nh2st_pipe.core.signals import Stop
 from nh2st_pipe.embedding.plan import Todo, Wanted, check_spots, decide, recipe_of
 from nh2st_pipe.encoders.stains import tiles_for_shift
 from nh2st_pipe.slides import Slide, open_slide
@@ -109,7 +108,8 @@ class Readers:
 
     One thread plans: it claims the next slide, decides what is to be done about it, reads its spots and hands batches
     of tiles to a pool. The queue between it and the encoder bounds the memory, and at most two slides are open. A slide
-    that another process has claimed is come back to.
+    that another process has claimed is come back to. `check` is called while an item is waited for, and raises what is
+    to end that; `blank` gives the memory that tiles are read into.
     """
 
     def __init__(
@@ -118,12 +118,13 @@ class Readers:
         store: StoreWriter,
         batch_size: int,
         workers: int,
-        stop: Stop,
+        check: Callable[[], None],
         redo_changed: bool = False,
         say: Callable[[str], None] = lambda words: None,
+        blank: Callable[[tuple[int, ...]], NDArray[np.uint8]] = lambda shape: np.empty(shape, np.uint8),
     ) -> None:
         self._jobs, self._store, self._batch_size = jobs, store, batch_size
-        self._asked, self._redo, self._say = stop, redo_changed, say
+        self._check, self._redo, self._say, self._blank = check, redo_changed, say, blank
         recipe = recipe_of(store.contract)
         self._out_px, self._interpolation = recipe.input_px, recipe.interpolation
         self._queue: queue.Queue[Item | BaseException | None] = queue.Queue(max(2, _TILES_AHEAD // batch_size))
@@ -153,7 +154,7 @@ class Readers:
 
     def __iter__(self) -> Iterator[Item]:
         while True:
-            self._asked.check()
+            self._check()
             try:
                 item = self._queue.get(timeout=_LOOK_SECONDS)
             except queue.Empty:
@@ -165,7 +166,7 @@ class Readers:
             yield item
 
     def release(self, job: Job) -> None:
-        """Close a slide, so that the next may be opened."""
+        """Close a slide, so that the next may be opened. Any thread may call it."""
         job.close()
         self._open.release()
 
@@ -263,7 +264,7 @@ class Readers:
         slide = job.slide
         assert slide is not None
         assert job.spots is not None
-        tiles = np.empty((len(rows), self._out_px, self._out_px, 3), np.uint8)
+        tiles = self._blank((len(rows), self._out_px, self._out_px, 3))
         for i, (x, y) in enumerate(job.spots.xy[rows]):
             tiles[i] = read_tile(slide, (float(x), float(y)), job.tile_level0_px, self._out_px, self._interpolation)
         return tiles

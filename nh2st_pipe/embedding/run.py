@@ -1,6 +1,6 @@
 """Stage one: every tile of every slide through a frozen encoder, once, into the store.
 
-The encoder and the writing share the calling thread. A slide that cannot be read is named and passed over. Whatever
+What is to be done is decided here, and done by `work`. A slide that cannot be read is named and passed over. Whatever
 is interrupted goes on where it was, and a finished slide is never touched again.
 """
 
@@ -12,17 +12,16 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import nh2st_pipe
-from nh2st_pipe.core.errors import OF_ONE_SLIDE, EncoderError, NH2STError, UsageError, listed
+from nh2st_pipe.core.errors import EncoderError, UsageError, listed
 from nh2st_pipe.core.location import Location
-from nh2st_pipe.core.machine import cores
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import signals_as_flag
 from nh2st_pipe.embedding.plan import Todo, auto_precision, choose_recipe, decide, make_contract, pending
-from nh2st_pipe.embedding.readers import Job, Readers, finish
 from nh2st_pipe.embedding.summary import EmbedSummary
+from nh2st_pipe.embedding.work import Work
 from nh2st_pipe.encoders.weights import Weights, find_weights, known_weights
 from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision
 from nh2st_pipe.slides.resolution import check_tile_options
@@ -32,13 +31,9 @@ from nh2st_pipe.store.write import StoreWriter
 from nh2st_pipe.tiles.manifest import read_manifest
 from nh2st_pipe.tiles.options import GridOptions
 
-if TYPE_CHECKING:
-    from nh2st_pipe.encoders.encoder import Encoder
-
 __all__ = ["embed"]
 
 _LARGE_MILLIONS = 200
-_MOST_READERS = 16
 
 
 def embed(
@@ -60,6 +55,7 @@ def embed(
     stain_shift: Literal["auto", "off"] = "auto",
     only: Collection[str] | None = None,
     trust_remote_code: bool = False,
+    compiled: bool = False,
     progress: Progress | None = None,
 ) -> EmbedSummary:
     """Embed the slides of the manifest `slides` into `store`.
@@ -72,7 +68,7 @@ def embed(
     one. `redo_changed` embeds slides anew whose files have changed; `only` leaves other slides out. `stain_shift`
     "auto" finds how far embeddings move under other stains, for slides with expression that lack it: heads are trained
     on those. It encodes 48 tiles a slide under 8 stains, and nothing that is there already. `trust_remote_code` allows
-    an encoder's repository to run the code it brings along.
+    an encoder's repository to run the code it brings along; `compiled` has torch compile the encoder.
 
     Raises ManifestError, UsageError, EncoderError and StoreError before any work; faults of single slides are
     in the summary.
@@ -127,18 +123,18 @@ def embed(
             raise EncoderError(f"{error} (the store was made with {known.source}, SHA-256 {known.sha256})") from error
         contract = contract_of(found)
     if todo:
-        # Loaded before the store is made, so that weights that do not fit leave nothing behind.
-        from nh2st_pipe.core.devices import pick_device
-        from nh2st_pipe.encoders.load import load_encoder
-
-        encoder_on_device = load_encoder(
-            recipe,
-            found.path,
-            device=pick_device(device),
-            precision=contract.precision,
+        work = Work(
+            store=str(location),
+            contract=contract,
+            weights=found.path,
+            batch_size=batch_size,
+            workers=workers,
+            redo_changed=redo_changed,
             trust_remote_code=trust_remote_code,
+            compiled=compiled,
         )
-        size = batch_size or (8 if encoder_on_device.device.type == "cpu" else 64)
+        # Loaded before the store is made, so that weights that do not fit leave nothing behind.
+        encoder_on_device = work.load(device)
     with signals_as_flag() as stop, _saying_what_is_kept(summary):
         writer = StoreWriter(location, contract)
         for wanted in renewed:
@@ -148,18 +144,8 @@ def embed(
                 if record is not None and decide(record, wanted, redo_changed) is Todo.row:
                     writer.renew_row(record, wanted.row)
         if todo:
-            jobs = [Job(row, wanted) for row, wanted in todo]
-            threads = workers or _readers(encoder_on_device.device.type)
-            readers = Readers(jobs, writer, size, threads, stop, redo_changed, progress.say)
-            summary.settings = {
-                "device": str(encoder_on_device.device),
-                "precision": contract.precision,
-                "batch_size": size,
-                "workers": threads,
-                "cores": cores(),
-            }
             try:
-                _run(jobs, readers, encoder_on_device, contract.views, summary, progress)
+                work.do(todo, encoder_on_device, writer, summary, stop, progress)
             finally:
                 summary.seconds["total"] = time.perf_counter() - began
                 _log(location, recipe, summary)
@@ -187,63 +173,6 @@ def _log(location: Location, recipe: EncoderRecipe, summary: EmbedSummary) -> No
         file.write(json.dumps(values, ensure_ascii=False) + "\n")
 
 
-def _readers(device: str) -> int:
-    """Return how many threads read tiles where nobody says: on a GPU all cores but one, since one core decodes a few
-    hundred tiles a second; beside an encoder on the CPU two.
-    """
-    return 2 if device == "cpu" else min(max(cores() - 1, 2), _MOST_READERS)
-
-
-def _run(
-    jobs: list[Job],
-    readers: Readers,
-    encoder: Encoder,
-    views: int,
-    summary: EmbedSummary,
-    progress: Progress,
-) -> None:
-    progress.start("embedding", len(jobs), "tiles")
-    with readers:
-        for item in readers:
-            job = item.job
-            try:
-                if job.failed is None and item.batch is not None:
-                    with _timed(summary, "reading"):
-                        tiles = item.batch.result()
-                    with _timed(summary, "encoder"):
-                        embeddings = encoder.encode(tiles, views)
-                    with _timed(summary, "writing"):
-                        assert job.writer is not None
-                        job.writer.append(embeddings)
-                    summary.encoded_tiles += len(tiles)
-                    progress.advance(summary.encoded_tiles, readers.expected_tiles(), job.row.slide_id)
-                elif job.kept:
-                    summary.kept.append(job.row.slide_id)
-                elif job.failed is None:
-                    if job.stained is not None:
-                        _find_shift(job, encoder, summary)
-                    with _timed(summary, "writing"):
-                        finish(job)
-                    summary.done.append(job.row.slide_id)
-            except (NH2STError, OSError, MemoryError) as error:
-                if isinstance(error, OSError) and not isinstance(error, NH2STError) and error.errno is not None:
-                    raise  # the disk is full or gone: no slide's own fault
-                if isinstance(error, NH2STError) and not isinstance(error, OF_ONE_SLIDE):
-                    raise
-                job.failed = str(error) or type(error).__name__
-            if item.batch is None:
-                readers.release(job)
-                if job.failed is not None:
-                    summary.failed[job.row.slide_id] = job.failed
-                    progress.say(f"{job.row.slide_id} passed over; the end says why")
-                elif job.spots is not None:
-                    summary.notices += [f"{job.row.slide_id}: {notice}" for notice in job.notices]
-                    progress.say(f"{job.row.slide_id}: {len(job.spots):,} tiles done")
-                job.spots = job.writer = job.neighbours = job.picture = job.stained = job.tissue = job.made = (
-                    None  # counts of a thousand slides are not for keeping
-                )
-
-
 @contextmanager
 def _saying_what_is_kept(summary: EmbedSummary) -> Iterator[None]:
     """Add to whatever ends the run what it leaves for the next one."""
@@ -267,28 +196,3 @@ def _warn_of_time(recipe: EncoderRecipe, device: str, summary: EmbedSummary, pro
         )
         summary.notices.append(words)
         progress.say(words)
-
-
-def _find_shift(job: Job, encoder: Encoder, summary: EmbedSummary) -> None:
-    """Find and write a slide's stain shift, all of its tiles being in the store."""
-    from nh2st_pipe.encoders.stains import VERSION, stain_shift
-
-    assert job.stained is not None
-    assert job.writer is not None
-    rows, future = job.stained
-    with _timed(summary, "reading"):
-        tiles, own = future.result(), job.writer.embeddings(rows)
-    with _timed(summary, "encoder"):
-        shift = stain_shift(encoder, tiles, own)
-    with _timed(summary, "writing"):
-        job.writer.write_stain_shift(shift, VERSION)
-    summary.stain_shifts.append(job.row.slide_id)
-
-
-@contextmanager
-def _timed(summary: EmbedSummary, what: str) -> Iterator[None]:
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        summary.seconds[what] += time.perf_counter() - start

@@ -9,6 +9,7 @@ fetched. Weight files are read without unpickling code (safetensors, or `torch.l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from nh2st_pipe.core.errors import EncoderError
+from nh2st_pipe.encoders.transfer import Arriving, transfer_of
 from nh2st_pipe.encoders.views import dihedral
 
 if TYPE_CHECKING:
@@ -23,38 +25,87 @@ if TYPE_CHECKING:
 
     from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision
 
-__all__ = ["Encoder"]
+__all__ = ["Encoder", "Underway"]
+
+
+class Underway:
+    """Embeddings that the device is at work on, or that are on their way back from it."""
+
+    def __init__(self, name: str, parts: list[tuple[Arriving, Arriving]]) -> None:
+        self._name, self._parts = name, parts
+
+    def result(self) -> NDArray[np.float16]:
+        """Wait for the embeddings b × V × d. Raises EncoderError where a value is not finite in float16."""
+        done: list[NDArray[np.float16]] = []
+        for values, finite in self._parts:
+            done.append(values.numpy())
+            if not finite.numpy():
+                raise EncoderError(
+                    f"encoder {self._name} returned values that are not finite in float16; "
+                    "try --precision float32, and check that the weights are the recipe's"
+                )
+        return done[0] if len(done) == 1 else np.concatenate(done)
 
 
 class Encoder(nn.Module):
-    """A frozen encoder with its own preprocessing, on one device."""
+    """A frozen encoder with its own preprocessing, on one device.
 
-    def __init__(self, recipe: EncoderRecipe, backbone: nn.Module, device: torch.device, precision: Precision) -> None:
+    `compiled` has torch compile the backbone, which takes a minute or two at the first batch.
+    """
+
+    def __init__(
+        self,
+        recipe: EncoderRecipe,
+        backbone: nn.Module,
+        device: torch.device,
+        precision: Precision,
+        *,
+        compiled: bool = False,
+    ) -> None:
         super().__init__()
         self.recipe = recipe
         self.device = device
         self.dtype: torch.dtype = getattr(torch, precision)
+        self.autocast = recipe.autocast and precision != "float32"
+        """Whether the weights stay in float32 and torch chooses what is computed in half precision."""
         # A CPU is fastest while the activations stay in its caches; a GPU wants many, in a bounded memory.
         self.images_at_once = 16 if device.type == "cpu" else 512
+        self.batches_ahead = 1 if device.type == "cuda" else 0
+        """Batches that may still be at work when the next is begun."""
         self.tiles_at_once = 1 << 30
         """Of `encode`: halved where the device runs out of memory."""
-        self.backbone = backbone.eval().requires_grad_(False).to(device, self.dtype)
+        stored = torch.float32 if self.autocast else self.dtype
+        self.backbone = backbone.eval().requires_grad_(False).to(device, stored)
         if device.type != "mps":
             self.backbone = self.backbone.to(memory_format=torch.channels_last)
         # uint8 → (x / 255 − mean) / std in one multiplication and one addition.
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (recipe.mean, recipe.std))
         self.gain = (1 / (255 * std)).to(device)
         self.bias = (-mean / std).to(device)
+        self._transfer = transfer_of(device)
+        self._embed = torch.compile(self._pool, dynamic=True) if compiled else self._pool
 
-    @torch.inference_mode()
+    def blank(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Return an array of `shape` to read tiles into, from which the way to the device is shortest."""
+        return self._transfer.blank(shape)
+
     def encode(self, tiles_bhwc: NDArray[np.uint8], views: int = 1, view: int | None = None) -> NDArray[np.float16]:
         """Return the embeddings b × V × d of uint8 RGB tiles b × h × w × 3, h = w = the recipe's `input_px`.
 
-        The first `views` dihedral views, or `view` alone (V is 1 then). Where the device runs out of memory, half of
-        the tiles at a time are tried, from then on too. Raises EncoderError where a single one is too much.
+        The first `views` dihedral views, or `view` alone (V is 1 then).
+        """
+        return self.start(tiles_bhwc, views, view).result()
+
+    @torch.inference_mode()
+    def start(self, tiles_bhwc: NDArray[np.uint8], views: int = 1, view: int | None = None) -> Underway:
+        """Begin with what `encode` does. On a GPU this returns while it is still at work, and the next batch may be
+        begun: it goes up, and the one before comes down, while one is encoded.
+
+        Where the device runs out of memory, half of the tiles at a time are tried, from then on too. Raises
+        EncoderError where a single one is too much.
         """
         wanted = range(views) if view is None else (view,)
-        done: list[NDArray[np.float16]] = []
+        done: list[tuple[Arriving, Arriving]] = []
         at = 0
         while at < len(tiles_bhwc) or not done:
             part = tiles_bhwc[at : at + self.tiles_at_once]
@@ -73,45 +124,43 @@ class Encoder(nn.Module):
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.tiles_at_once = len(part) // 2
-        return done[0] if len(done) == 1 else np.concatenate(done)
+        return Underway(self.recipe.name, done)
 
-    def _tried(self, tiles_bhwc: NDArray[np.uint8], views: Sequence[int]) -> NDArray[np.float16] | None:
-        """Return the embeddings; None where the device runs out of memory."""
+    def _tried(self, tiles_bhwc: NDArray[np.uint8], views: Sequence[int]) -> tuple[Arriving, Arriving] | None:
+        """Return the embeddings, and whether they are finite; None where the device runs out of memory."""
         try:
             return self._encode(tiles_bhwc, views)
         except torch.OutOfMemoryError:
             return None
 
-    def _encode(self, tiles_bhwc: NDArray[np.uint8], views: Sequence[int]) -> NDArray[np.float16]:
-        tiles = torch.from_numpy(np.require(tiles_bhwc, requirements=["C", "W"]))
-        if self.device.type == "cuda":
-            tiles = tiles.pin_memory()
-        tiles = tiles.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+    def _encode(self, tiles_bhwc: NDArray[np.uint8], views: Sequence[int]) -> tuple[Arriving, Arriving]:
+        tiles = self._transfer.up(np.require(tiles_bhwc, requirements=["C", "W"])).permute(0, 3, 1, 2)
         # Views are made of as many tiles as go through the encoder at once, and not of the whole batch.
         step = max(1, self.images_at_once // len(views))
         parts = [self._views(part, views) for part in tiles.split(step)]
         half = torch.cat(parts)
-        if not torch.isfinite(half).all():
-            raise EncoderError(
-                f"encoder {self.recipe.name} returned values that are not finite in float16; "
-                "try --precision float32, and check that the weights are the recipe's"
-            )
-        return half.cpu().numpy()
+        return self._transfer.down(half), self._transfer.down(torch.isfinite(half).all())
 
     def _views(self, tiles_bchw: torch.Tensor, views: Sequence[int]) -> torch.Tensor:
         """Return the embeddings b × V × d, float16, of uint8 tiles on the device."""
-        images = torch.addcmul(self.bias, tiles_bchw.float(), self.gain).to(self.dtype)
+        images = torch.addcmul(self.bias, tiles_bchw.float(), self.gain)
+        if not self.autocast:
+            images = images.to(self.dtype)
         b = len(images)
         images_vb = torch.cat([dihedral(images, view) for view in views])
         if self.device.type != "mps":
             images_vb = images_vb.contiguous(memory_format=torch.channels_last)
-        emb_vbd = torch.cat([self._pool(part) for part in images_vb.split(self.images_at_once)])
+        with self._arithmetic():
+            emb_vbd = torch.cat([self._embed(part) for part in images_vb.split(self.images_at_once)])
         if emb_vbd.shape != (len(views) * b, self.recipe.dim):
             raise EncoderError(
                 f"encoder {self.recipe.name} returned {tuple(emb_vbd.shape[1:])} values per tile and its recipe says "
                 f"{self.recipe.dim}; check dim and pooling"
             )
         return emb_vbd.view(len(views), b, -1).transpose(0, 1).to(torch.float16)
+
+    def _arithmetic(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, self.dtype) if self.autocast else nullcontext()
 
     def _pool(self, images: torch.Tensor) -> torch.Tensor:
         pooling = self.recipe.pooling

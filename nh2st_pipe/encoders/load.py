@@ -42,20 +42,23 @@ def load_encoder(
     device: torch.device | None = None,
     precision: Precision = "float32",
     trust_remote_code: bool = False,
+    compiled: bool = False,
 ) -> Encoder:
     """Build the recipe's encoder with the weights in the file `weights` (None for an encoder without weights).
+
+    `compiled` has torch compile it.
 
     Code that a repository brings along is run where `trust_remote_code` says so. Raises EncoderError where the
     architecture is not known or the weights do not fit it.
     """
     device = device or torch.device("cpu")
     if recipe.kind == "fake":
-        return Encoder(recipe, FakeBackbone(), device, precision)
+        return Encoder(recipe, FakeBackbone(), device, precision, compiled=compiled)
     check_trust(recipe, trust_remote_code)
     if weights is None:
         build_backbone(recipe)  # what is wrong with the recipe comes first
         raise EncoderError(f"encoder {recipe.name} has no weights; give their file with --weights")
-    return Encoder(recipe, _with_weights(recipe, weights), device, precision)
+    return Encoder(recipe, _with_weights(recipe, weights), device, precision, compiled=compiled)
 
 
 def _with_weights(recipe: EncoderRecipe, weights: Path) -> nn.Module:

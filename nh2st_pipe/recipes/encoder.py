@@ -39,6 +39,7 @@ _IDENTITY = (
     "layout",
     "method",
     "package",
+    "autocast",
 )
 """The fields that decide the numbers. A field that is added here later has its default in older stores."""
 
@@ -153,6 +154,9 @@ class EncoderRecipe(Strict):
     """Filter used when a tile is resampled to `input_px`; always antialiased."""
     precision: Precision = "float32"
     """Arithmetic on a GPU with `--precision auto`; a CPU always takes float32 then."""
+    autocast: bool = False
+    """Whether half precision is by autocast (weights stay in float32, and torch chooses what is computed in half
+    precision) and not by weights in half precision, which is faster."""
     parameters: float | None = Field(None, gt=0)
     """Millions of weights, without a head."""
     licence: str = "unknown"

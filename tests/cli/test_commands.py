@@ -225,9 +225,9 @@ def test_the_importer_names_what_is_missing(tmp_path: Path) -> None:
 def test_sigterm_keeps_what_is_done_and_says_so(study: Study) -> None:
     slow = (
         "import sys, time; from nh2st_pipe.cli import app; from nh2st_pipe.encoders.encoder import Encoder\n"
-        "plain = Encoder.encode\n"
+        "plain = Encoder.start\n"
         "def slow(self, tiles, views=1):\n    time.sleep(0.3)\n    return plain(self, tiles, views)\n"
-        "Encoder.encode = slow; sys.argv[0] = 'nh2st-pipe'; app.main()"
+        "Encoder.start = slow; sys.argv[0] = 'nh2st-pipe'; app.main()"
     )
     store = study.folder / "s.zarr"
     options = [

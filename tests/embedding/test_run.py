@@ -18,8 +18,10 @@ from PIL import Image
 
 from nh2st_pipe.core.errors import EncoderError, HubError, StoreError, UsageError
 from nh2st_pipe.embedding.plan import decide
-from nh2st_pipe.embedding.run import _readers, embed
+from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.embedding.summary import EmbedSummary
+from nh2st_pipe.embedding.work import readers_beside
+from nh2st_pipe.encoders.encoder import Encoder, Underway
 from nh2st_pipe.encoders.load import load_encoder
 from nh2st_pipe.recipes.encoder import load_encoder_recipe
 from nh2st_pipe.slides import open_slide
@@ -268,11 +270,11 @@ from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.encoders.encoder import Encoder
 from nh2st_pipe.store import write
 write._CHECKPOINT_SECONDS = 0.0
-plain = Encoder.encode
+plain = Encoder.start
 def slow(self, tiles, views=1, view=None):
     time.sleep(0.15)
     return plain(self, tiles, views, view)
-Encoder.encode = slow
+Encoder.start = slow
 embed(sys.argv[1], encoder="fake", store=sys.argv[2], tile_px=48, views=8, batch_size=2, device="cpu")
 """
 
@@ -389,11 +391,11 @@ TOGETHER = """
 import sys, time
 from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.encoders.encoder import Encoder
-plain = Encoder.encode
+plain = Encoder.start
 def slow(self, tiles, views=1, view=None):
     time.sleep(0.02)
     return plain(self, tiles, views, view)
-Encoder.encode = slow
+Encoder.start = slow
 done = embed(sys.argv[1], encoder="fake", store=sys.argv[2], tile_px=48, batch_size=5, device="cpu")
 print(done.encoded_tiles, len(done.done), len(done.kept), len(done.failed))
 """
@@ -429,9 +431,16 @@ def test_a_store_in_memory_is_embedded_into_and_trained_from(study: Study) -> No
     assert len(predict(run.path, embeddings=where, out=study.folder / "pred").files) == 3
 
 
-def test_places_that_cannot_be_opened_say_what_is_missing(study: Study) -> None:
+def test_places_that_cannot_be_opened_say_what_is_missing(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
     with pytest.raises(UsageError, match=r"nope://x/store\.zarr is no place this installation can open"):
         study.embed(store="nope://x/store.zarr")
+
+    def absent(url: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec, "url_to_fs", absent)
     with pytest.raises(UsageError, match=r"Install s3fs .*; pip install 'nh2st-pipe\[cloud\]'"):
         study.embed(store="s3://bucket/store.zarr")
 
@@ -450,7 +459,7 @@ def test_an_interruption_does_not_wait_for_tiles_nobody_has_begun_to_read(
 
     with monkeypatch.context() as patch:
         patch.setattr("nh2st_pipe.embedding.readers.read_tile", slow)
-        patch.setattr(Encoder, "encode", interrupted)
+        patch.setattr(Encoder, "start", interrupted)
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             study.embed(batch_size=1, workers=1)
@@ -495,6 +504,52 @@ def test_an_encoder_that_fails_ends_the_run_however_many_slides_wait(make_study:
     wrong = load_encoder_recipe("fake").model_copy(update={"dim": 7})
     with pytest.raises(EncoderError, match="its recipe says 7"):
         study.embed(encoder=wrong)
+
+
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), RuntimeError("broken")])
+def test_a_fault_of_the_writing_ends_the_run_however_many_slides_wait(
+    make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    from nh2st_pipe.store.write import SlideWriter
+
+    def failing(self: SlideWriter, *_: Any) -> None:
+        raise fault
+
+    study = make_study(n_slides=7, side=2)
+    monkeypatch.setattr(SlideWriter, "append", failing)
+    with pytest.raises(type(fault), match=str(fault.args[-1])):
+        study.embed()
+
+
+def test_batches_that_are_begun_before_the_last_is_back_end_in_the_same_store(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.embed(views=8, store=study.folder / "plain.zarr")
+    begun, most = list[str](), 0
+    start, result = Encoder.start, Underway.result
+
+    def starting(self: Encoder, tiles: Any, views: int = 1, view: int | None = None) -> Underway:
+        nonlocal most
+        self.batches_ahead = 2
+        begun.append("one")
+        most = max(most, len(begun))
+        return start(self, tiles, views, view)
+
+    def back(self: Underway) -> Any:
+        begun.pop()
+        return result(self)
+
+    monkeypatch.setattr(Encoder, "start", starting)
+    monkeypatch.setattr(Underway, "result", back)
+    assert study.embed(views=8, batch_size=4).done == ["s0", "s1", "s2"]
+    assert most == 3
+    assert begun == []
+    for name in ("s0", "s1", "s2"):
+        one, two = (open_store(study.folder / store).read(name) for store in ("plain.zarr", "store.zarr"))
+        assert np.array_equal(one.views, two.views)
+        assert one.stain_shift is not None
+        assert two.stain_shift is not None
+        assert np.allclose(one.stain_shift, two.stain_shift, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -553,8 +608,8 @@ def test_a_store_begun_in_another_precision_says_which_it_keeps(study: Study) ->
     ("device", "cores", "threads"), [("cpu", 64, 2), ("cuda", 64, 16), ("cuda", 8, 7), ("cuda", 1, 2)]
 )
 def test_readers_follow_the_cores(device: str, cores: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nh2st_pipe.embedding.run.cores", lambda: cores)
-    assert _readers(device) == threads
+    monkeypatch.setattr("nh2st_pipe.embedding.work.cores", lambda: cores)
+    assert readers_beside(device) == threads
 
 
 def test_a_slide_without_spots_has_its_thumbnail_with_its_scale_and_says_what_was_left_out(study: Study) -> None:

@@ -180,11 +180,59 @@ def test_views_are_made_of_as_many_tiles_as_go_through_at_once(monkeypatch: pyte
         turned.append(len(images))
         return dihedral(images, view)
 
-    monkeypatch.setattr(encoder, "_pool", pooled)
+    monkeypatch.setattr(encoder, "_embed", pooled)
     monkeypatch.setattr("nh2st_pipe.encoders.encoder.dihedral", turning)
     encoder.encode(tiles(5, 64), 8)
     assert seen == [16, 16, 8]  # two tiles of eight views, and so on
     assert set(turned) == {1, 2}
+
+
+def test_autocast_keeps_the_weights_and_computes_in_half_precision(tmp_path: Path) -> None:
+    path = weights_of(tiny(), tmp_path / "w.safetensors")
+    seen = set[torch.dtype]()
+    encoder = load_encoder(tiny(autocast=True), path, precision="bfloat16")
+    assert {tensor.dtype for tensor in encoder.backbone.parameters()} == {torch.float32}
+    encoder.backbone.blocks[0].attn.qkv.register_forward_hook(lambda module, given, out: seen.add(out.dtype))  # type: ignore[index, union-attr]
+    half, whole = encoder.encode(tiles(3, 32)), load_encoder(tiny(), path).encode(tiles(3, 32))
+    assert seen == {torch.bfloat16}
+    assert np.allclose(half, whole, atol=0.05)
+    assert not np.array_equal(half, whole)
+    exact = load_encoder(tiny(autocast=True), path)  # there is nothing to cast to in float32
+    assert np.array_equal(exact.encode(tiles(3, 32)), whole)
+
+
+def test_a_compiled_encoder_gives_the_same_for_batches_of_any_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = weights_of(tiny(), tmp_path / "w.safetensors")
+    compiled = list[dict[str, Any]]()
+    plain = torch.compile
+
+    def compiling(what: Any, **options: Any) -> Any:
+        compiled.append(options)
+        return plain(what, backend="eager", **options)  # all of it but the C++ compiler, which takes a minute
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    encoder, whole = load_encoder(tiny(), path, compiled=True), load_encoder(tiny(), path)
+    assert compiled == [{"dynamic": True}]
+    for n in (5, 2, 1):
+        assert np.allclose(encoder.encode(tiles(n, 32), 8), whole.encode(tiles(n, 32), 8), atol=2e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_streams_bring_each_batch_its_own_embeddings(tmp_path: Path) -> None:
+    encoder = load_encoder(
+        tiny(), weights_of(tiny(), tmp_path / "w.safetensors"), device=torch.device("cuda"), precision="float32"
+    )
+    whole = load_encoder(tiny(), tmp_path / "w.safetensors")
+    batches = [tiles(64, 32) + np.uint8(i) for i in range(12)]
+    underway = []
+    for batch in batches:
+        own = encoder.blank(batch.shape)
+        own[:] = batch
+        underway.append(encoder.start(own, 8))
+    for batch, one in zip(batches, underway, strict=True):
+        assert np.allclose(one.result(), whole.encode(batch, 8), atol=4e-3)
 
 
 def test_prefixes_are_stripped_and_foreign_heads_dropped(tmp_path: Path) -> None:
