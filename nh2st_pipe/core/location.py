@@ -9,21 +9,25 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from nh2st_pipe.core.errors import UsageError
+from nh2st_pipe.core.claims import Claim, FileClaim, ObjectClaim
+from nh2st_pipe.core.errors import StoreError, UsageError
 from nh2st_pipe.core.whole import written_whole
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
-__all__ = ["LEFT_BEHIND", "Claim", "Location"]
+__all__ = ["LEFT_BEHIND", "Location"]
 
 LEFT_BEHIND = ".partial"  # how the names of files end that zarr was writing
 
-_CLAIMS = ".claims"
+_UNCACHED = {"use_listings_cache": False}  # other processes write there too
 _HIDDEN = (".", "_")  # what an operating system or a batch system leaves in a folder is not content
+
+T = TypeVar("T")
 
 
 class Location:
@@ -38,7 +42,7 @@ class Location:
         import fsspec
 
         try:
-            self._fs, self._root = fsspec.url_to_fs(text)
+            self._fs, self._root = fsspec.url_to_fs(text, **_UNCACHED)
         except ImportError as error:
             raise UsageError(
                 f"{text}: {error}; pip install 'nh2st-pipe[cloud]' brings what object stores need"
@@ -55,12 +59,12 @@ class Location:
 
     def exists(self) -> bool:
         """Whether there is anything at this place."""
-        return bool(self._fs.exists(self._root)) if self.path is None else self.path.exists()
+        return bool(self._ask(self._fs.exists, self._root)) if self.path is None else self.path.exists()
 
     def is_empty(self) -> bool:
         """Whether there is nothing here, hidden files aside."""
         if self.path is None:
-            return not self.exists() or not self._fs.find(self._root)
+            return not any(not name.startswith(_HIDDEN) for name, _ in self._listed(self._root))
         if not self.path.is_dir():
             return not self.path.exists()
         return not any(not entry.name.startswith(_HIDDEN) for entry in self.path.iterdir())
@@ -71,11 +75,8 @@ class Location:
             place = self.path / under
             entries = place.iterdir() if place.is_dir() else ()
             return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-        place_url = f"{self._root}/{under}"
-        if not self._fs.exists(place_url):
-            return []
-        listed = self._fs.ls(place_url, detail=True)
-        return sorted(entry["name"].rstrip("/").rsplit("/", 1)[1] for entry in listed if entry["type"] == "directory")
+        there = self._listed(f"{self._root}/{under}")
+        return sorted(name for name, kind in there if kind == "directory" and not name.startswith("."))
 
     def files(self, under: str) -> dict[str, int]:
         """Return every file below `under` with its size in bytes, by its path relative to `under`."""
@@ -84,23 +85,41 @@ class Location:
             found = (file for file in place.rglob("*") if file.is_file())
             return {file.relative_to(place).as_posix(): file.stat().st_size for file in found}
         root = f"{self._root}/{under}"
-        found_there: dict[str, Any] = self._fs.find(root, detail=True)
+        try:
+            found_there: dict[str, Any] = self._ask(self._fs.find, root, detail=True)
+        except FileNotFoundError:
+            return {}
         return {name[len(root) :].lstrip("/"): int(info["size"]) for name, info in found_there.items()}
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes. Raises FileNotFoundError where there is none."""
         if self.path is not None:
             return (self.path / name).read_bytes()
-        data: bytes = self._fs.cat_file(f"{self._root}/{name}")
+        data: bytes = self._ask(self._fs.cat_file, f"{self._root}/{name}")
         return data
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file whole, in place of one that is there; its folder exists."""
         if self.path is None:
-            self._fs.pipe_file(f"{self._root}/{name}", data)
+            self._put(name, data, "overwrite")
             return
         with written_whole(self.path / name) as part:
             part.write_bytes(data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file if there is none, and say whether that was so. Of several who try at once, one succeeds."""
+        if self.path is None:
+            try:
+                self._put(name, data, "create")
+            except FileExistsError:
+                return False
+            return True
+        try:
+            with (self.path / name).open("xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        return True
 
     def delete(self, name: str) -> None:
         """Delete a file or a folder with all in it, if it is there."""
@@ -110,8 +129,9 @@ class Location:
                 shutil.rmtree(place)
             else:
                 place.unlink(missing_ok=True)
-        elif self._fs.exists(f"{self._root}/{name}"):
-            self._fs.rm(f"{self._root}/{name}", recursive=True)
+        elif self._ask(self._fs.exists, f"{self._root}/{name}"):
+            with contextlib.suppress(FileNotFoundError):
+                self._ask(self._fs.rm, f"{self._root}/{name}", recursive=True)
 
     def sweep(self, under: str, *, deep: bool, older_than_s: float = 0.0) -> None:
         """Delete what writes that were cut short left in the folder `under` (all below it if `deep`) of a local path.
@@ -133,49 +153,32 @@ class Location:
 
         if self.path is not None:
             return LocalStore(self.path, read_only=read_only)
-        return FsspecStore.from_url(self._url, read_only=read_only)
+        from nh2st_pipe.core.steady import SteadyStore
+
+        store = FsspecStore.from_url(self._url, storage_options=dict(_UNCACHED), read_only=read_only)
+        return SteadyStore(store, str(self))
 
     def claim(self, name: str) -> Claim:
         """Return the claim on `name`, not yet taken."""
-        return Claim(self, name)
+        return ObjectClaim(self, name) if self.path is None else FileClaim(self.path, name)
 
-
-class Claim:
-    """The right to write one thing at a place, held by one process at a time.
-
-    On a local path the kernel keeps it (`filelock`), and it ends with the process, however that ends. Elsewhere there
-    is nothing to keep it with: it is always given, and one process at a time should write.
-    """
-
-    def __init__(self, where: Location, name: str) -> None:
-        self._lock: Any = None
-        if where.path is not None:
-            from filelock import FileLock
-
-            folder = where.path / _CLAIMS
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(folder / f"{name}.lock", thread_local=False)
-
-    def take(self, *, wait: bool = False) -> bool:
-        """Take the claim if nobody holds it, or when nobody does any more; say whether it was taken."""
-        if self._lock is None:
-            return True
-        from filelock import Timeout
-
+    def _listed(self, place: str) -> list[tuple[str, str]]:
+        """Return name and type of what is in a folder of an object store; nothing where it does not exist."""
         try:
-            self._lock.acquire(blocking=wait)
-        except Timeout:
-            return False
-        return True
+            found = self._ask(self._fs.ls, place, detail=True)
+        except FileNotFoundError:
+            return []
+        names = [(entry["name"].rstrip("/").rsplit("/", 1)[-1], str(entry["type"])) for entry in found]
+        return [(name, kind) for name, kind in names if name != place.rsplit("/", 1)[-1] or kind == "directory"]
 
-    def release(self) -> None:
-        """Give the claim back; nothing where it is not held."""
-        if self._lock is not None:
-            self._lock.release()
+    def _put(self, name: str, data: bytes, mode: str) -> None:
+        try:
+            self._ask(self._fs.pipe_file, f"{self._root}/{name}", data, mode=mode)
+        except FileNotFoundError as error:  # no such bucket
+            raise StoreError(f"{self}: {error}") from error
 
-    def __enter__(self) -> Claim:
-        self.take(wait=True)
-        return self
+    def _ask(self, what: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Ask the object store; what it refuses is asked again, and then a StoreError."""
+        from nh2st_pipe.core.steady import steady
 
-    def __exit__(self, *_: object) -> None:
-        self.release()
+        return steady(self, lambda: what(*arguments, **options))

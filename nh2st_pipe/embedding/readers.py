@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nh2st_pipe.core.claims import Claim
 from nh2st_pipe.core.errors import OF_ONE_SLIDE, listed
-from nh2st_pipe.core.location import Claim
 from nh2st_pipe.embedding.plan import Todo, Wanted, check_spots, decide, recipe_of
 from nh2st_pipe.encoders.stains import tiles_for_shift
 from nh2st_pipe.slides import Slide, open_slide
@@ -234,7 +234,7 @@ class Readers:
         uns = {"image": image if resolution.mpp is None else {**image, "mpp": resolution.mpp}}
         job.spots, job.tile_level0_px = spots, size
         job.tissue, job.made = layout.tissue, layout.picture
-        job.writer = self._store.slide(wanted.row, wanted.image, spots, wanted.expression, uns)
+        job.writer = self._store.slide(wanted.row, wanted.image, spots, wanted.expression, uns, job.claim)
         job.neighbours = self._pool.submit(nearest_spots, spots.xy, NEIGHBOURS)
         self._tiles_known += len(spots) - job.writer.rows
         self._slides_known += 1

@@ -23,8 +23,9 @@ from anndata.io import write_elem
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from nh2st_pipe.core.claims import Claim
 from nh2st_pipe.core.errors import StoreError
-from nh2st_pipe.core.location import Claim, Location
+from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.store.files import list_files
 from nh2st_pipe.store.format import (
@@ -99,11 +100,12 @@ class StoreWriter(Store):
         spots: Spots,
         expression: str | None = None,
         uns: dict[str, Any] | None = None,
+        claim: Claim | None = None,
     ) -> SlideWriter:
         """Return the writer of a slide whose claim is held: where it was left, if image and spots are the same.
 
         `expression` is the fingerprint of the file the counts are from: where it alone has changed, the counts are
-        written anew and the embeddings kept.
+        written anew and the embeddings kept. `claim` is looked at before each write: it may be lost.
         """
         self.check_there()
         path = f"slides/{row.slide_id}"
@@ -124,7 +126,7 @@ class StoreWriter(Store):
                 _write_expression(self.location, group, spots)
                 record = record.model_copy(update={"expression": expression})
             write_record(group, record)
-            return SlideWriter(self, path, record)
+            return SlideWriter(self, path, record, claim)
         if old is None:
             self.location.delete(path)  # something may lie there that does not say what it is
             # In one write with its record: there is no moment at which a slide does not say how far it is.
@@ -137,7 +139,7 @@ class StoreWriter(Store):
         _write_expression(self.location, group, spots)
         record = wanted.model_copy(update={"expression": expression}).with_state(ready=True)
         write_record(group, record)
-        return SlideWriter(self, path, record)
+        return SlideWriter(self, path, record, claim)
 
     def check_there(self) -> None:
         """Raise StoreError where the store is not at its place any more: writing would begin another one there."""
@@ -159,8 +161,8 @@ class SlideWriter:
     killed run loses ten seconds of work and every shard is written once.
     """
 
-    def __init__(self, store: StoreWriter, path: str, record: SlideRecord) -> None:
-        self._store, self._path, self._record = store, path, record
+    def __init__(self, store: StoreWriter, path: str, record: SlideRecord, claim: Claim | None = None) -> None:
+        self._store, self._path, self._record, self._claim = store, path, record, claim
         self._views = store.contract.views
         self._group = store._group(path)
         embedding: Any = store._group(f"{path}/embedding")
@@ -274,6 +276,8 @@ class SlideWriter:
         if self._broken:
             raise StoreError(f"{self._path}: an earlier write failed; open the slide anew")
         self._store.check_there()
+        if self._claim is not None:
+            self._claim.check()
         try:
             yield
         except BaseException:

@@ -1,0 +1,79 @@
+"""Stores in object stores: what is refused once, what is refused for ever, and the same store as in a folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nh2st_pipe.core.errors import StoreError
+from nh2st_pipe.store.read import open_store
+from nh2st_pipe.store.verify import verify
+from tests.conftest import Study
+from tests.remote import refusing, s3_server
+
+
+def same(one: object, two: object) -> bool:
+    """Whether two stores hold the same slides."""
+    a, b = open_store(str(one)), open_store(str(two))
+    if a.slides() != b.slides():
+        return False
+    for name in a.slides():
+        x, y = a.read(name), b.read(name)
+        if not (np.array_equal(x.views, y.views) and np.array_equal(x.neighbours, y.neighbours)):
+            return False
+        assert x.counts is not None
+        assert y.counts is not None
+        if (x.counts - y.counts).count_nonzero() or x.barcodes != y.barcodes:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("part", ["", "embedding/X/c", "s1/zarr.json", "tissue.png", ".claims"])
+def test_a_write_that_is_refused_once_is_made_again(study: Study, part: str) -> None:
+    study.embed(store=study.folder / "plain.zarr", views=8)
+    with refusing() as store:
+        store.part, store.times = part, 2
+        summary = study.embed(store="refusing://store.zarr", views=8)
+        assert (summary.done, summary.failed, store.refused) == (["s0", "s1", "s2"], {}, 2)
+        assert same(study.folder / "plain.zarr", "refusing://store.zarr")
+
+
+@pytest.mark.parametrize("part", ["s1/embedding/X/c", "s1/zarr.json", "s1/tissue.png"])
+def test_a_store_that_refuses_for_ever_ends_the_run_and_keeps_what_is_there(study: Study, part: str) -> None:
+    study.embed(store=study.folder / "plain.zarr")
+    with refusing() as store:
+        store.part, store.times = part, 1 << 30
+        with pytest.raises(StoreError, match=r"^refusing://store\.zarr: the store is busy"):
+            study.embed(store="refusing://store.zarr")
+        store.times = 0
+        assert open_store("refusing://store.zarr").slides() == ["s0"]
+        assert study.embed(store="refusing://store.zarr").kept == ["s0"]
+        assert same(study.folder / "plain.zarr", "refusing://store.zarr")
+
+
+def test_an_s3_store_is_written_read_verified_and_shared(make_study: Callable[..., Study], tmp_path: Path) -> None:
+    study = make_study(4)
+    study.embed(store=study.folder / "plain.zarr")
+    command = (
+        "import sys; from nh2st_pipe.embedding.run import embed\n"
+        "done = embed(sys.argv[1], encoder='fake', store=sys.argv[2], tile_px=48, batch_size=5, device='cpu')\n"
+        "print(done.encoded_tiles, len(done.failed))"
+    )
+    url = "s3://bucket/some/store.zarr"
+    with s3_server():
+        both = [
+            subprocess.Popen([sys.executable, "-c", command, str(study.manifest), url], stdout=-1, text=True)
+            for _ in range(2)
+        ]
+        said = [[int(word) for word in process.communicate(timeout=100)[0].split()] for process in both]
+        assert sum(tiles for tiles, _ in said) == 4 * 25  # every slide once
+        assert [failed for _, failed in said] == [0, 0]
+        assert same(study.folder / "plain.zarr", url)
+        assert not verify(url).damaged
+        with pytest.raises(StoreError, match=r"^s3://nowhere/store\.zarr: The specified bucket does not exist"):
+            study.embed(store="s3://nowhere/store.zarr")
