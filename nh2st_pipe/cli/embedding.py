@@ -53,7 +53,13 @@ def embed(
     tile_px: TilePx = None,
     overlap: Overlap = None,
     min_tissue: MinTissue = None,
-    device: Device = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="cpu, cuda, cuda:1, mps, or several with commas between them; auto takes all GPUs of the machine, with "
+            "a process each, or the CPU."
+        ),
+    ] = "auto",
     batch_size: Annotated[
         int | None, typer.Option(help="Tiles encoded at once; default: 64 on a GPU, 8 on a CPU.", min=1)
     ] = None,

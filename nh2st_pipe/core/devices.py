@@ -6,7 +6,7 @@ import torch
 
 from nh2st_pipe.core.errors import EncoderError
 
-__all__ = ["pick_device", "pick_head_device"]
+__all__ = ["every_device", "pick_device", "pick_head_device"]
 
 
 def pick_device(name: str) -> torch.device:
@@ -28,3 +28,10 @@ def pick_head_device(name: str) -> torch.device:
     """Return the device heads are trained on; Apple's MPS gives way to the CPU, for it has no float64."""
     device = pick_device(name)
     return torch.device("cpu") if device.type == "mps" else device
+
+
+def every_device(name: str) -> list[str]:
+    """Return the devices that several processes may take: those in `name`, parted by commas; "auto" is all GPUs."""
+    if name == "auto" and torch.cuda.device_count() > 1:
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return name.split(",")

@@ -10,7 +10,7 @@ import datetime
 import json
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +21,7 @@ from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import signals_as_flag
 from nh2st_pipe.embedding.plan import Todo, auto_precision, choose_recipe, decide, make_contract, pending
 from nh2st_pipe.embedding.summary import EmbedSummary
-from nh2st_pipe.embedding.work import Work
+from nh2st_pipe.embedding.work import Alone, Hands, Work
 from nh2st_pipe.encoders.weights import Weights, find_weights, known_weights
 from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision
 from nh2st_pipe.slides.resolution import check_tile_options
@@ -61,14 +61,16 @@ def embed(
     """Embed the slides of the manifest `slides` into `store`.
 
     `encoder` is a recipe, its name or its YAML file; `weights` a file that takes the place of the hub's. `views` is 1
-    or 8. The tile's side is `tile_um` (µm) or `tile_px` (level-0 px). Slides without spots have a grid of tiles, each
-    of which shows `overlap` of the one before; those are kept of which `min_tissue` is tissue. What is left None is as
-    in the store where there is one, else the recipe's default (1 view). `precision` None is the store's, else the
-    recipe's on a GPU and float32 on a CPU; `workers` None 2 threads beside a CPU's encoder, else one for each core but
-    one. `redo_changed` embeds slides anew whose files have changed; `only` leaves other slides out. `stain_shift`
-    "auto" finds how far embeddings move under other stains, for slides with expression that lack it: heads are trained
-    on those. It encodes 48 tiles a slide under 8 stains, and nothing that is there already. `trust_remote_code` allows
-    an encoder's repository to run the code it brings along; `compiled` has torch compile the encoder.
+    or 8. `device` "auto" takes every GPU of the machine, or the CPU; several are named with commas between them, and
+    have a process each. The tile's side is `tile_um` (µm) or `tile_px` (level-0 px). Slides without spots have a grid
+    of tiles, each of which shows `overlap` of the one before; those are kept of which `min_tissue` is tissue. What is
+    left None is as in the store where there is one, else the recipe's default (1 view). `precision` None is the
+    store's, else the recipe's on a GPU and float32 on a CPU; `workers` None 2 threads beside a CPU's encoder, else one
+    for each core but one. `redo_changed` embeds slides anew whose files have changed; `only` leaves other slides out.
+    `stain_shift` "auto" finds how far embeddings move under other stains, for slides with expression that lack it:
+    heads are trained on those. It encodes 48 tiles a slide under 8 stains, and nothing that is there already.
+    `trust_remote_code` allows an encoder's repository to run the code it brings along; `compiled` has torch compile the
+    encoder.
 
     Raises ManifestError, UsageError, EncoderError and StoreError before any work; faults of single slides are
     in the summary.
@@ -87,6 +89,8 @@ def embed(
         if absent:
             raise UsageError(f"{slides} has no slide {listed(absent)}")
         rows = [row for row in rows if row.slide_id in only]
+    devices = _devices(device)
+    device = devices[0]
     location = Location(store)
     existing = None if location.is_empty() else open_store(location)
     recipe = choose_recipe(encoder, existing)
@@ -122,9 +126,10 @@ def embed(
         except EncoderError as error:
             raise EncoderError(f"{error} (the store was made with {known.source}, SHA-256 {known.sha256})") from error
         contract = contract_of(found)
+    work: Work | None = None
     if todo:
         work = Work(
-            store=str(location),
+            store=str(location if location.path is None else location.path.absolute()),
             contract=contract,
             weights=found.path,
             batch_size=batch_size,
@@ -133,9 +138,11 @@ def embed(
             trust_remote_code=trust_remote_code,
             compiled=compiled,
         )
+    with ExitStack() as ending:
         # Loaded before the store is made, so that weights that do not fit leave nothing behind.
-        encoder_on_device = work.load(device)
-    with signals_as_flag() as stop, _saying_what_is_kept(summary):
+        hands = ending.enter_context(_hands(work, devices[: len(todo)])) if work is not None else None
+        stop = ending.enter_context(signals_as_flag())
+        ending.enter_context(_saying_what_is_kept(summary))
         writer = StoreWriter(location, contract)
         for wanted in renewed:
             stop.check()
@@ -143,9 +150,9 @@ def embed(
                 record = writer.record(wanted.row.slide_id)
                 if record is not None and decide(record, wanted, redo_changed) is Todo.row:
                     writer.renew_row(record, wanted.row)
-        if todo:
+        if hands is not None:
             try:
-                work.do(todo, encoder_on_device, writer, summary, stop, progress)
+                hands.do(todo, summary, stop, progress)
             finally:
                 summary.seconds["total"] = time.perf_counter() - began
                 _log(location, recipe, summary)
@@ -171,6 +178,20 @@ def _log(location: Location, recipe: EncoderRecipe, summary: EmbedSummary) -> No
     }
     with suppress(OSError), (location.path / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(values, ensure_ascii=False) + "\n")
+
+
+def _devices(name: str) -> list[str]:
+    from nh2st_pipe.core.devices import every_device
+
+    return every_device(name)
+
+
+def _hands(work: Work, devices: list[str]) -> Hands:
+    if len(devices) == 1:
+        return Alone(work, devices[0])
+    from nh2st_pipe.embedding.processes import Processes
+
+    return Processes(work, devices)
 
 
 @contextmanager

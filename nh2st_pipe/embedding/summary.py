@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["EmbedSummary"]
+__all__ = ["EmbedSummary", "merge"]
 
 _PARTS = ("encoder", "reading", "writing")
 _MUCH = 0.2  # share of the time
@@ -57,3 +58,24 @@ class EmbedSummary:
         if self.settings.get("device") == "cpu":
             return "the encoder takes the time: a GPU or a smaller encoder would shorten it"
         return "the encoder takes the time, as it should: a faster GPU or a smaller encoder would shorten it"
+
+
+def merge(into: EmbedSummary, parts: Sequence[EmbedSummary]) -> None:
+    """Add what processes did side by side: what one finished the others kept, and times are their mean."""
+    for part in parts:
+        into.encoded_tiles += part.encoded_tiles
+        for mine, theirs in (
+            (into.done, part.done),
+            (into.stain_shifts, part.stain_shifts),
+            (into.notices, part.notices),
+        ):
+            mine += [each for each in theirs if each not in mine]
+        into.settings = into.settings or {**part.settings, "processes": len(parts)}
+    known = set(into.done)
+    for part in parts:
+        into.kept += [each for each in part.kept if each not in known and each not in into.kept]
+    known.update(into.kept)
+    for part in parts:
+        into.failed |= {each: cause for each, cause in part.failed.items() if each not in known}
+    for name in _PARTS:
+        into.seconds[name] += sum(part.seconds[name] for part in parts) / max(len(parts), 1)

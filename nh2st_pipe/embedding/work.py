@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.machine import cores
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import Stop
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
     from nh2st_pipe.encoders.encoder import Encoder, Underway
 
-__all__ = ["Work"]
+__all__ = ["Alone", "Hands", "Slides", "Work"]
+
+Slides = Sequence[tuple[SlideRow, Wanted]]
 
 _MOST_READERS = 16
 
@@ -49,15 +52,23 @@ class Work:
     trust_remote_code: bool = False
     compiled: bool = False
 
-    def load(self, device: str) -> Encoder:
-        """Return the encoder, on `device`. Raises EncoderError where it cannot be built there."""
+    def load(self, device: str, processes: int = 1) -> Encoder:
+        """Return the encoder, on `device` of a machine on which `processes` are at work.
+
+        Raises EncoderError where it cannot be built there.
+        """
+        import torch
+
         from nh2st_pipe.core.devices import pick_device
         from nh2st_pipe.encoders.load import load_encoder
 
+        where = pick_device(device)
+        if where.type == "cpu" and processes > 1:
+            torch.set_num_threads(max(1, cores() // processes))
         return load_encoder(
             recipe_of(self.contract),
             self.weights,
-            device=pick_device(device),
+            device=where,
             precision=self.contract.precision,
             trust_remote_code=self.trust_remote_code,
             compiled=self.compiled,
@@ -65,12 +76,12 @@ class Work:
 
     def do(
         self,
-        todo: Sequence[tuple[SlideRow, Wanted]],
+        todo: Slides,
         encoder: Encoder,
-        writer: StoreWriter,
         summary: EmbedSummary,
         stop: Stop,
         progress: Progress,
+        processes: int = 1,
     ) -> None:
         """Embed the slides `todo`, and put down in `summary` what came of each.
 
@@ -78,7 +89,7 @@ class Work:
         """
         kind = encoder.device.type
         size = self.batch_size or (8 if kind == "cpu" else 64)
-        threads = self.workers or readers_beside(kind)
+        threads = self.workers or readers_beside(kind, processes)
         summary.settings = {
             "device": str(encoder.device),
             "precision": self.contract.precision,
@@ -86,6 +97,7 @@ class Work:
             "workers": threads,
             "cores": cores(),
         }
+        writer = StoreWriter(Location(self.store), self.contract)
         jobs = [Job(row, wanted) for row, wanted in todo]
         writing = Writing()
 
@@ -108,11 +120,47 @@ class Work:
                 writing.close()
 
 
-def readers_beside(device: str) -> int:
-    """Return how many threads read tiles where nobody says: on a GPU all cores but one, since one core decodes a few
-    hundred tiles a second; beside an encoder on the CPU two.
+class Hands(Protocol):
+    """Who does the work: this process, several of this machine, or those of a cluster.
+
+    Entering loads the encoder wherever it is needed, and raises EncoderError where it cannot be.
     """
-    return 2 if device == "cpu" else min(max(cores() - 1, 2), _MOST_READERS)
+
+    def __enter__(self) -> Hands: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def do(
+        self, todo: Sequence[tuple[SlideRow, Wanted]], summary: EmbedSummary, stop: Stop, progress: Progress
+    ) -> None:
+        """Embed the slides `todo`, and put down in `summary` what came of each; raise what ends more than one."""
+
+
+class Alone:
+    """This process, on one device."""
+
+    def __init__(self, work: Work, device: str) -> None:
+        self._work, self._device = work, device
+
+    def __enter__(self) -> Alone:
+        self._encoder = self._work.load(self._device)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._encoder
+
+    def do(
+        self, todo: Sequence[tuple[SlideRow, Wanted]], summary: EmbedSummary, stop: Stop, progress: Progress
+    ) -> None:
+        """See Hands."""
+        self._work.do(todo, self._encoder, summary, stop, progress)
+
+
+def readers_beside(device: str, processes: int = 1) -> int:
+    """Return how many threads read tiles where nobody says: on a GPU its share of the cores but one, since one core
+    decodes a few hundred tiles a second; beside an encoder on the CPU two.
+    """
+    return 2 if device == "cpu" else min(max(cores() // processes - 1, 2), _MOST_READERS)
 
 
 class _Flow:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from nh2st_pipe.core.errors import StoreError
@@ -15,22 +14,7 @@ from nh2st_pipe.store.read import open_store
 from nh2st_pipe.store.verify import verify
 from tests.conftest import Study
 from tests.remote import refusing, s3_server
-
-
-def same(one: object, two: object) -> bool:
-    """Whether two stores hold the same slides."""
-    a, b = open_store(str(one)), open_store(str(two))
-    if a.slides() != b.slides():
-        return False
-    for name in a.slides():
-        x, y = a.read(name), b.read(name)
-        if not (np.array_equal(x.views, y.views) and np.array_equal(x.neighbours, y.neighbours)):
-            return False
-        assert x.counts is not None
-        assert y.counts is not None
-        if (x.counts - y.counts).count_nonzero() or x.barcodes != y.barcodes:
-            return False
-    return True
+from tests.store.same import same
 
 
 @pytest.mark.parametrize("part", ["", "embedding/X/c", "s1/zarr.json", "tissue.png", ".claims"])
