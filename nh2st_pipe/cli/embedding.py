@@ -56,8 +56,8 @@ def embed(
     device: Annotated[
         str,
         typer.Option(
-            help="cpu, cuda, cuda:1, mps, or several with commas between them; auto takes all GPUs of the machine, with "
-            "a process each, or the CPU."
+            help="cpu, cuda, cuda:1, mps, or several with commas between them; auto takes all GPUs of the machine, "
+            "with a process each, or the CPU."
         ),
     ] = "auto",
     batch_size: Annotated[

@@ -437,7 +437,7 @@ def test_places_that_cannot_be_opened_say_what_is_missing(study: Study, monkeypa
     with pytest.raises(UsageError, match=r"nope://x/store\.zarr is no place this installation can open"):
         study.embed(store="nope://x/store.zarr")
 
-    def absent(url: str) -> None:
+    def absent(url: str, **options: Any) -> None:
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec, "url_to_fs", absent)
