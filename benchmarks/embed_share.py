@@ -64,11 +64,11 @@ def main() -> None:
     recipe = load_encoder_recipe(given.encoder)
     found = find_weights(recipe, given.weights)
     device = pick_device(given.device)
-    encoder = load_encoder(recipe, found.path, device=device, precision=auto_precision(recipe, given.device))
+    encoder = load_encoder(recipe, found.path, device=device, precision=auto_precision(recipe, device.type))
     sizes = given.sizes or ([64, 128, 256] if device.type == "cuda" else [8, 16, 32])
     before = {size: rate(encoder, given.tiles, size, given.views) for size in sizes}
     best = max(before, key=lambda size: before[size])
-    setattr(Work, "load", lambda self, name: encoder)  # noqa: B010  # loaded already, for both
+    setattr(Work, "load", lambda self, name, threads=None: encoder)  # noqa: B010  # loaded already, for both
     with tempfile.TemporaryDirectory() as folder, PlainProgress() as progress:
         summary = embed(
             given.manifest,

@@ -83,6 +83,17 @@ def embed(
         bool,
         typer.Option("--compile", help="Have torch compile the encoder: a minute or two first, then faster on a GPU."),
     ] = False,
+    engine: Annotated[
+        str, typer.Option(help="local: this machine. ray: a Ray cluster, slides as its tasks; needs nh2st-pipe[ray].")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster, as host:6379 or auto; default: RAY_ADDRESS, else one made on this machine."),
+    ] = None,
+    actors: Annotated[
+        int | None,
+        typer.Option(help="Actors on Ray; default: one for each GPU of the cluster, or each CPU.", min=1),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Stage one: encode every tile of every slide once, into a store.
@@ -112,6 +123,9 @@ def embed(
             stain_shift=stain_shift,  # type: ignore[arg-type]
             trust_remote_code=trust_remote_code,
             compiled=compiled,
+            engine=engine,  # type: ignore[arg-type]
+            address=address,
+            actors=actors,
             progress=progress,
         )
     show(summary.record(), as_json, lambda: _say_embed(summary))

@@ -69,7 +69,7 @@ def make_contract(
     tile_um: float | None,
     tile_px: float | None,
     precision: Precision | None,
-    device: str,
+    kind: str,
     overlap: float | None = None,
     min_tissue: float | None = None,
 ) -> Contract:
@@ -81,7 +81,7 @@ def make_contract(
     else:
         tile = old.tile if old else TileSize(um=recipe.input_px * recipe.mpp).record()
     if precision is None:
-        precision = old.precision if old else auto_precision(recipe, device)
+        precision = old.precision if old else auto_precision(recipe, kind)
     assert precision is not None
     if old is not None and old.identity["name"] == recipe.name:
         # As a store was begun: whether a recipe says so today has moved, and its numbers with it.
@@ -97,11 +97,9 @@ def make_contract(
     )
 
 
-def auto_precision(recipe: EncoderRecipe, device: str) -> Precision:
-    """Return the arithmetic that a new store would take on `device`."""
-    from nh2st_pipe.core.devices import pick_device
-
-    return recipe.precision if pick_device(device).type == "cuda" else "float32"
+def auto_precision(recipe: EncoderRecipe, kind: str) -> Precision:
+    """Return the arithmetic that a new store would take on a device of `kind`: cpu, cuda or mps."""
+    return recipe.precision if kind == "cuda" else "float32"
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from nh2st_pipe.core.errors import EncoderError, listed
+from nh2st_pipe.core.machine import cores
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import Stop, signals_as_flag
 from nh2st_pipe.embedding.summary import EmbedSummary, merge
-from nh2st_pipe.embedding.work import Slides, Work
+from nh2st_pipe.embedding.work import Slides, Work, sendable
 
 __all__ = ["Processes"]
 
@@ -150,9 +150,9 @@ def _child(work: Work, device: str, processes: int, pipe: Connection) -> None:
     """Load the encoder, wait for slides, embed them, and say what came of it."""
     with signals_as_flag() as stop, contextlib.suppress(EOFError, BrokenPipeError):
         try:
-            encoder = work.load(device, processes)
+            encoder = work.load(device, max(1, cores() // processes))
         except Exception as error:
-            pipe.send(("failed", _sendable(error)))
+            pipe.send(("failed", sendable(error)))
             return
         pipe.send(("ready", None))
         while not pipe.poll(_LOOK_SECONDS):
@@ -164,16 +164,5 @@ def _child(work: Work, device: str, processes: int, pipe: Connection) -> None:
         try:
             work.do(todo, encoder, summary, stop, _Piped(pipe), processes)
         except BaseException as raised:
-            failed = _sendable(raised)
+            failed = sendable(raised)
         pipe.send(("done", (summary, failed)))
-
-
-def _sendable(error: BaseException) -> BaseException:
-    """Return an error as it can be raised in another process."""
-    import pickle
-
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError("".join(traceback.format_exception_only(error)).strip())
-    return error

@@ -19,9 +19,11 @@ from nh2st_pipe.core.errors import EncoderError, UsageError, listed
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import signals_as_flag
+from nh2st_pipe.embedding.engines import EngineName
+from nh2st_pipe.embedding.engines import engine as engine_of
 from nh2st_pipe.embedding.plan import Todo, auto_precision, choose_recipe, decide, make_contract, pending
 from nh2st_pipe.embedding.summary import EmbedSummary
-from nh2st_pipe.embedding.work import Alone, Hands, Work
+from nh2st_pipe.embedding.work import Work
 from nh2st_pipe.encoders.weights import Weights, find_weights, known_weights
 from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision
 from nh2st_pipe.slides.resolution import check_tile_options
@@ -56,6 +58,9 @@ def embed(
     only: Collection[str] | None = None,
     trust_remote_code: bool = False,
     compiled: bool = False,
+    engine: EngineName = "local",
+    address: str | None = None,
+    actors: int | None = None,
     progress: Progress | None = None,
 ) -> EmbedSummary:
     """Embed the slides of the manifest `slides` into `store`.
@@ -70,7 +75,9 @@ def embed(
     `stain_shift` "auto" finds how far embeddings move under other stains, for slides with expression that lack it:
     heads are trained on those. It encodes 48 tiles a slide under 8 stains, and nothing that is there already.
     `trust_remote_code` allows an encoder's repository to run the code it brings along; `compiled` has torch compile the
-    encoder.
+    encoder. `engine` "ray" does the work on a Ray cluster, at `address` (None: RAY_ADDRESS, or one made on this
+    machine), with an actor for each GPU, or each CPU where there is none, or so many `actors`; the store is then in a
+    shared folder or an object store.
 
     Raises ManifestError, UsageError, EncoderError and StoreError before any work; faults of single slides are
     in the summary.
@@ -89,58 +96,59 @@ def embed(
         if absent:
             raise UsageError(f"{slides} has no slide {listed(absent)}")
         rows = [row for row in rows if row.slide_id in only]
-    devices = _devices(device)
-    device = devices[0]
-    location = Location(store)
-    existing = None if location.is_empty() else open_store(location)
-    recipe = choose_recipe(encoder, existing)
-    given = None if weights is None else Path(weights)
-
-    def contract_of(found: Weights) -> Contract:
-        contract = make_contract(
-            recipe, found, existing, views, tile_um, tile_px, precision, device, overlap, min_tissue
-        )
-        if existing is not None:
-            check_contract(existing, contract)
-        return contract
-
-    summary = EmbedSummary(store=str(location))
-    if existing is None:
-        _warn_of_time(recipe, device, summary, progress)
-    known = known_weights(recipe, given, existing.contract if existing is not None else None)
-    found = known or find_weights(recipe, given, trust_remote_code)
-    contract = contract_of(found)
-
-    todo, renewed = pending(rows, existing, redo_changed, stain_shift == "auto", summary)
-    if todo and existing is not None:
-        _warn_of_time(recipe, device, summary, progress)
-        here = auto_precision(recipe, device)
-        if precision is None and contract.precision != here:
-            summary.notices.append(
-                f"the store was begun in {contract.precision} and stays so, for slides of two precisions must not mix; "
-                f"a new store would take {here} here"
-            )
-    if todo and known is not None:  # what was known is not enough to encode with
-        try:
-            found = find_weights(recipe, None, trust_remote_code)
-        except EncoderError as error:
-            raise EncoderError(f"{error} (the store was made with {known.source}, SHA-256 {known.sha256})") from error
-        contract = contract_of(found)
-    work: Work | None = None
-    if todo:
-        work = Work(
-            store=str(location if location.path is None else location.path.absolute()),
-            contract=contract,
-            weights=found.path,
-            batch_size=batch_size,
-            workers=workers,
-            redo_changed=redo_changed,
-            trust_remote_code=trust_remote_code,
-            compiled=compiled,
-        )
     with ExitStack() as ending:
+        where = ending.enter_context(engine_of(engine, device, address, actors))
+        location = Location(store)
+        existing = None if location.is_empty() else open_store(location)
+        recipe = choose_recipe(encoder, existing)
+        given = None if weights is None else Path(weights)
+
+        def contract_of(found: Weights) -> Contract:
+            contract = make_contract(
+                recipe, found, existing, views, tile_um, tile_px, precision, where.kind, overlap, min_tissue
+            )
+            if existing is not None:
+                check_contract(existing, contract)
+            return contract
+
+        summary = EmbedSummary(store=str(location))
+        if existing is None:
+            _warn_of_time(recipe, where.kind, summary, progress)
+        known = known_weights(recipe, given, existing.contract if existing is not None else None)
+        found = known or find_weights(recipe, given, trust_remote_code)
+        contract = contract_of(found)
+
+        todo, renewed = pending(rows, existing, redo_changed, stain_shift == "auto", summary)
+        if todo and existing is not None:
+            _warn_of_time(recipe, where.kind, summary, progress)
+            here = auto_precision(recipe, where.kind)
+            if precision is None and contract.precision != here:
+                summary.notices.append(
+                    f"the store was begun in {contract.precision} and stays so, for slides of two precisions must not "
+                    f"mix; a new store would take {here} here"
+                )
+        if todo and known is not None:  # what was known is not enough to encode with
+            try:
+                found = find_weights(recipe, None, trust_remote_code)
+            except EncoderError as error:
+                raise EncoderError(
+                    f"{error} (the store was made with {known.source}, SHA-256 {known.sha256})"
+                ) from error
+            contract = contract_of(found)
+        work: Work | None = None
+        if todo:
+            work = Work(
+                store=str(location if location.path is None else location.path.absolute()),
+                contract=contract,
+                weights=found.path,
+                batch_size=batch_size,
+                workers=workers,
+                redo_changed=redo_changed,
+                trust_remote_code=trust_remote_code,
+                compiled=compiled,
+            )
         # Loaded before the store is made, so that weights that do not fit leave nothing behind.
-        hands = ending.enter_context(_hands(work, devices[: len(todo)])) if work is not None else None
+        hands = ending.enter_context(where.hands(work, len(todo))) if work is not None else None
         stop = ending.enter_context(signals_as_flag())
         ending.enter_context(_saying_what_is_kept(summary))
         writer = StoreWriter(location, contract)
@@ -180,20 +188,6 @@ def _log(location: Location, recipe: EncoderRecipe, summary: EmbedSummary) -> No
         file.write(json.dumps(values, ensure_ascii=False) + "\n")
 
 
-def _devices(name: str) -> list[str]:
-    from nh2st_pipe.core.devices import every_device
-
-    return every_device(name)
-
-
-def _hands(work: Work, devices: list[str]) -> Hands:
-    if len(devices) == 1:
-        return Alone(work, devices[0])
-    from nh2st_pipe.embedding.processes import Processes
-
-    return Processes(work, devices)
-
-
 @contextmanager
 def _saying_what_is_kept(summary: EmbedSummary) -> Iterator[None]:
     """Add to whatever ends the run what it leaves for the next one."""
@@ -205,12 +199,10 @@ def _saying_what_is_kept(summary: EmbedSummary) -> Iterator[None]:
         raise
 
 
-def _warn_of_time(recipe: EncoderRecipe, device: str, summary: EmbedSummary, progress: Progress) -> None:
+def _warn_of_time(recipe: EncoderRecipe, kind: str, summary: EmbedSummary, progress: Progress) -> None:
     """Say, before its weights are fetched, that a large encoder on a CPU takes long: the default one does."""
-    from nh2st_pipe.core.devices import pick_device
-
     millions = recipe.parameters or 0.0
-    if millions >= _LARGE_MILLIONS and pick_device(device).type == "cpu":
+    if millions >= _LARGE_MILLIONS and kind == "cpu":
         words = (
             f"encoder {recipe.name} has {millions:,.0f} million parameters, and there is no GPU: a tile takes seconds. "
             "nh2st-pipe encoders lists smaller ones"

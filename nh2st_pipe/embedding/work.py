@@ -6,7 +6,9 @@ one of `writing`, which compresses and writes. On a GPU a batch is begun before 
 
 from __future__ import annotations
 
+import pickle
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
     from nh2st_pipe.encoders.encoder import Encoder, Underway
 
-__all__ = ["Alone", "Hands", "Slides", "Work"]
+__all__ = ["Alone", "Hands", "Slides", "Work", "sendable"]
 
 Slides = Sequence[tuple[SlideRow, Wanted]]
 
@@ -52,8 +54,8 @@ class Work:
     trust_remote_code: bool = False
     compiled: bool = False
 
-    def load(self, device: str, processes: int = 1) -> Encoder:
-        """Return the encoder, on `device` of a machine on which `processes` are at work.
+    def load(self, device: str, threads: int | None = None) -> Encoder:
+        """Return the encoder, on `device`; on a CPU it computes with so many `threads`, None is one for each core.
 
         Raises EncoderError where it cannot be built there.
         """
@@ -63,8 +65,8 @@ class Work:
         from nh2st_pipe.encoders.load import load_encoder
 
         where = pick_device(device)
-        if where.type == "cpu" and processes > 1:
-            torch.set_num_threads(max(1, cores() // processes))
+        if where.type == "cpu" and threads is not None:
+            torch.set_num_threads(threads)
         return load_encoder(
             recipe_of(self.contract),
             self.weights,
@@ -83,7 +85,7 @@ class Work:
         progress: Progress,
         processes: int = 1,
     ) -> None:
-        """Embed the slides `todo`, and put down in `summary` what came of each.
+        """Embed the slides `todo`, and put down in `summary` what came of each; `processes` share the machine.
 
         A fault of one slide is put down and the others go on; any other is raised, with what was done kept.
         """
@@ -274,3 +276,12 @@ def timed(summary: EmbedSummary, what: str) -> Iterator[None]:
         yield
     finally:
         summary.seconds[what] += time.perf_counter() - start
+
+
+def sendable(error: BaseException) -> BaseException:
+    """Return an error as it can be raised in another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError("".join(traceback.format_exception_only(error)).strip())
+    return error

@@ -8,6 +8,7 @@ fetched. Weight files are read without unpickling code (safetensors, or `torch.l
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,7 @@ class Encoder(nn.Module):
         self.gain = (1 / (255 * std)).to(device)
         self.bias = (-mean / std).to(device)
         self._transfer = transfer_of(device)
+        self._turn = threading.Lock()
         self._embed = torch.compile(self._pool, dynamic=True) if compiled else self._pool
 
     def blank(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -102,8 +104,12 @@ class Encoder(nn.Module):
         begun: it goes up, and the one before comes down, while one is encoded.
 
         Where the device runs out of memory, half of the tiles at a time are tried, from then on too. Raises
-        EncoderError where a single one is too much.
+        EncoderError where a single one is too much. Of several threads, one has its turn at a time.
         """
+        with self._turn:
+            return self._start(tiles_bhwc, views, view)
+
+    def _start(self, tiles_bhwc: NDArray[np.uint8], views: int, view: int | None) -> Underway:
         wanted = range(views) if view is None else (view,)
         done: list[tuple[Arriving, Arriving]] = []
         at = 0

@@ -1,0 +1,344 @@
+"""A Ray cluster: an actor for each GPU, or for each CPU where there is none, and slides as its tasks.
+
+Ray places the actors and says when one is lost; its slides go to others then, which go on with what it had written.
+What an actor does with a slide is what this process would do. Two slides at a time are with an actor, so that one is
+opened and read while the other is encoded.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nh2st_pipe.core.errors import EncoderError, UsageError
+from nh2st_pipe.core.machine import cores
+from nh2st_pipe.core.progress import Progress
+from nh2st_pipe.core.signals import Stop
+from nh2st_pipe.embedding.plan import Wanted, recipe_of
+from nh2st_pipe.embedding.summary import EmbedSummary, merge
+from nh2st_pipe.embedding.work import Slides, Work, sendable
+from nh2st_pipe.encoders.weights import find_weights
+from nh2st_pipe.tiles.manifest import SlideRow
+
+if TYPE_CHECKING:
+    from nh2st_pipe.encoders.encoder import Encoder
+
+__all__ = ["Cluster", "OnRay", "on_ray"]
+
+_OBJECTS = 100 << 20  # bytes of Ray's own store, of a cluster made here; nothing large lies in it
+_SLIDES_EACH = 2
+_MOST_DEATHS = 3  # of actors with the same slide, or before one has loaded its encoder
+_KNOCK_SECONDS = 10.0
+_LOOK_SECONDS = 0.2
+_ASK_SECONDS = 1.0
+_STOP_SECONDS = 60.0
+
+
+@contextmanager
+def on_ray(device: str, address: str | None, actors: int | None) -> Iterator[Cluster]:
+    """Connect to the Ray cluster at `address`, to the one that RAY_ADDRESS names, or to one made on this machine.
+
+    Raises UsageError where Ray is not installed, the cluster cannot be reached, or has no such `device`.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of what it will do one day
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError("--engine ray needs Ray: pip install 'nh2st-pipe[ray]'") from error
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"on Ray, --device takes auto, cuda or cpu, not {device}: Ray says which GPU is whose")
+    ours = not ray.is_initialized()
+    if ours:
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if address is None and "RAY_ADDRESS" not in os.environ:
+            options |= {"address": "local", "num_cpus": cores(), "object_store_memory": _OBJECTS}
+            options |= {"include_dashboard": False}
+        else:
+            options |= {"address": address}
+        where = address or os.environ.get("RAY_ADDRESS", "this machine")
+        try:
+            _knock(where)
+            ray.init(**options)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"no Ray cluster can be reached at {where}: {str(error).splitlines()[0]}; "
+                "`ray start --head` starts one, and --address says where it is"
+            ) from error
+    try:
+        yield Cluster(ray, device, actors)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at host:port: Ray itself ends the process then, without a word of why."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+
+
+class Cluster:
+    """A Ray cluster as an engine."""
+
+    def __init__(self, ray: Any, device: str, actors: int | None) -> None:
+        self.ray, self.actors = ray, actors
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        if device == "cuda" and not gpus:
+            raise UsageError("--device cuda: the Ray cluster has no GPU")
+        self.kind = "cuda" if gpus and device != "cpu" else "cpu"
+        self.slots = gpus if self.kind == "cuda" else max(1, int(ray.cluster_resources().get("CPU", 1)))
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self.most_of_a_node = int(max((resources.get("GPU", 0) for resources in alive), default=0))
+        """GPUs of the node that has the most."""
+
+    def hands(self, work: Work, slides: int) -> OnRay:
+        """See Engine."""
+        return OnRay(work, self, slides)
+
+
+@dataclass
+class _Hand:
+    """An actor, and what it has been given."""
+
+    actor: Any
+    loading: Any
+    ready: bool = False
+    slides: set[str] = field(default_factory=set)
+    asked: Any = None
+    tiles: int = 0
+
+
+class OnRay:
+    """The actors of a cluster, each with the encoder of `work`: one for each GPU or CPU, and no more than `slides`."""
+
+    def __init__(self, work: Work, cluster: Cluster, slides: int) -> None:
+        self._work, self._cluster, self._ray = work, cluster, cluster.ray
+        if work.store.startswith("memory://"):
+            raise UsageError("a store in memory is in one process: on Ray, --store takes a shared folder or s3://…")
+        self._wanted = min(cluster.actors or cluster.slots, slides)
+        cpus = 1 if cluster.kind == "cuda" else max(1, cluster.slots // self._wanted)
+        self._resources: dict[str, int] = {"num_cpus": cpus}
+        if cluster.kind == "cuda":
+            self._resources["num_gpus"] = 1
+        self._hands: list[_Hand] = []
+        self._deaths_in_loading = 0
+
+    def __enter__(self) -> OnRay:
+        try:
+            self._hands = [self._new() for _ in range(self._wanted)]
+            while not any(hand.ready for hand in self._hands):
+                self._look(list(self._hands), None)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hand in self._hands:
+            self._ray.kill(hand.actor)
+        self._hands = []
+
+    def do(self, todo: Slides, summary: EmbedSummary, stop: Stop, progress: Progress) -> None:
+        """See Hands."""
+        waiting = deque((_absolute(row), wanted) for row, wanted in todo)
+        running: dict[Any, tuple[_Hand, SlideRow, Wanted]] = {}
+        deaths, parts, fatal = Counter[str](), list[EmbedSummary](), list[BaseException]()
+        progress.start("embedding", len(todo), "tiles")
+        progress.say(f"Ray: {len(self._hands)} actors with {_words(self._resources)} each")
+        done_tiles, last_asked, until = 0, 0.0, None
+        while waiting or running:
+            if (stop.asked or fatal) and until is None:
+                until = time.monotonic() + _STOP_SECONDS
+                waiting.clear()
+                for hand in self._hands:
+                    hand.actor.stop.options(concurrency_group="asks").remote()
+            if until is not None and time.monotonic() > until:
+                break
+            self._hand_out(waiting, running)
+            for ref in self._look([hand for hand in self._hands if not hand.ready], running, progress):
+                hand, row, wanted = running.pop(ref)
+                hand.slides.discard(row.slide_id)
+                try:
+                    part, error = self._ray.get(ref)
+                except self._ray.exceptions.RayActorError:
+                    deaths[row.slide_id] += 1
+                    if deaths[row.slide_id] >= _MOST_DEATHS:
+                        summary.failed[row.slide_id] = (
+                            f"{_MOST_DEATHS} processes died while they were at it: killed, or out of memory?"
+                        )
+                    elif until is None:
+                        waiting.appendleft((row, wanted))
+                        progress.say(f"{row.slide_id}: the process that was at it is gone; another takes over")
+                    self._replace(hand)
+                    continue
+                parts.append(part)
+                done_tiles += part.encoded_tiles
+                if error is not None:
+                    fatal.append(error)
+            if time.monotonic() - last_asked > _ASK_SECONDS:
+                last_asked = time.monotonic()
+                at = next((row.slide_id for _, row, _ in running.values()), "")
+                now = done_tiles + self._ask()
+                ended = len(parts)
+                progress.advance(now, max(now, now * len(todo) / max(ended, 1)), at)
+        merge(summary, parts)
+        summary.settings |= {"engine": "ray", "processes": len(self._hands)}
+        for name in ("encoder", "reading", "writing"):  # of an actor, on average; merge took the mean over slides
+            summary.seconds[name] *= len(parts) / max(len(self._hands), 1)
+        if stop.asked:
+            raise KeyboardInterrupt
+        for error in fatal:
+            if not isinstance(error, KeyboardInterrupt):
+                raise error
+
+    def _new(self) -> _Hand:
+        groups = {"slides": _SLIDES_EACH, "asks": 1}
+        remote = self._ray.remote(max_restarts=0, concurrency_groups=groups, **self._resources)(Embedder)
+        sharing = max(1, self._cluster.most_of_a_node)
+        actor = remote.remote(self._work, self._cluster.kind, self._resources["num_cpus"], sharing)
+        return _Hand(actor, actor.load.remote())
+
+    def _look(self, loading: list[_Hand], running: Any, progress: Progress | None = None) -> list[Any]:
+        """Wait a moment for actors that load and slides that end; return the latter."""
+        refs = {hand.loading: hand for hand in loading}
+        ended, _ = self._ray.wait([*refs, *(running or ())], num_returns=1, timeout=_LOOK_SECONDS)
+        for ref in ended:
+            if ref in refs:
+                self._loaded(refs[ref])
+        return [ref for ref in ended if ref not in refs]
+
+    def _loaded(self, hand: _Hand) -> None:
+        """See whether an actor has its encoder. Raises EncoderError where none has and no other is to be expected."""
+        try:
+            fault = self._ray.get(hand.loading)
+        except self._ray.exceptions.RayActorError as error:
+            self._deaths_in_loading += 1
+            fault = EncoderError(f"a process on Ray died while it loaded its encoder: {str(error).splitlines()[0]}")
+            if self._deaths_in_loading < _MOST_DEATHS:
+                self._hands[self._hands.index(hand)] = self._new()
+                return
+        if fault is None:
+            hand.ready = True
+            return
+        self._hands.remove(hand)
+        if not self._hands:
+            raise fault
+
+    def _hand_out(self, waiting: deque[tuple[SlideRow, Wanted]], running: dict[Any, Any]) -> None:
+        ready = [hand for hand in self._hands if hand.ready]
+        for most in range(1, _SLIDES_EACH + 1):
+            for hand in ready:
+                # A second slide only while there are enough for all: the last ones are not to lie with one actor.
+                if waiting and len(hand.slides) < most and (most == 1 or len(waiting) >= len(ready)):
+                    row, wanted = waiting.popleft()
+                    hand.slides.add(row.slide_id)
+                    ref = hand.actor.embed.options(concurrency_group="slides").remote(row, wanted)
+                    running[ref] = hand, row, wanted
+
+    def _replace(self, hand: _Hand) -> None:
+        if hand in self._hands:
+            self._ray.kill(hand.actor)  # one that cannot be reached may still be there
+            self._hands[self._hands.index(hand)] = self._new()
+
+    def _ask(self) -> int:
+        """Return the tiles of slides under way, as far as the actors have answered."""
+        for hand in self._hands:
+            if not hand.ready:
+                continue
+            if hand.asked is not None and self._ray.wait([hand.asked], timeout=0)[0]:
+                try:
+                    hand.tiles = self._ray.get(hand.asked)
+                except self._ray.exceptions.RayError:
+                    hand.tiles = 0
+                hand.asked = None
+            if hand.asked is None:
+                hand.asked = hand.actor.tiles.options(concurrency_group="asks").remote()
+        return sum(hand.tiles for hand in self._hands)
+
+
+class Embedder:
+    """An actor: the encoder on one device, and what the driver asks of it from several threads."""
+
+    def __init__(self, work: Work, device: str, threads: int, sharing: int) -> None:
+        self._work, self._device, self._threads, self._sharing = work, device, threads, sharing
+        self._stop = Stop()
+        self._tiles = dict[str, int]()
+        self._encoder: Encoder | None = None
+
+    def load(self) -> BaseException | None:
+        """Load the encoder; return what went wrong."""
+        try:
+            work = replace(self._work, weights=_weights_here(self._work))
+            self._encoder = work.load(self._device, self._threads)
+        except Exception as error:
+            return sendable(error)
+        return None
+
+    def embed(self, row: SlideRow, wanted: Wanted) -> tuple[EmbedSummary, BaseException | None]:
+        """Embed a slide; return what came of it, and what went wrong beyond it."""
+        assert self._encoder is not None
+        summary, fault = EmbedSummary(store=self._work.store), None
+        try:
+            counting = _Counting(self._tiles, row.slide_id)
+            self._work.do([(row, wanted)], self._encoder, summary, self._stop, counting, self._sharing)
+        except BaseException as error:
+            fault = sendable(error)
+        self._tiles.pop(row.slide_id, None)
+        return summary, fault
+
+    def tiles(self) -> int:
+        """Return the tiles encoded of the slides under way."""
+        return sum(list(self._tiles.values()))
+
+    def stop(self) -> None:
+        """Have the slides under way end soon, with what is encoded kept."""
+        self._stop.asked = True
+
+
+class _Counting(Progress):
+    def __init__(self, tiles: dict[str, int], slide_id: str) -> None:
+        self._tiles, self._slide_id = tiles, slide_id
+
+    def advance(self, done: float, total: float, now: str = "") -> None:
+        self._tiles[self._slide_id] = int(done)
+
+
+def _weights_here(work: Work) -> Path | None:
+    """Return the weights' file on this node, the same as the driver's. Raises EncoderError where there is none."""
+    recipe = recipe_of(work.contract)
+    if recipe.kind == "fake":
+        return None
+    given = work.weights if work.weights is not None and work.weights.is_file() else None
+    try:
+        found = find_weights(recipe, given, work.trust_remote_code)
+    except EncoderError as error:
+        raise EncoderError(f"on node {socket.gethostname()}, {work.weights} is not there, and {error}") from error
+    if found.sha256 != work.contract.weights.sha256:
+        raise EncoderError(
+            f"on node {socket.gethostname()}, the weights {found.path} have the SHA-256 {found.sha256}, and the store "
+            f"is made with {work.contract.weights.sha256}"
+        )
+    return found.path
+
+
+def _absolute(row: SlideRow) -> SlideRow:
+    """Return a row with paths that mean the same in a process that runs elsewhere."""
+    return replace(
+        row,
+        slide=row.slide.absolute(),
+        expression=row.expression and row.expression.absolute(),
+        tissue=row.tissue and row.tissue.absolute(),
+    )
+
+
+def _words(resources: dict[str, int]) -> str:
+    gpus, cpus = resources.get("num_gpus", 0), resources["num_cpus"]
+    return "one GPU" if gpus else f"{cpus} CPU{'s' if cpus != 1 else ''}"

@@ -1,0 +1,182 @@
+"""A Ray cluster of one machine, with two processors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from nh2st_pipe.core.errors import EncoderError, NH2STError, UsageError
+from nh2st_pipe.core.progress import Progress
+from nh2st_pipe.store.read import open_store
+from tests.conftest import Study
+from tests.remote import s3_server
+from tests.store.same import same
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    """A cluster whose processes find a stand-in of S3; what finds it, too."""
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    import ray
+
+    with s3_server() as found:
+        ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, object_store_memory=100 << 20)
+        yield found
+        ray.shutdown()
+
+
+def actors() -> list[psutil.Process]:
+    return [each for each in psutil.process_iter() if each.name().startswith(("ray::Slow", "ray::Embedder"))]
+
+
+class Striking(Progress):
+    """Calls `strike` once when slides are under way, and keeps what is said."""
+
+    def __init__(self, strike: Callable[[], None]) -> None:
+        self._strike, self.said, self.struck = strike, list[str](), False
+
+    def advance(self, done: float, total: float, now: str = "") -> None:
+        if done >= 5 and not self.struck:
+            self.struck = True
+            self._strike()
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nh2st_pipe.embedding.on_ray.Embedder", Slow)
+    monkeypatch.setattr("nh2st_pipe.embedding.on_ray._ASK_SECONDS", 0.1)
+
+
+class _Slow:
+    """Stands for an encoder that takes its time, in an actor."""
+
+    def __init__(self, encoder: Any) -> None:
+        self._encoder = encoder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def start(self, *arguments: Any) -> Any:
+        time.sleep(0.1)
+        return self._encoder.start(*arguments)
+
+
+def _embedder() -> Any:
+    from nh2st_pipe.embedding.on_ray import Embedder
+
+    return Embedder
+
+
+class Slow(_embedder()):  # type: ignore[misc]
+    def load(self) -> BaseException | None:
+        fault: BaseException | None = super().load()
+        self._encoder: Any = _Slow(self._encoder)
+        return fault
+
+
+@pytest.mark.parametrize("where", ["folder", "s3"])
+def test_a_killed_actors_slides_go_to_another(
+    make_study: Callable[..., Study], cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    study = make_study(6, side=4)
+    study.embed(store=study.folder / "alone.zarr")
+    store = study.folder / "store.zarr" if where == "folder" else "s3://bucket/ray/store.zarr"
+    slow(monkeypatch)
+    progress = Striking(lambda: os.kill(actors()[0].pid, signal.SIGKILL))
+    summary = study.embed(store=store, engine="ray", batch_size=1, progress=progress)
+    assert progress.struck
+    assert [words for words in progress.said if "the process that was at it is gone; another takes over" in words]
+    assert sorted(summary.done) == [f"s{i}" for i in range(6)]
+    assert summary.failed == {}
+    assert same(study.folder / "alone.zarr", store)
+    again = study.embed(store=store, engine="ray")
+    assert (again.encoded_tiles, len(again.kept)) == (0, 6)
+
+
+def test_a_slide_that_kills_its_process_is_passed_over(
+    make_study: Callable[..., Study], cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(3)
+    monkeypatch.setattr("nh2st_pipe.embedding.on_ray.Embedder", Deadly)
+    monkeypatch.setattr("nh2st_pipe.embedding.on_ray._SLIDES_EACH", 1)
+    summary = study.embed(engine="ray")
+    assert sorted(summary.done) == ["s0", "s2"]
+    assert summary.failed == {"s1": "3 processes died while they were at it: killed, or out of memory?"}
+
+
+class Deadly(_embedder()):  # type: ignore[misc]
+    def embed(self, row: Any, wanted: Any) -> Any:
+        if row.slide_id == "s1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().embed(row, wanted)
+
+
+def test_when_the_end_is_asked_for_the_actors_keep_what_they_have(
+    make_study: Callable[..., Study], cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(4)
+    slow(monkeypatch)
+    progress = Striking(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        study.embed(engine="ray", batch_size=1, progress=progress)
+    records = [open_store(study.folder / "store.zarr").record(f"s{i}") for i in range(4)]
+    kept = sum(record.state.rows + record.state.partial for record in records if record is not None)
+    assert kept >= 5
+    assert study.embed().encoded_tiles == 4 * 25 - kept
+
+
+def test_faults_are_those_of_a_local_run(study: Study, cluster: dict[str, str], lite0_weights: Path) -> None:
+    from nh2st_pipe.recipes.encoder import load_encoder_recipe
+
+    with pytest.raises(EncoderError, match="does not fit encoder resnet18"):
+        study.embed(encoder="resnet18", weights=lite0_weights, engine="ray")
+    assert not (study.folder / "store.zarr").exists()
+    wrong = load_encoder_recipe("fake").model_copy(update={"dim": 7})
+    with pytest.raises(NH2STError, match="its recipe says 7"):
+        study.embed(encoder=wrong, store=study.folder / "other.zarr", engine="ray")
+    (study.folder / "s1.png").write_text("no image")
+    summary = study.embed(engine="ray", actors=1)
+    assert sorted(summary.done) == ["s0", "s2"]
+    assert "not an image" in summary.failed["s1"]
+    with pytest.raises(UsageError, match=r"on Ray, --store takes a shared folder or s3://"):
+        study.embed(store="memory://store.zarr", engine="ray")
+    with pytest.raises(UsageError, match="the Ray cluster has no GPU"):
+        study.embed(engine="ray", device="cuda")
+    with pytest.raises(UsageError, match="--device takes auto, cuda or cpu, not cuda:1"):
+        study.embed(engine="ray", device="cuda:1")
+
+
+def test_what_is_missing_for_ray_is_said(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="--address and --actors are of --engine ray"):
+        study.embed(address="auto")
+    with pytest.raises(UsageError, match="--engine takes local or ray, not slurm"):
+        study.embed(engine="slurm")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"--engine ray needs Ray: pip install 'nh2st-pipe\[ray\]'"):
+        study.embed(engine="ray")
+
+
+def test_a_cluster_that_is_not_there_is_named(study: Study) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "nh2st_pipe.cli", "embed", "--slides", str(study.manifest), "--encoder", "fake"]
+    command += ["--store", str(study.folder / "store.zarr"), "--engine", "ray", "--address", address]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"no Ray cluster can be reached at {address}" in done.stderr
+    assert "Traceback" not in done.stderr
