@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -15,12 +16,22 @@ __all__ = ["Refusing", "refusing", "s3_server"]
 
 
 class Refusing(MemoryFileSystem):  # type: ignore[misc]
-    """In memory; the next `times` writes of objects whose name holds `part` are refused."""
+    """In memory; the next `times` writes of objects whose name holds `part` are refused, and questions counted."""
 
     protocol = "refusing"
     store: ClassVar[dict[str, Any]] = {}
     pseudo_dirs: ClassVar[list[str]] = [""]
     part, times, refused = "", 0, 0
+    asked: ClassVar[Counter[str]] = Counter()
+
+    def exists(self, path: str, **more: Any) -> bool:
+        self.asked[path.rpartition("store.zarr/")[2]] += 1
+        there: bool = super().exists(path, **more)
+        return there
+
+    def cat_file(self, path: str, *arguments: Any, **more: Any) -> Any:
+        self.asked[path.rpartition("store.zarr/")[2]] += 1
+        return super().cat_file(path, *arguments, **more)
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> Any:
         cls = type(self)
@@ -38,6 +49,7 @@ def refusing() -> Iterator[type[Refusing]]:
     Refusing.store.clear()
     Refusing.pseudo_dirs[:] = [""]
     Refusing.part, Refusing.times, Refusing.refused = "", 0, 0
+    Refusing.asked.clear()
     with mock.patch("nh2st_pipe.core.steady._PAUSES", (0.0, 0.0, 0.0)):
         yield Refusing
 

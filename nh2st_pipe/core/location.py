@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,9 +25,16 @@ __all__ = ["LEFT_BEHIND", "Location"]
 LEFT_BEHIND = ".partial"  # how the names of files end that zarr was writing
 
 _UNCACHED = {"use_listings_cache": False}  # other processes write there too
+_OF_S3 = {"max_concurrency": 1}  # no question of its own for the size of each object: none is large here
 _HIDDEN = (".", "_")  # what an operating system or a batch system leaves in a folder is not content
 
+_FILES_AT_ONCE = 64
+
 T = TypeVar("T")
+
+
+def _options(url: str) -> dict[str, Any]:
+    return {**_UNCACHED, **(_OF_S3 if url.startswith(("s3://", "s3a://")) else {})}
 
 
 class Location:
@@ -42,7 +49,7 @@ class Location:
         import fsspec
 
         try:
-            self._fs, self._root = fsspec.url_to_fs(text, **_UNCACHED)
+            self._fs, self._root = fsspec.url_to_fs(text, **_options(text))
         except ImportError as error:
             raise UsageError(
                 f"{text}: {error}; pip install 'nh2st-pipe[cloud]' brings what object stores need"
@@ -98,6 +105,17 @@ class Location:
         data: bytes = self._ask(self._fs.cat_file, f"{self._root}/{name}")
         return data
 
+    def read_all(self, under: str, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """Yield every one of the files `names` in `under` with its bytes, in that order."""
+        every = list(names)
+        if self.path is not None:
+            yield from ((name, self.read(f"{under}/{name}")) for name in every)
+            return
+        for start in range(0, len(every), _FILES_AT_ONCE):
+            part = every[start : start + _FILES_AT_ONCE]
+            read = self._ask(self._fs.cat_ranges, [f"{self._root}/{under}/{name}" for name in part], None, None)
+            yield from zip(part, read, strict=True)
+
     def write(self, name: str, data: bytes) -> None:
         """Write a file whole, in place of one that is there; its folder exists."""
         if self.path is None:
@@ -147,16 +165,16 @@ class Location:
                 if left.is_file() and now - left.stat().st_mtime >= older_than_s:
                     left.unlink()
 
-    def zarr_store(self, *, read_only: bool = False) -> ZarrStore:
-        """Return zarr's own store for this place."""
+    def zarr_store(self, *, read_only: bool = False, alone_under: str | None = None) -> ZarrStore:
+        """Return zarr's own store for this place; nobody else writes to the folder `alone_under` while it is in use."""
         from zarr.storage import FsspecStore, LocalStore
 
         if self.path is not None:
             return LocalStore(self.path, read_only=read_only)
         from nh2st_pipe.core.steady import SteadyStore
 
-        store = FsspecStore.from_url(self._url, storage_options=dict(_UNCACHED), read_only=read_only)
-        return SteadyStore(store, str(self))
+        store = FsspecStore.from_url(self._url, storage_options=_options(self._url), read_only=read_only)
+        return SteadyStore(store, str(self), alone_under)
 
     def claim(self, name: str) -> Claim:
         """Return the claim on `name`, not yet taken."""

@@ -20,12 +20,12 @@ def list_files(location: Location, folder: str) -> dict[str, tuple[int, str]]:
 
     Hidden files are an operating system's, and come and go.
     """
-    listed = {}
-    for name in sorted(location.files(folder)):
-        if name != _OWN_RECORD and not name.endswith(LEFT_BEHIND) and not name.rpartition("/")[2].startswith("."):
-            data = location.read(f"{folder}/{name}")
-            listed[name] = (len(data), crc32c(data))
-    return listed
+    names = [
+        name
+        for name in sorted(location.files(folder))
+        if name != _OWN_RECORD and not name.endswith(LEFT_BEHIND) and not name.rpartition("/")[2].startswith(".")
+    ]
+    return {name: (len(data), crc32c(data)) for name, data in location.read_all(folder, names)}
 
 
 def faults_of(location: Location, folder: str, listed: Mapping[str, tuple[int, str]], *, deep: bool) -> list[str]:

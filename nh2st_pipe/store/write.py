@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
@@ -42,6 +42,9 @@ from nh2st_pipe.store.format import (
 from nh2st_pipe.store.graph import squidpy_graph
 from nh2st_pipe.store.read import Store, check_contract
 from nh2st_pipe.tiles.spots import Spots
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store as ZarrStore
 
 __all__ = [
     "SHARD_TILES",
@@ -117,29 +120,31 @@ class StoreWriter(Store):
         )
         old = self.record(row.slide_id)
         if old is not None and old.state.ready and old.image.same(image) and old.spots == wanted.spots:
-            group = self._group(path)
+            within = self.location.zarr_store(alone_under=path)
+            group = self._group(path, within)
             record = old.model_copy(update={"row": row, "files": {}}).with_state(complete=False)
             if old.expression != expression:
                 record = record.model_copy(update={"expression": None})
                 write_record(group, record)
-                _write_obs(self._group(f"{path}/embedding"), spots)
+                _write_obs(self._group(f"{path}/embedding", within), spots)
                 _write_expression(self.location, group, spots)
                 record = record.model_copy(update={"expression": expression})
             write_record(group, record)
-            return SlideWriter(self, path, record, claim)
+            return SlideWriter(self, path, record, within, claim)
         if old is None:
             self.location.delete(path)  # something may lie there that does not say what it is
             # In one write with its record: there is no moment at which a slide does not say how far it is.
             zarr.create_group(self._zarr, path=path, attributes={KEY: _values(wanted)}, zarr_format=3)
-        group = self._group(path)
-        write_record(group, wanted)  # not ready: whoever finds it like this begins anew
+        write_record(self._group(path), wanted)  # not ready: whoever finds it like this begins anew
         for name in self.location.folders(path):
             self.location.delete(f"{path}/{name}")
+        within = self.location.zarr_store(alone_under=path)
+        group = self._group(path, within)
         _write_skeleton(group, self.contract, spots, uns or {})
         _write_expression(self.location, group, spots)
         record = wanted.model_copy(update={"expression": expression}).with_state(ready=True)
         write_record(group, record)
-        return SlideWriter(self, path, record, claim)
+        return SlideWriter(self, path, record, within, claim)
 
     def check_there(self) -> None:
         """Raise StoreError where the store is not at its place any more: writing would begin another one there."""
@@ -149,9 +154,9 @@ class StoreWriter(Store):
                 "embed goes on with it"
             )
 
-    def _group(self, path: str) -> zarr.Group:
+    def _group(self, path: str, within: ZarrStore | None = None) -> zarr.Group:
         """Open a group to write in it. Consolidated metadata are a copy for readers, and never what is written to."""
-        return zarr.open_group(self._zarr, path=path, mode="r+", zarr_format=3, use_consolidated=False)
+        return zarr.open_group(within or self._zarr, path=path, mode="r+", zarr_format=3, use_consolidated=False)
 
 
 class SlideWriter:
@@ -161,11 +166,13 @@ class SlideWriter:
     killed run loses ten seconds of work and every shard is written once.
     """
 
-    def __init__(self, store: StoreWriter, path: str, record: SlideRecord, claim: Claim | None = None) -> None:
-        self._store, self._path, self._record, self._claim = store, path, record, claim
+    def __init__(
+        self, store: StoreWriter, path: str, record: SlideRecord, within: ZarrStore, claim: Claim | None = None
+    ) -> None:
+        self._store, self._path, self._record, self._within, self._claim = store, path, record, within, claim
         self._views = store.contract.views
-        self._group = store._group(path)
-        embedding: Any = store._group(f"{path}/embedding")
+        self._group = store._group(path, within)
+        embedding: Any = store._group(f"{path}/embedding", within)
         self._x = embedding["X"]
         self._all_views = embedding["obsm/views"] if self._views > 1 else None
         self._pending: list[NDArray[np.float16]] = []
@@ -247,8 +254,8 @@ class SlideWriter:
             raise StoreError(f"{self._path}: {state.rows} of {state.tiles} tiles are written")
         with self._unless_broken():
             store, location = self._store, self._store.location
-            embedding = store._group(f"{self._path}/embedding")
-            uns = store._group(f"{self._path}/embedding/uns")
+            embedding = store._group(f"{self._path}/embedding", self._within)
+            uns = store._group(f"{self._path}/embedding/uns", self._within)
             write_graph(embedding, uns, neighbours, distances)
             with _anndata_settings():
                 write_elem(uns, "spatial", thumbnail)

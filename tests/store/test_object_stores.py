@@ -40,6 +40,14 @@ def test_a_store_that_refuses_for_ever_ends_the_run_and_keeps_what_is_there(stud
         assert same(study.folder / "plain.zarr", "refusing://store.zarr")
 
 
+def test_what_groups_a_slide_has_is_asked_of_an_object_store_a_few_times(study: Study) -> None:
+    with refusing() as store:
+        study.embed(store="refusing://store.zarr")
+        assert store.asked["slides/s1/embedding/obs/zarr.json"] > 0
+        most, times = store.asked.most_common(1)[0]
+        assert times <= 12, most  # zarr asks for each above whatever it makes, a hundred times for one slide
+
+
 def test_an_s3_store_is_written_read_verified_and_shared(make_study: Callable[..., Study], tmp_path: Path) -> None:
     study = make_study(4)
     study.embed(store=study.folder / "plain.zarr")
