@@ -44,8 +44,8 @@ def test_what_groups_a_slide_has_is_asked_of_an_object_store_a_few_times(study: 
     with refusing() as store:
         study.embed(store="refusing://store.zarr")
         assert store.asked["slides/s1/embedding/obs/zarr.json"] > 0
-        most, times = store.asked.most_common(1)[0]
-        assert times <= 12, most  # zarr asks for each above whatever it makes, a hundred times for one slide
+        most = max(times for name, times in store.asked.items() if name.startswith("slides/s1/"))
+        assert most <= 10, store.asked  # zarr asks for whatever lies above what it makes, a hundred times for one slide
 
 
 def test_an_s3_store_is_written_read_verified_and_shared(make_study: Callable[..., Study], tmp_path: Path) -> None:
