@@ -83,6 +83,12 @@ def embed(
         bool,
         typer.Option("--compile", help="Have torch compile the encoder: a minute or two first, then faster on a GPU."),
     ] = False,
+    stage: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder on a local disk to copy slides to ahead of need, where theirs is slow; three at most."
+        ),
+    ] = None,
     engine: Annotated[
         str, typer.Option(help="local: this machine. ray: a Ray cluster, slides as its tasks; needs nh2st-pipe[ray].")
     ] = "local",
@@ -123,6 +129,7 @@ def embed(
             stain_shift=stain_shift,  # type: ignore[arg-type]
             trust_remote_code=trust_remote_code,
             compiled=compiled,
+            stage=stage,
             engine=engine,  # type: ignore[arg-type]
             address=address,
             actors=actors,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from nh2st_pipe.core.claims import Claim
 from nh2st_pipe.core.errors import OF_ONE_SLIDE, listed
 from nh2st_pipe.embedding.plan import Todo, Wanted, check_spots, decide, recipe_of
+from nh2st_pipe.embedding.staging import Stage, ahead
 from nh2st_pipe.encoders.stains import tiles_for_shift
 from nh2st_pipe.slides import Slide, open_slide
 from nh2st_pipe.slides.base import read_tile, smaller, thumbnail
@@ -81,6 +83,8 @@ class Job:
     """Rows of the tiles that are stained anew, and those tiles."""
     reads: list[Future[Any]] = field(default_factory=list)
     """Whatever reads from the slide in another thread."""
+    staged: Path | None = None
+    """Where its image is read from, if that is not where the manifest says."""
 
     def close(self) -> None:
         """Close the slide, when nothing reads from it any more, and give back the claim."""
@@ -93,6 +97,13 @@ class Job:
         if self.claim is not None:
             self.claim.release()
             self.claim = None
+
+    @property
+    def cause(self) -> str | None:
+        """Why it failed, in words that name the manifest's own file."""
+        if self.failed is None or self.staged is None:
+            return self.failed
+        return self.failed.replace(str(self.staged), str(self.row.slide))
 
 
 @dataclass
@@ -122,6 +133,7 @@ class Readers:
         redo_changed: bool = False,
         say: Callable[[str], None] = lambda words: None,
         blank: Callable[[tuple[int, ...]], NDArray[np.uint8]] = lambda shape: np.empty(shape, np.uint8),
+        stage: Path | None = None,
     ) -> None:
         self._jobs, self._store, self._batch_size = jobs, store, batch_size
         self._check, self._redo, self._say, self._blank = check, redo_changed, say, blank
@@ -130,17 +142,22 @@ class Readers:
         self._queue: queue.Queue[Item | BaseException | None] = queue.Queue(max(2, _TILES_AHEAD // batch_size))
         self._open = threading.Semaphore(_SLIDES_OPEN)
         self._stop = threading.Event()
+        self._stage = None if stage is None else Stage(stage, self._stop.is_set)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="tiles")
         self._planner = threading.Thread(target=self._plan, name="planner", daemon=True)
         self._tiles_known = self._slides_known = 0
 
     def __enter__(self) -> Readers:
+        if self._stage is not None:
+            self._stage.__enter__()
         self._planner.start()
         return self
 
     def __exit__(self, kind: object, error: object, at: object) -> None:
         self._stop.set()
         self._open.release()
+        if self._stage is not None:
+            self._stage.room.release()
         while self._planner.is_alive():  # it may be waiting for room in the queue
             with suppress(queue.Empty):
                 self._queue.get(timeout=0.05)
@@ -151,6 +168,8 @@ class Readers:
                     job.writer.checkpoint()  # interrupted: keep what was encoded
             finally:
                 job.close()
+        if self._stage is not None:
+            self._stage.__exit__()
 
     def __iter__(self) -> Iterator[Item]:
         while True:
@@ -169,6 +188,10 @@ class Readers:
         """Close a slide, so that the next may be opened. Any thread may call it."""
         job.close()
         self._open.release()
+        if self._stage is not None:
+            if job.staged is not None:
+                self._stage.delete(job.staged)
+            self._stage.room.release()
 
     def expected_tiles(self) -> float:
         """Return the tiles of the slides opened so far, and as many again on average for each of the others."""
@@ -177,38 +200,61 @@ class Readers:
 
     def _plan(self) -> None:
         try:
-            todo = list(self._jobs)
-            while todo:
-                busy = [job for job in todo if not self._take(job)]
-                if self._stop.is_set():
-                    return
-                if busy and len(busy) == len(todo):
-                    self._stop.wait(_BUSY_SECONDS)
-                elif busy:
-                    self._say(f"{listed(job.row.slide_id for job in busy)}: under way in another process, waited for")
-                todo = busy
+            if self._stage is None:
+                for job in self._claimed(self._open):
+                    self._take(job)
+            else:
+                for job in ahead(self._claimed(self._stage.room), self._staged, self._stop.is_set):
+                    self._open.acquire()
+                    if not self._stop.is_set():
+                        self._take(job)
             self._queue.put(None)
         except BaseException as error:  # handed to the calling thread, which raises it
             self._queue.put(error)
 
-    def _take(self, job: Job) -> bool:
-        """Read a slide, from its claim to its end; False where another process has the claim."""
-        self._open.acquire()
-        if self._stop.is_set():
-            self._open.release()  # whoever waits for it next has to see the end too
-            return True
-        claim = self._store.claim(job.row.slide_id)
-        if not claim.take():
-            self._open.release()
-            return False
-        job.claim = claim
+    def _claimed(self, room: threading.Semaphore) -> Iterator[Job]:
+        """Yield the jobs as this process has their claims, each when there is room for one more."""
+        todo = list(self._jobs)
+        while todo:
+            busy = list[Job]()
+            for job in todo:
+                room.acquire()
+                if self._stop.is_set():
+                    room.release()  # whoever waits for it next has to see the end too
+                    return
+                claim = self._store.claim(job.row.slide_id)
+                if claim.take():
+                    job.claim = claim
+                    yield job
+                else:
+                    room.release()
+                    busy.append(job)
+            if busy and len(busy) == len(todo):
+                self._stop.wait(_BUSY_SECONDS)
+            elif busy:
+                self._say(f"{listed(job.row.slide_id for job in busy)}: under way in another process, waited for")
+            todo = busy
+
+    def _staged(self, job: Job) -> None:
+        """Copy a slide to the stage, unless another process has embedded it meanwhile."""
+        assert self._stage is not None
+        try:
+            if decide(self._store.record(job.row.slide_id), job.wanted, self._redo) is not Todo.embed:
+                return
+        except (*OF_ONE_SLIDE, MemoryError):
+            return  # as whoever takes it will see
+        job.staged, why = self._stage.copy(job.row.slide)
+        if why is not None:
+            job.notices.append(why)
+
+    def _take(self, job: Job) -> None:
+        """Read a slide whose claim is held, to its end."""
         try:
             self._prepare(job)
             self._submit(job)
         except (*OF_ONE_SLIDE, MemoryError) as error:
             job.failed = str(error) or type(error).__name__
         self._queue.put(Item(job))
-        return True
 
     def _prepare(self, job: Job) -> None:
         row, wanted = job.row, job.wanted
@@ -216,7 +262,7 @@ class Readers:
         if decide(record, wanted, self._redo) is not Todo.embed:
             job.kept = True
             return
-        slide = job.slide = open_slide(row.slide)
+        slide = job.slide = open_slide(job.staged or row.slide)
         contract_tile = self._store.contract.tile
         size_of_tile = TileSize(contract_tile["size_um"], contract_tile["size_level0_px"])
         layout = lay_out(row, slide, size_of_tile, self._store.contract.grid)

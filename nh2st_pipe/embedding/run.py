@@ -58,6 +58,7 @@ def embed(
     only: Collection[str] | None = None,
     trust_remote_code: bool = False,
     compiled: bool = False,
+    stage: str | Path | None = None,
     engine: EngineName = "local",
     address: str | None = None,
     actors: int | None = None,
@@ -75,9 +76,10 @@ def embed(
     `stain_shift` "auto" finds how far embeddings move under other stains, for slides with expression that lack it:
     heads are trained on those. It encodes 48 tiles a slide under 8 stains, and nothing that is there already.
     `trust_remote_code` allows an encoder's repository to run the code it brings along; `compiled` has torch compile the
-    encoder. `engine` "ray" does the work on a Ray cluster, at `address` (None: RAY_ADDRESS, or one made on this
-    machine), with an actor for each GPU, or each CPU where there is none, or so many `actors`; the store is then in a
-    shared folder or an object store.
+    encoder. `stage` is a folder on a local disk to which slides are copied ahead of need, three at most, and deleted
+    from when they have been read. `engine` "ray" does the work on a Ray cluster, at `address` (None: RAY_ADDRESS, or
+    one made on this machine), with an actor for each GPU, or each CPU where there is none, or so many `actors`; the
+    store is then in a shared folder or an object store.
 
     Raises ManifestError, UsageError, EncoderError and StoreError before any work; faults of single slides are
     in the summary.
@@ -146,6 +148,7 @@ def embed(
                 redo_changed=redo_changed,
                 trust_remote_code=trust_remote_code,
                 compiled=compiled,
+                stage=None if stage is None else Path(stage).expanduser().absolute(),
             )
         # Loaded before the store is made, so that weights that do not fit leave nothing behind.
         hands = ending.enter_context(where.hands(work, len(todo))) if work is not None else None

@@ -53,6 +53,7 @@ class Work:
     redo_changed: bool = False
     trust_remote_code: bool = False
     compiled: bool = False
+    stage: Path | None = None
 
     def load(self, device: str, threads: int | None = None) -> Encoder:
         """Return the encoder, on `device`; on a CPU it computes with so many `threads`, None is one for each core.
@@ -107,7 +108,17 @@ class Work:
             stop.check()
             writing.check()
 
-        readers = Readers(jobs, writer, size, threads, check, self.redo_changed, progress.say, encoder.blank)
+        readers = Readers(
+            jobs,
+            writer,
+            size,
+            threads,
+            check,
+            redo_changed=self.redo_changed,
+            say=progress.say,
+            blank=encoder.blank,
+            stage=self.stage,
+        )
         progress.start("embedding", len(jobs), "tiles")
         with readers, writing:
             flow = _Flow(readers, writing, encoder, self.contract.views, summary, progress)
@@ -254,7 +265,7 @@ class _Flow:
                     raise
         self._readers.release(job)
         if job.failed is not None:
-            summary.failed[slide_id] = job.failed
+            summary.failed[slide_id] = job.cause or job.failed
             self._progress.say(f"{slide_id} passed over; the end says why")
         elif job.kept:
             summary.kept.append(slide_id)
