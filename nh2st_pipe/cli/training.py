@@ -41,6 +41,13 @@ Jobs = Annotated[
         min=1,
     ),
 ]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="Memory for embeddings, e.g. 8GB: where they take more they are streamed from a local disk (TMPDIR), with "
+        "the same results. Default: six tenths of what is free."
+    ),
+]
 
 
 def train(
@@ -58,6 +65,7 @@ def train(
     seed: Seed = None,
     device: Device = "auto",
     jobs: Jobs = None,
+    max_memory: MaxMemory = None,
     again: Annotated[
         Path | None,
         typer.Option("--repeat", help="Run to make again: its recipe, seed, genes, folds and device; held against it."),
@@ -86,6 +94,7 @@ def train(
             seed=seed,
             device=device,
             jobs=jobs,
+            max_memory=max_memory,
             progress=progress,
         )
     show({"path": str(result.path), **result.metrics}, as_json, lambda: say_run(result))

@@ -1,8 +1,8 @@
 """Spots as a head sees them: embeddings gathered from a cache, and what is known of each spot beside them.
 
 The embeddings of a study are put on the device once (`Cache`). `Samples` are rows of it: those of a fold's training
-slides, or of one slide that is predicted. They copy nothing; `gather` is all that a head asks of the embeddings, so
-that a cache which streams from the store can take the resident one's place.
+slides, or of one slide that is predicted. They copy nothing; `gather` is all that a head asks of the embeddings, and
+what does not fit is streamed from disk (`data.streamed`).
 
 Letters: N spots of the samples, V dihedral views, d values per embedding, K spots in a neighbourhood, G genes.
 """
@@ -10,6 +10,7 @@ Letters: N spots of the samples, V dihedral views, d values per embedding, K spo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -54,6 +55,10 @@ class Cache(Protocol):
         """
         ...
 
+    def place(self, start: int, stop: int) -> AbstractContextManager[torch.Tensor]:
+        """Give the rows `start` to `stop` to be written, n × V × d."""
+        ...
+
 
 @dataclass(frozen=True)
 class ResidentCache:
@@ -80,6 +85,10 @@ class ResidentCache:
     def gather(self, rows: torch.Tensor, views: int | torch.Tensor | slice) -> torch.Tensor:
         """See Cache."""
         return self.views[rows, views]
+
+    def place(self, start: int, stop: int) -> AbstractContextManager[torch.Tensor]:
+        """See Cache."""
+        return nullcontext(self.views[start:stop])
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import TrainError
+from nh2st_pipe.core.machine import memory
 from nh2st_pipe.data.blocks import block_name, cut, part_of
 from nh2st_pipe.data.samples import Cache, ResidentCache, Samples
+from nh2st_pipe.data.streamed import scratch_file
 from nh2st_pipe.data.targets import Targets, targets
 from nh2st_pipe.recipes.train import TrainRecipe
 from nh2st_pipe.store.format import Contract
 from nh2st_pipe.store.read import SlideData, Store
 
 __all__ = ["Study"]
+
+_SHARE, _SHARE_OF_GPU = 0.6, 0.8
+_LEAST_KEPT = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -40,36 +47,40 @@ class Study:
         first_view_only: bool = False,
         device: torch.device | None = None,
         shared: bool = False,
+        max_memory: int | None = None,
+        say: Callable[[str], None] = lambda words: None,
     ) -> Study:
         """Read the slides `names` of `store`, each straight into its place in the cache.
 
-        `shared` puts the cache where other processes that get this study can read it. Raises TrainError where there is
-        too little memory of that kind.
+        `shared` puts the cache where other processes that get this study can read it. Where it would take more than
+        `max_memory` bytes (None: of what is free on the device) it is streamed from a file on a local disk; `say` hears
+        it. Raises TrainError where there is too little memory of that kind, or no such disk.
         """
         device = device or torch.device("cpu")
         sizes = [store.tiles(name) for name in names]
         ends = np.cumsum(sizes).tolist()
         places = {name: np.arange(end - n, end) for name, n, end in zip(names, sizes, ends, strict=True)}
         n_views = 1 if first_view_only else store.contract.views
-        views = torch.empty((sum(sizes), n_views, store.contract.dim), dtype=torch.float16, device=device)
-        if shared:
-            try:
-                views.share_memory_()
-            except RuntimeError as error:
-                raise TrainError(
-                    f"{views.numel() * 2 / 1e9:.1f} GB of embeddings do not fit into shared memory (/dev/shm); "
-                    "enlarge it, or train with --jobs 1"
-                ) from error
+        shape = (sum(sizes), n_views, store.contract.dim)
+        wanted, allowed = 2 * shape[0] * shape[1] * shape[2], _allowed(device) if max_memory is None else max_memory
+        if wanted > allowed:
+            folders = [Path(tempfile.gettempdir()), Path("/var/tmp")]
+            folders += [store.location.path.absolute().parent] if store.location.path is not None else []
+            cache: Cache = scratch_file(shape, device, max(_LEAST_KEPT, allowed // 4), folders)
+            have = f"{allowed / 1e9:.2f} GB of memory are for them"
+            say(f"{wanted / 1e9:.2f} GB of embeddings are streamed from disk: {have}")
+        else:
+            cache = ResidentCache(_in_memory(shape, device, shared))
         slides = {}
         for name, n, end in zip(names, sizes, ends, strict=True):
-            place = views[end - n : end]
-            if device.type == "cpu":
-                slide = store.read(name, first_view_only=first_view_only, into=place.numpy())
-            else:
-                slide = store.read(name, first_view_only=first_view_only)
-                place.copy_(torch.from_numpy(slide.views))
+            with cache.place(end - n, end) as place:
+                if place.device.type == "cpu":
+                    slide = store.read(name, first_view_only=first_view_only, into=place.numpy())
+                else:
+                    slide = store.read(name, first_view_only=first_view_only)
+                    place.copy_(torch.from_numpy(slide.views))
             slides[name] = replace(slide, views=slide.views[:0])  # they lie in the cache
-        return cls(str(store.location), store.contract, slides, places, ResidentCache(views))
+        return cls(str(store.location), store.contract, slides, places, cache)
 
     def only(self, names: Sequence[str]) -> Study:
         """Return the study of some of its slides, on the same cache."""
@@ -107,3 +118,23 @@ class Study:
             places=[self.places[name] for name in names],
             smoothed=recipe.targets.smooth != "none",
         )
+
+
+def _allowed(device: torch.device) -> int:
+    """Return how many bytes of embeddings may lie on a device: training needs room beside them."""
+    if device.type == "cuda":
+        return int(_SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0])
+    return int(_SHARE * memory())
+
+
+def _in_memory(shape: tuple[int, int, int], device: torch.device, shared: bool) -> torch.Tensor:
+    views = torch.empty(shape, dtype=torch.float16, device=device)
+    if shared:
+        try:
+            views.share_memory_()
+        except RuntimeError as error:
+            raise TrainError(
+                f"{views.numel() * 2 / 1e9:.1f} GB of embeddings do not fit into shared memory (/dev/shm); "
+                "enlarge it, or train with --jobs 1"
+            ) from error
+    return views

@@ -18,7 +18,7 @@ import torch
 import nh2st_pipe
 from nh2st_pipe.core.devices import pick_head_device
 from nh2st_pipe.core.errors import TrainError, UsageError, listed
-from nh2st_pipe.core.machine import cores
+from nh2st_pipe.core.machine import bytes_of, cores
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.data.folds import Fold, make_folds, on_both_sides
 from nh2st_pipe.data.panels import read_gene_file
@@ -64,6 +64,7 @@ def train(
     seed: int | None = None,
     device: str = "auto",
     jobs: int | None = 1,
+    max_memory: str | float | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Train and judge a recipe on the store `embeddings`, its baselines beside it, and write a run folder.
@@ -72,6 +73,8 @@ def train(
     `settings` are "key=value" changes to the recipe. What is left None is the recipe's. `out` is runs/<recipe>.
     `jobs` heads and folds are trained side by side, in processes that share one copy of the embeddings; None takes the
     processors where that pays. A script that asks for more than one needs the guard `if __name__ == "__main__":`.
+    `max_memory` is what embeddings may take of the memory ("8GB", or a number of GB): where they are more they are
+    streamed from a local disk, with the same results; None is six tenths of what is free.
     Figures are the same bit for bit for the same `jobs` on the same machine.
 
     Raises UsageError, StoreError, TrainError and RunError; the run folder appears only when it is whole.
@@ -85,7 +88,8 @@ def train(
         notes.append(words)
         progress.say(words)
 
-    study, jobs = _load(store, resolved, pick_head_device(device), jobs, note)
+    most = None if max_memory is None else bytes_of(max_memory, "--max-memory")
+    study, jobs = _load(store, resolved, pick_head_device(device), jobs, most, note)
     judged = study.in_blocks() if resolved.folds == "block" else study
     splits = make_folds(list(judged.slides.values()), resolved.folds, resolved.seed)
     notes += _about_folds(judged, splits, resolved.folds)
@@ -209,7 +213,12 @@ def _as_baseline(name: str, main: TrainRecipe) -> TrainRecipe:
 
 
 def _load(
-    store: Store, recipe: TrainRecipe, device: torch.device, jobs: int | None, say: Callable[[str], None]
+    store: Store,
+    recipe: TrainRecipe,
+    device: torch.device,
+    jobs: int | None,
+    max_memory: int | None,
+    say: Callable[[str], None],
 ) -> tuple[Study, int]:
     """Read every complete slide with expression, and say what is left out; return how many jobs there are to be."""
     unfinished = store.incomplete()
@@ -231,7 +240,9 @@ def _load(
         say(f"not in this training: {listed(without)}, without expression")
     kept = [name for name in names if name not in without]
     first_only, jobs = recipe.features.views == "first", _jobs(jobs, store, kept, recipe, device)
-    study = Study.load(store, kept, first_view_only=first_only, device=device, shared=jobs > 1)
+    study = Study.load(
+        store, kept, first_view_only=first_only, device=device, shared=jobs > 1, max_memory=max_memory, say=say
+    )
     empty = [name for name, slide in study.slides.items() if slide.counts is None or slide.counts.sum() == 0]
     if len(empty) == len(kept):
         raise TrainError(f"all counts in {store.location} are zero, so there is nothing to learn from")
