@@ -19,6 +19,7 @@ from collections import deque
 from pathlib import Path
 
 import numpy as np
+from safetensors.torch import save_file
 
 from nh2st_pipe.core.devices import pick_device
 from nh2st_pipe.core.progress import PlainProgress
@@ -26,7 +27,7 @@ from nh2st_pipe.embedding.plan import auto_precision
 from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.embedding.work import Work
 from nh2st_pipe.encoders.encoder import Encoder, Underway
-from nh2st_pipe.encoders.load import load_encoder
+from nh2st_pipe.encoders.load import build_backbone, load_encoder
 from nh2st_pipe.encoders.weights import find_weights
 from nh2st_pipe.recipes.encoder import load_encoder_recipe
 
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--encoder", default="efficientnet-lite0")
     parser.add_argument("--weights", type=Path)
+    parser.add_argument("--random", action="store_true", help="random weights, where the encoder's own are not at hand")
     parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--tile-px", type=float, default=224)
     parser.add_argument("--device", default="auto")
@@ -62,6 +64,11 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=256, help="tiles the encoder alone is timed on, each time")
     given = parser.parse_args()
     recipe = load_encoder_recipe(given.encoder)
+    if given.random:
+        with tempfile.NamedTemporaryFile(suffix=".safetensors", delete=False) as file:
+            given.weights = Path(file.name)
+        recipe = recipe.model_copy(update={"layout": "timm", "strip_prefixes": (), "drop": (), "sha256": None})
+        save_file(build_backbone(recipe).state_dict(), given.weights)
     found = find_weights(recipe, given.weights)
     device = pick_device(given.device)
     encoder = load_encoder(recipe, found.path, device=device, precision=auto_precision(recipe, device.type))

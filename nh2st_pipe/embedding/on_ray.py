@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import Stop
 from nh2st_pipe.embedding.plan import Wanted, recipe_of
 from nh2st_pipe.embedding.summary import EmbedSummary, merge
-from nh2st_pipe.embedding.work import Slides, Work, sendable
+from nh2st_pipe.embedding.work import Slides, Work, readers_beside, sendable
 from nh2st_pipe.encoders.weights import find_weights
 from nh2st_pipe.tiles.manifest import SlideRow
 
@@ -272,6 +273,9 @@ class Embedder:
         self._stop = Stop()
         self._tiles = dict[str, int]()
         self._encoder: Encoder | None = None
+        kind = "cpu" if device == "cpu" else "cuda"
+        # Two slides at a time, and no more threads that read than one would have.
+        self._turn = threading.BoundedSemaphore(work.workers or readers_beside(kind, sharing))
 
     def load(self) -> BaseException | None:
         """Load the encoder; return what went wrong."""
@@ -288,7 +292,7 @@ class Embedder:
         summary, fault = EmbedSummary(store=self._work.store), None
         try:
             counting = _Counting(self._tiles, row.slide_id)
-            self._work.do([(row, wanted)], self._encoder, summary, self._stop, counting, self._sharing)
+            self._work.do([(row, wanted)], self._encoder, summary, self._stop, counting, self._sharing, self._turn)
         except BaseException as error:
             fault = sendable(error)
         self._tiles.pop(row.slide_id, None)

@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,8 @@ class Readers:
     One thread plans: it claims the next slide, decides what is to be done about it, reads its spots and hands batches
     of tiles to a pool. The queue between it and the encoder bounds the memory, and at most two slides are open. A slide
     that another process has claimed is come back to. `check` is called while an item is waited for, and raises what is
-    to end that; `blank` gives the memory that tiles are read into.
+    to end that; `blank` gives the memory that tiles are read into; `turn` is entered
+    while a batch is read, where several share a process.
     """
 
     def __init__(
@@ -134,9 +135,11 @@ class Readers:
         say: Callable[[str], None] = lambda words: None,
         blank: Callable[[tuple[int, ...]], NDArray[np.uint8]] = lambda shape: np.empty(shape, np.uint8),
         stage: Path | None = None,
+        turn: AbstractContextManager[object] | None = None,
     ) -> None:
         self._jobs, self._store, self._batch_size = jobs, store, batch_size
         self._check, self._redo, self._say, self._blank = check, redo_changed, say, blank
+        self._turn = turn or nullcontext()
         recipe = recipe_of(store.contract)
         self._out_px, self._interpolation = recipe.input_px, recipe.interpolation
         self._queue: queue.Queue[Item | BaseException | None] = queue.Queue(max(2, _TILES_AHEAD // batch_size))
@@ -311,8 +314,9 @@ class Readers:
         assert slide is not None
         assert job.spots is not None
         tiles = self._blank((len(rows), self._out_px, self._out_px, 3))
-        for i, (x, y) in enumerate(job.spots.xy[rows]):
-            tiles[i] = read_tile(slide, (float(x), float(y)), job.tile_level0_px, self._out_px, self._interpolation)
+        with self._turn:
+            for i, (x, y) in enumerate(job.spots.xy[rows]):
+                tiles[i] = read_tile(slide, (float(x), float(y)), job.tile_level0_px, self._out_px, self._interpolation)
         return tiles
 
 

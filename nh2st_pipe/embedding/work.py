@@ -11,7 +11,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -85,8 +85,11 @@ class Work:
         stop: Stop,
         progress: Progress,
         processes: int = 1,
+        turn: AbstractContextManager[object] | None = None,
     ) -> None:
-        """Embed the slides `todo`, and put down in `summary` what came of each; `processes` share the machine.
+        """Embed the slides `todo`, and put down in `summary` what came of each.
+
+        `processes` share the machine; `turn` is entered by whoever reads a batch, where slides share a process.
 
         A fault of one slide is put down and the others go on; any other is raised, with what was done kept.
         """
@@ -118,6 +121,7 @@ class Work:
             say=progress.say,
             blank=encoder.blank,
             stage=self.stage,
+            turn=turn,
         )
         progress.start("embedding", len(jobs), "tiles")
         with readers, writing:
