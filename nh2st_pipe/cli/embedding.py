@@ -61,7 +61,8 @@ def embed(
         ),
     ] = "auto",
     batch_size: Annotated[
-        int | None, typer.Option(help="Tiles encoded at once; default: 64 on a GPU, 8 on a CPU.", min=1)
+        int | None,
+        typer.Option(help="Tiles encoded at once; default: what fits on a GPU, at most 256; 8 on a CPU.", min=1),
     ] = None,
     workers: Workers = None,
     precision: Annotated[

@@ -93,8 +93,10 @@ class Work:
 
         A fault of one slide is put down and the others go on; any other is raised, with what was done kept.
         """
+        from nh2st_pipe.encoders.batches import batch_that_fits
+
         kind = encoder.device.type
-        size = self.batch_size or (8 if kind == "cpu" else 64)
+        size = self.batch_size or batch_that_fits(encoder, self.contract.views)
         threads = self.workers or readers_beside(kind, processes)
         summary.settings = {
             "device": str(encoder.device),

@@ -73,6 +73,8 @@ class Encoder(nn.Module):
         self.images_at_once = 16 if device.type == "cpu" else 512
         self.batches_ahead = 1 if device.type == "cuda" else 0
         """Batches that may still be at work when the next is begun."""
+        self.batch: int | None = None
+        """Tiles that fit the device, where that has been tried (see `encoders.batches`)."""
         self.tiles_at_once = 1 << 30
         """Of `encode`: halved where the device runs out of memory."""
         stored = torch.float32 if self.autocast else self.dtype
