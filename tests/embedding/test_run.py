@@ -604,6 +604,23 @@ def test_a_store_begun_in_another_precision_says_which_it_keeps(study: Study) ->
     assert not [note for note in study.embed(redo_changed=True, precision="bfloat16").notices if "was begun" in note]
 
 
+@pytest.mark.parametrize("began_so", [False, True])
+def test_a_store_keeps_the_autocast_it_was_begun_with(study: Study, began_so: bool) -> None:
+    plain = load_encoder_recipe("fake")
+    begun, other = (plain.model_copy(update={"autocast": value}) for value in (began_so, not began_so))
+    study.embed(encoder=begun, precision="bfloat16", only=["s0"])
+    assert study.embed(encoder=other).done == ["s1", "s2"]  # as its recipe may have changed since
+    contract = open_store(study.folder / "store.zarr").contract
+    assert (contract.identity["autocast"], contract.encoder["autocast"]) == (began_so, began_so)
+    study.embed(encoder=other, precision="bfloat16", store=study.folder / "other.zarr")
+    theirs = open_store(study.folder / "other.zarr").contract
+    assert contract.differences(theirs, one_store=False) == [
+        f"encoder fake with autocast {began_so}, not {not began_so}"
+    ]
+    exact = [each.model_copy(update={"precision": "float32"}) for each in (contract, theirs)]
+    assert exact[0].differences(exact[1]) == []  # where nothing is cast, it makes no difference
+
+
 @pytest.mark.parametrize(
     ("device", "cores", "threads"), [("cpu", 64, 2), ("cuda", 64, 16), ("cuda", 8, 7), ("cuda", 1, 2)]
 )
