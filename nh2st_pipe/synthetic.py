@@ -36,7 +36,7 @@ from scipy.ndimage import gaussian_filter
 
 from nh2st_pipe.core.errors import UsageError
 from nh2st_pipe.core.whole import written_whole
-from nh2st_pipe.datasets.common import write_section
+from nh2st_pipe.datasets.common import Section, write_section
 from nh2st_pipe.tiles.manifest import SlideRow, write_manifest
 
 __all__ = ["generate", "neighbour_mean"]
@@ -156,16 +156,17 @@ def _write_expression(
         "weights": weights,
     }
     assert row.expression is not None
-    write_section(
-        row.expression,
+    section = Section(
+        image=row.slide,
         counts=sp.csr_matrix(counts),
         barcodes=[f"{r}x{c}" for r, c in zip(array_row, array_col, strict=True)],
         genes=GENES,
-        xy_level0_px=(np.column_stack((array_col, array_row)) + 1.0) * PITCH_PX,
+        xy=(np.column_stack((array_col, array_row)) + 1.0) * PITCH_PX,
         array_row=array_row,
         array_col=array_col,
-        uns=uns,
+        patient=row.patient,
     )
+    write_section(row.expression, section, "drawn by nh2st-pipe", uns)
 
 
 def _paint(rng: np.random.Generator, lattice: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -217,7 +217,7 @@ def test_bad_training(embedded: Study, make_study: Callable[..., Study], tmp_pat
 
 def test_the_importer_names_what_is_missing(tmp_path: Path) -> None:
     out = ("--out", tmp_path / "m.csv")
-    refused(1, "is not a her2st folder", "manifest", "her2st", tmp_path, *out)
+    refused(1, "there is no ST-cnts", "manifest", "her2st", tmp_path, *out)
     refused(2, "there is no folder at", "manifest", "her2st", tmp_path / "gone", *out)
     refused(2, "no importer is called 'herst'; did you mean 'her2st'?", "manifest", "herst", tmp_path, *out)
 

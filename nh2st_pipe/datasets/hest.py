@@ -1,0 +1,138 @@
+"""HEST-1k (Jaume et al. 2024). INT, ZEN, Breast-ST1, Breast-ST2, Lung-ST and the tasks of its benchmark are its parts.
+
+    wsis/<id>.tif           pyramidal TIFF
+    st/<id>.h5ad            raw counts; obsm["spatial"] or obs pxl_col_in_fullres (x), pxl_row_in_fullres (y)
+    metadata/<id>.json      patient, organ, species, st_technology, pixel_size_um_estimated, …
+    patches/<id>.h5         optional: the spots on tissue, which are kept then
+    HEST_v1_1_0.csv         optional: the same metadata of all samples, for choosing among them
+
+Of the two columns that name pixels, the one of *columns* runs along the width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from nh2st_pipe.core.errors import ExpressionError
+from nh2st_pipe.core.quiet import quiet_warnings
+from nh2st_pipe.datasets.common import Found, Section, files_of, one_image, read_delimited, whole_numbers
+
+__all__ = ["find_hest"]
+
+_ABOUT = (
+    "patient",
+    "organ",
+    "species",
+    "st_technology",
+    "disease_state",
+    "oncotree_code",
+    "subseries",
+    "dataset_title",
+)
+
+
+def find_hest(folder: Path, say: Callable[[str], None]) -> list[Found]:
+    """Find the samples whose .h5ad is there. Raises ExpressionError where none is."""
+    files = files_of(folder, "st/*.h5ad")
+    if not files:
+        raise ExpressionError(f"there is no st/<id>.h5ad in {folder}; expected are wsis/, st/ and metadata/")
+    table = _table(folder)
+    found = []
+    for file in files:
+        about = {**table.get(file.stem, {}), **_json(folder / f"metadata/{file.stem}.json")}
+        words = {key: str(about[key]) for key in _ABOUT if about.get(key) not in (None, "")}
+        found.append(Found(file.stem, partial(_read, folder, file, about, words), words))
+    return found
+
+
+def _table(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the metadata of all samples by id, from the table of them where it is there."""
+    tables = files_of(folder, "HEST_v*.csv")
+    if not tables:
+        return {}
+    rows = read_delimited(tables[-1], ",")
+    return {str(row["id"]): row for row in rows.iter_rows(named=True)} if "id" in rows.columns else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}  # it is named when its sample is read
+    return values if isinstance(values, dict) else {}
+
+
+def _read(folder: Path, file: Path, about: Mapping[str, Any], words: Mapping[str, str]) -> Section:
+    name = file.stem
+    image = one_image(files_of(folder, f"wsis/{name}.*"), f"for {name} in {folder / 'wsis'}")
+    if not about:
+        raise ExpressionError(f"{folder / f'metadata/{name}.json'} is missing or no JSON; its resolution is not known")
+    try:
+        with quiet_warnings():
+            data = anndata.read_h5ad(file)
+    except Exception as error:  # whatever h5py or anndata make of a broken file
+        raise ExpressionError(f"{file} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    notes = []
+    barcodes = [_text(each) for each in data.obs_names]
+    patches = folder / f"patches/{name}.h5"
+    if patches.is_file():
+        on_tissue = _barcodes(patches)
+        kept = np.array([barcode in on_tissue for barcode in barcodes], bool)
+        if not kept.any():
+            raise ExpressionError(f"{patches} and {file} have no spot in common")
+        if not kept.all():
+            notes.append(f"{int((~kept).sum())} spots without a patch in {patches.parent.name}/ left out")
+        data, barcodes = data[kept], [barcode for barcode, keep in zip(barcodes, kept, strict=True) if keep]
+    mpp = about.get("pixel_size_um_estimated") or about.get("pixel_size_um_embedded")
+    ids = next((column for column in ("gene_ids", "gene_id", "ensembl_id") if column in data.var), None)
+    return Section(
+        image=image,
+        counts=sp.csr_matrix(data.X),
+        barcodes=barcodes,
+        genes=[_text(each) for each in data.var_names],
+        xy=_places(data, file),
+        array_row=whole_numbers(data.obs["array_row"]) if "array_row" in data.obs else None,
+        array_col=whole_numbers(data.obs["array_col"]) if "array_col" in data.obs else None,
+        patient=words.get("patient", name),
+        mpp=None if mpp is None else float(mpp),
+        mpp_source="HEST-1k's metadata",
+        gene_ids=None if ids is None else [_text(each) for each in data.var[ids]],
+        notes=notes,
+        extra={key: words[key] for key in ("organ", "species", "st_technology") if key in words},
+    )
+
+
+def _places(data: anndata.AnnData, file: Path) -> NDArray[np.float64]:
+    """Return x and y: the px columns and rows in obs where they are there, else obsm."""
+    named = ("pxl_col_in_fullres", "pxl_row_in_fullres")
+    if all(name in data.obs for name in named):
+        return np.column_stack([np.asarray(data.obs[name], np.float64) for name in named])
+    if "spatial" in data.obsm:
+        return np.asarray(data.obsm["spatial"], np.float64)
+    raise ExpressionError(f"{file} says nowhere where its spots are: neither obs {', '.join(named)} nor obsm spatial")
+
+
+def _barcodes(patches: Path) -> set[str]:
+    import h5py
+
+    try:
+        with h5py.File(patches) as opened:
+            key = "barcode" if "barcode" in opened else "barcodes"
+            return {_text(each) for each in np.asarray(opened[key]).ravel()}
+    except (OSError, KeyError) as error:
+        raise ExpressionError(f"{patches} cannot be read: {error}") from error
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,133 @@
+"""Sections of the first spatial transcriptomics arrays, as their authors and as TRIPLEX's repackaging publish them.
+
+    her2st   Andersson et al. 2021 (almaan/her2st, Zenodo 3957257)    stnet   He et al. 2020    skin   Ji et al. 2020
+    ST-imgs/<patient>/<section>/*.jpg   or   ST-imgs/*<section>.tif, .jpg    H&E, full resolution
+    ST-cnts/<section>.tsv.gz            or   ST-cnts/<section>_sub.parquet   spots × genes, row names "XxY"
+    ST-spotfiles/<section>_selection.tsv     x, y, and pixel_x, pixel_y; her2st's has new_x, new_y and selected too
+
+The spots kept are those in both files, joined by "XxY". x counts columns and pixel_x runs along the image's width. The
+images carry no resolution; it is estimated from the pitch of the array where that is known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from nh2st_pipe.core.errors import ExpressionError
+from nh2st_pipe.datasets.common import (
+    Found,
+    Section,
+    counts_of,
+    files_of,
+    joined,
+    left_out,
+    needed,
+    one_image,
+    read_delimited,
+    whole_numbers,
+)
+from nh2st_pipe.tiles.lattice import SPOT_PITCH_UM, array_pitch_px
+
+__all__ = ["find_her2st", "find_skin", "find_stnet"]
+
+_COUNTS = ("{}_sub.parquet", "{}.tsv.gz", "{}.tsv")
+
+
+def find_her2st(folder: Path, say: Callable[[str], None]) -> list[Found]:
+    """Find sections named after their patient, A to H. Raises ExpressionError where `folder` is of another layout."""
+    return _find(folder, say, r"[A-Z]", pitch_um=SPOT_PITCH_UM["square"])
+
+
+def find_stnet(folder: Path, say: Callable[[str], None]) -> list[Found]:
+    """Find sections named after their patient, as in BC23209_C1."""
+    return _find(folder, say, r"B[CT]\d+", pitch_um=SPOT_PITCH_UM["square"])
+
+
+def find_skin(folder: Path, say: Callable[[str], None]) -> list[Found]:
+    """Find sections named after their patient, as in P2_ST_rep1. The pitch of their array is not published."""
+    return _find(folder, say, r"P\d+", pitch_um=None)
+
+
+def _find(folder: Path, say: Callable[[str], None], patient: str, pitch_um: float | None) -> list[Found]:
+    names: dict[str, Path] = {}
+    endings = ("*_sub.parquet", "*.tsv.gz", "*.tsv")
+    for file in [each for ending in endings for each in files_of(folder, f"ST-cnts/{ending}")]:
+        name = re.sub(r"(_sub\.parquet|\.tsv(\.gz)?)$", "", file.name)
+        first = names.setdefault(name, file)
+        if first is not file:
+            say(f"{file.name} is passed over: {first.name} is the same section")
+    for file in files_of(folder, "ST-spotfiles/*_selection.tsv"):
+        name = file.name.removesuffix("_selection.tsv")
+        names.setdefault(name, folder / "ST-cnts" / _COUNTS[0].format(name))
+    if not names:
+        raise ExpressionError(
+            f"there is no ST-cnts/<section>.tsv.gz or <section>_sub.parquet in {folder}; expected are ST-imgs/, "
+            "ST-cnts/ and ST-spotfiles/"
+        )
+    found = []
+    for name, file in sorted(names.items()):
+        who = re.search(patient, name)
+        of = who.group() if who else name
+        found.append(Found(name, partial(_read, folder, name, file, of, pitch_um), {"patient": of}))
+    return found
+
+
+def _read(folder: Path, name: str, count_file: Path, patient: str, pitch_um: float | None) -> Section:
+    image, spot_file = _image(folder, name), folder / "ST-spotfiles" / f"{name}_selection.tsv"
+    for file, without in ((count_file, "there are no counts"), (spot_file, f"{count_file.name} has no positions")):
+        if not file.is_file():
+            raise ExpressionError(f"{file} is missing; {without} without it")
+    places, counts = read_delimited(spot_file), _counts(count_file)
+    needed(places, ("x", "y", "pixel_x", "pixel_y"), spot_file)
+    column, row = whole_numbers(places["x"]), whole_numbers(places["y"])
+    barcodes = [str(each) for each in counts[counts.columns[0]]]
+    pairs = joined(barcodes, [f"{x}x{y}" for x, y in zip(column, row, strict=True)], count_file, spot_file)
+    matrix = counts.drop(counts.columns[0])[pairs[:, 0]]
+    at = places[pairs[:, 1]]
+    xy = at.select("pixel_x", "pixel_y").to_numpy().astype(np.float64)
+    section = Section(
+        image=image,
+        counts=counts_of(matrix, count_file),
+        barcodes=[barcodes[i] for i in pairs[:, 0]],
+        genes=matrix.columns,
+        xy=xy,
+        array_row=row[pairs[:, 1]],
+        array_col=column[pairs[:, 1]],
+        patient=patient,
+        notes=left_out(len(barcodes), places.height, len(pairs)),
+    )
+    if pitch_um is not None:
+        exact = ("new_x", "new_y") if {"new_x", "new_y"} <= set(places.columns) else ("x", "y")
+        pitch = array_pitch_px(xy, at.select(*exact).to_numpy().astype(np.float64))
+        if pitch is None:
+            what = f"pixel_x, pixel_y and {', '.join(exact)}"
+            raise ExpressionError(f"{spot_file}: {what} are not those of one square array")
+        section.mpp, section.mpp_source = pitch_um / pitch, f"{pitch_um:.0f} µm array pitch"
+        section.notes.append(f"{section.mpp:.4f} µm per px estimated from the {pitch_um:.0f} µm pitch")
+    return section
+
+
+def _counts(path: Path) -> pl.DataFrame:
+    """Read a table of counts, the spots' names in its first column."""
+    if path.suffix != ".parquet":
+        return read_delimited(path)
+    try:
+        table = pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ExpressionError(f"{path} is not a readable table: {str(error).splitlines()[0]}") from error
+    names = [name for name, kind in table.schema.items() if not kind.is_numeric()]
+    if len(names) != 1:
+        raise ExpressionError(f"{path}: one column of names of spots is expected, and there are {len(names)}")
+    return table.select(names[0], pl.exclude(names[0]))
+
+
+def _image(folder: Path, name: str) -> Path:
+    inside = files_of(folder, f"ST-imgs/*/{name}/*")
+    beside = [path for path in files_of(folder, "ST-imgs/*") if path.stem == name or path.stem.endswith(f"_{name}")]
+    return one_image(inside or beside, f"for section {name} in {folder / 'ST-imgs'}")

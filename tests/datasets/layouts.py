@@ -1,0 +1,180 @@
+"""Small folders in the layouts of published datasets: tissue wider than high, so that a transposed reading shows."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import polars as pl
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+__all__ = ["GENES", "Tissue", "hest", "repackaged", "stimage", "visium"]
+
+GENES = [f"G{i}" for i in range(12)]
+PITCH = 40
+
+
+@dataclass
+class Tissue:
+    """Spots of a lattice of 12 columns and 5 rows in the upper left of an image, on tissue."""
+
+    seed: int
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(self.seed)
+        rows, cols = np.mgrid[1:6, 1:13]
+        self.row, self.col = rows.ravel(), cols.ravel()
+        self.xy = np.column_stack((self.col, self.row)) * float(PITCH)
+        self.shade = rng.uniform(0.3, 1.0, len(self.xy))
+        with_shade = np.arange(len(GENES)) % 2 == 0  # the others fall where it rises
+        rate = np.where(with_shade, self.shade[:, None], 1.3 - self.shade[:, None])
+        self.counts: NDArray[np.int64] = rng.poisson(30 * rate)
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+    def draw(self, path: Path) -> None:
+        """Write the image, 800 × 320 px: tissue under the spots and nowhere else."""
+        image = Image.new("RGB", (800, 320), (245, 244, 246))
+        pen = ImageDraw.Draw(image)
+        for (x, y), shade in zip(self.xy, self.shade, strict=True):
+            colour = (int(215 - 60 * shade), int(130 - 60 * shade), int(185 - 30 * shade))
+            pen.rectangle((x - 20, y - 20, x + 20, y + 20), fill=colour)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+
+
+def _frame(tissue: Tissue, names: list[str]) -> pl.DataFrame:
+    return pl.DataFrame({"": names, **{gene: tissue.counts[:, i] for i, gene in enumerate(GENES)}})
+
+
+def repackaged(folder: Path, names: list[str], ending: str) -> Path:
+    """TRIPLEX's repackaging of STNet (.tif) and of skin (.jpg)."""
+    for number, name in enumerate(names):
+        tissue = Tissue(number)
+        tissue.draw(folder / f"ST-imgs/{name}{ending}")
+        spots = [f"{x}x{y}" for x, y in zip(tissue.col, tissue.row, strict=True)]
+        for place in ("ST-cnts", "ST-spotfiles"):
+            (folder / place).mkdir(exist_ok=True)
+        frame = _frame(tissue, spots).rename({"": "__index_level_0__"})
+        frame.select(pl.exclude("__index_level_0__"), "__index_level_0__").write_parquet(
+            folder / f"ST-cnts/{name}_sub.parquet"
+        )
+        lines = [
+            f"{x + 0.02}\t{y - 0.03}\t{px}\t{py}"
+            for x, y, (px, py) in zip(tissue.col, tissue.row, tissue.xy, strict=True)
+        ]
+        (folder / f"ST-spotfiles/{name}_selection.tsv").write_text(
+            "\n".join(["x\ty\tpixel_x\tpixel_y", *reversed(lines), "40\t40\t5\t5"]) + "\n"
+        )
+    return folder
+
+
+def stimage(folder: Path, names: list[str], *, floats: bool = False) -> Path:
+    """STimage-1K4M; with `floats` as in PCW and Mouse."""
+    for number, name in enumerate(names):
+        tissue = Tissue(number)
+        tissue.draw(folder / f"image/{name}.png")
+        off = 0.02 if floats else 0
+        spots = [f"{name}_{x + off}x{y + off}" for x, y in zip(tissue.col, tissue.row, strict=True)]
+        for place in ("gene_exp", "coord"):
+            (folder / place).mkdir(exist_ok=True)
+        _frame(tissue, spots).write_csv(folder / f"gene_exp/{name}_count.csv")
+        table = pl.DataFrame({"": spots, "yaxis": tissue.xy[:, 1], "xaxis": tissue.xy[:, 0], "r": 15.0})
+        table.reverse().write_csv(folder / f"coord/{name}_coord.csv")
+    return folder
+
+
+def hest(folder: Path, names: list[str], *, organ: str = "Breast", table: bool = False) -> Path:
+    """HEST-1k: the pixel row first, as in its own files; patches for all spots but the first two."""
+    about = []
+    for number, name in enumerate(names):
+        tissue = Tissue(number)
+        tissue.draw(folder / f"wsis/{name}.tif")
+        barcodes = [f"{i:03d}x{number:03d}" for i in range(len(tissue))]
+        obs = pd.DataFrame(
+            {
+                "in_tissue": 1,
+                "array_row": tissue.row,
+                "array_col": tissue.col,
+                "pxl_row_in_fullres": tissue.xy[:, 1],
+                "pxl_col_in_fullres": tissue.xy[:, 0],
+            },
+            index=barcodes,
+        )
+        data = anndata.AnnData(sp.csr_matrix(tissue.counts.astype(np.float32)), obs, pd.DataFrame(index=GENES))
+        data.obsm["spatial"] = tissue.xy
+        for place in ("st", "metadata", "patches"):
+            (folder / place).mkdir(exist_ok=True)
+        data.write_h5ad(folder / f"st/{name}.h5ad")
+        known = {"id": name, "patient": f"Patient {number // 2}", "organ": organ, "species": "Homo sapiens"}
+        known |= {"st_technology": "Visium", "pixel_size_um_estimated": 2.5}  # type: ignore[dict-item]
+        about.append(known)
+        (folder / f"metadata/{name}.json").write_text(json.dumps(known))
+        with h5py.File(folder / f"patches/{name}.h5", "w") as file:
+            file["barcode"] = np.array(barcodes[2:], "S")[:, None]
+            file["coords"] = tissue.xy[2:]
+    if table:
+        pl.DataFrame(about).write_csv(folder / "HEST_v1_1_0.csv")
+    return folder
+
+
+def visium(folder: Path, name: str = "A1", *, version: int = 3, bin_um: int | None = None) -> Path:
+    """Space Ranger's outs/ of versions 1 (mtx, no header), 2 (HDF5 of a genome), 3 (HDF5), and HD at a bin."""
+    tissue = Tissue(version)
+    section = folder / name
+    tissue.draw(section / "he.tif")
+    place = section / "outs" / (f"binned_outputs/square_{bin_um:03d}um" if bin_um else "")
+    (place / "spatial").mkdir(parents=True, exist_ok=True)
+    barcodes = [f"AC{i:04d}-1" for i in range(len(tissue))]
+    ids = [f"ENSG{i:011d}" for i in range(len(GENES))]
+    by_spot = sp.csr_matrix(tissue.counts)
+    if version == 1:
+        from scipy.io import mmwrite
+
+        matrix = place / "filtered_feature_bc_matrix"
+        matrix.mkdir()
+        mmwrite(matrix / "matrix.mtx", by_spot.T.tocoo())
+        (matrix / "matrix.mtx.gz").write_bytes(gzip.compress((matrix / "matrix.mtx").read_bytes()))
+        (matrix / "matrix.mtx").unlink()
+        (matrix / "barcodes.tsv.gz").write_bytes(gzip.compress("\n".join(barcodes).encode()))
+        features = [f"{i}\t{gene}\tGene Expression" for i, gene in zip(ids, GENES, strict=True)]
+        (matrix / "features.tsv.gz").write_bytes(gzip.compress("\n".join(features).encode()))
+    else:
+        with h5py.File(place / "filtered_feature_bc_matrix.h5", "w") as file:
+            group = file.create_group("matrix" if version >= 3 else "GRCh38")
+            for key, values in (("data", by_spot.data), ("indices", by_spot.indices), ("indptr", by_spot.indptr)):
+                group[key] = values
+            group["shape"] = [len(GENES), len(tissue)]
+            group["barcodes"] = np.array(barcodes, "S")
+            names, own = ("features/name", "features/id") if version >= 3 else ("gene_names", "genes")
+            group[names], group[own] = np.array(GENES, "S"), np.array(ids, "S")
+    table = pl.DataFrame(
+        {
+            "barcode": barcodes,
+            "in_tissue": [int(i != 7) for i in range(len(tissue))],
+            "array_row": tissue.row,
+            "array_col": tissue.col,
+            "pxl_row_in_fullres": tissue.xy[:, 1],
+            "pxl_col_in_fullres": tissue.xy[:, 0],
+        }
+    ).reverse()
+    if bin_um:
+        table.write_parquet(place / "spatial/tissue_positions.parquet")
+    elif version == 1:
+        table.write_csv(place / "spatial/tissue_positions_list.csv", include_header=False)
+    else:
+        table.write_csv(place / "spatial/tissue_positions.csv")
+    scales: dict[str, float] = {"tissue_hires_scalef": 0.5, "spot_diameter_fullres": 20.0}
+    (place / "spatial/scalefactors_json.json").write_text(
+        json.dumps({**scales, "microns_per_pixel": 0.4} if bin_um else scales)
+    )
+    return folder

@@ -1,0 +1,224 @@
+"""Each published layout, from a generated folder to a table; a transposed reading fails in each."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from nh2st_pipe.core.errors import ExpressionError, UsageError
+from nh2st_pipe.datasets import Imported, import_dataset
+from nh2st_pipe.embedding.run import embed
+from nh2st_pipe.tiles.manifest import read_manifest
+from nh2st_pipe.training.run import train
+from tests.datasets.layouts import GENES, Tissue, hest, repackaged, stimage, visium
+
+STNET = ["BC23209_C1", "BC23209_C2", "BC23270_D1"]
+MAKERS: dict[str, Callable[[Path], Path]] = {
+    "stnet": lambda folder: repackaged(folder, STNET, ".tif"),
+    "skin": lambda folder: repackaged(folder, ["P2_ST_rep1", "P5_ST_rep1", "P9_ST_rep2"], ".jpg"),
+    "stimage": lambda folder: stimage(folder, ["Human_Heart_A", "Human_Heart_B", "Human_Heart_C"]),
+    "hest": lambda folder: hest(folder, ["INT1", "INT2", "INT3"]),
+    "visium": lambda folder: visium(visium(visium(folder, "A1"), "B1", version=1), "C1", version=2),
+}
+
+
+def bring(layout: str, folder: Path, **options: Any) -> Imported:
+    said = list[str]()
+    return import_dataset(layout, folder, folder.parent / "out/manifest.csv", said.append, **options)
+
+
+def spots(made: Imported, slide_id: str) -> anndata.AnnData:
+    (row,) = [row for row in made.rows if row.slide_id == slide_id]
+    assert row.expression is not None
+    return anndata.read_h5ad(row.expression)
+
+
+@pytest.mark.parametrize("layout", sorted(MAKERS))
+def test_each_layout_goes_from_its_files_to_a_table(layout: str, tmp_path: Path) -> None:
+    made = bring(layout, MAKERS[layout](tmp_path / "data"))
+    assert (len(made.rows), made.failed, made.doubts) == (3, {}, {})  # a transposed reading leaves the tissue
+    rows = read_manifest(tmp_path / "out/manifest.csv")
+    assert [row.slide_id for row in rows] == [row.slide_id for row in made.rows]
+    for number, row in enumerate(rows):
+        data = spots(made, row.slide_id)
+        tissue = Tissue({"visium": (3, 1, 2)}.get(layout, (0, 1, 2))[number])
+        at = {(x, y): i for i, (x, y) in enumerate(tissue.xy.tolist())}
+        place = [at[x, y] for x, y in data.obsm["spatial"].tolist()]
+        assert (data.X.toarray() == tissue.counts[place]).all()
+        assert data.var_names.tolist() == GENES
+        assert data.obs["array_row"].tolist() == tissue.row[place].tolist()
+        assert data.obs["array_col"].tolist() == tissue.col[place].tolist()
+        assert len(data) == len(tissue) - {"hest": 2, "visium": 1}.get(layout, 0)
+    assert made.picture is not None
+    with Image.open(made.picture) as picture_of_all:
+        assert picture_of_all.width > 500
+    store = tmp_path / "s.zarr"
+    assert embed(tmp_path / "out/manifest.csv", encoder="fake", store=store, tile_px=40).failed == {}
+    run = train(store, recipe="ridge", genes=6, folds="slide", out=tmp_path / "run")
+    assert run.metrics["summary"]["pcc"] > 0.1  # colours tell counts: the joins are right
+
+
+def test_patients_and_resolution_are_as_published(tmp_path: Path) -> None:
+    made = bring("stnet", repackaged(tmp_path / "a/data", STNET, ".tif"))
+    assert [row.patient for row in made.rows] == ["BC23209", "BC23209", "BC23270"]
+    assert made.rows[0].mpp == pytest.approx(200 / 40, rel=1e-3)
+    made = bring("skin", repackaged(tmp_path / "b/data", ["P10_ST_rep1", "P2_ST_rep3"], ".jpg"))
+    assert [(row.patient, row.mpp) for row in made.rows] == [("P10", None), ("P2", None)]
+    made = bring("hest", hest(tmp_path / "c/data", ["ZEN40", "ZEN41", "ZEN42"]))
+    assert [row.patient for row in made.rows] == ["Patient 0", "Patient 0", "Patient 1"]
+    assert {(row.mpp, row.extra["organ"]) for row in made.rows} == {(2.5, "Breast")}
+    made = bring("visium", visium(tmp_path / "d/data", "H1", bin_um=8))
+    assert [(row.slide_id, row.mpp) for row in made.rows] == [("H1", 0.4)]
+    assert spots(made, "H1").var["gene_id"].iloc[0] == "ENSG00000000000"
+
+
+def test_of_visium_hd_the_bin_is_chosen(tmp_path: Path) -> None:
+    folder = visium(tmp_path / "data", "H1", bin_um=8, version=4)
+    visium(folder, "H1", bin_um=16, version=5)
+    visium(folder, "H2", bin_um=2, version=6)
+    for where, tissues in ({}, {"H1": 4, "H2": 6}), ({"bin_um": "16"}, {"H1": 5}):
+        made = bring("visium", folder, where=where, look=False)
+        assert sorted(row.slide_id for row in made.rows) == sorted(tissues)
+        for name, seed in tissues.items():
+            first, place = spots(made, name)[0], Tissue(seed).xy.tolist()
+            at = place.index(first.obsm["spatial"][0].tolist())
+            assert first.X.toarray().ravel().tolist() == Tissue(seed).counts[at].tolist()
+
+
+def test_places_of_pcw_and_mouse_are_no_whole_numbers(tmp_path: Path) -> None:
+    made = bring("stimage", stimage(tmp_path / "data", ["Human_Heart_PCW"], floats=True))
+    data = spots(made, "Human_Heart_PCW")
+    assert data.obs["array_row"].tolist() == Tissue(0).row.tolist()
+    assert data.obs["array_col"].tolist() == Tissue(0).col.tolist()
+
+
+def test_hest_is_chosen_from_by_what_is_known_of_its_samples(tmp_path: Path) -> None:
+    folder = hest(hest(tmp_path / "data", ["INT1", "INT2"], organ="Kidney"), ["TENX99"], organ="Lung", table=True)
+    for where, kept in (
+        ({"organ": "kidney"}, ["INT1", "INT2"]),
+        ({"id": "ten*"}, ["TENX99"]),
+        ({"species": "Homo*", "organ": "Kidney", "patient": "Patient 0"}, ["INT1", "INT2"]),
+    ):
+        assert [row.slide_id for row in bring("hest", folder, where=where, look=False).rows] == kept
+    with pytest.raises(UsageError, match=r"--where organ=Skin leaves no section; there is Kidney, Lung"):
+        bring("hest", folder, where={"organ": "Skin"})
+    with pytest.raises(UsageError, match=r"nothing is called 'organs'; did you mean 'organ'\?"):
+        bring("hest", folder, where={"organs": "Skin"})
+
+
+@pytest.mark.parametrize(
+    ("layout", "lost", "words"),
+    [
+        ("stnet", "ST-spotfiles/BC23209_C2_selection.tsv", r"BC23209_C2_selection\.tsv is missing"),
+        ("stnet", "ST-cnts/BC23209_C2_sub.parquet", r"BC23209_C2_sub\.parquet is missing"),
+        ("stnet", "ST-imgs/BC23209_C2.tif", "no image for section BC23209_C2"),
+        ("stimage", "coord/Human_Heart_B_coord.csv", r"Human_Heart_B_coord\.csv is missing"),
+        ("stimage", "gene_exp/Human_Heart_B_count.csv", r"Human_Heart_B_count\.csv is missing"),
+        ("hest", "wsis/INT2.tif", "no image for INT2"),
+        ("hest", "metadata/INT2.json", r"metadata.INT2\.json is missing"),
+        ("visium", "B1/he.tif", "no image of the microscope"),
+        ("visium", "B1/outs/spatial/tissue_positions_list.csv", "there is no tissue_positions"),
+        ("visium", "B1/outs/filtered_feature_bc_matrix/matrix.mtx.gz", r"there is no matrix\.mtx\.gz"),
+    ],
+)
+def test_a_missing_file_is_named_and_the_other_sections_go_on(
+    layout: str, lost: str, words: str, tmp_path: Path
+) -> None:
+    folder = MAKERS[layout](tmp_path / "data")
+    (folder / lost).unlink()
+    made = bring(layout, folder, look=False)
+    assert len(made.rows) == 2
+    (cause,) = made.failed.values()
+    assert re.search(words, cause), cause
+    for stray in ("ST-cnts", "gene_exp", "st"):  # what macOS leaves on other systems' disks
+        if (folder / stray).is_dir():
+            (folder / stray / "._x.h5ad").write_bytes(b"\x00\x05\x16\x07")
+    assert len(bring(layout, folder, look=False).rows) == 2
+
+
+def test_names_that_do_not_match_are_shown_from_both_sides(tmp_path: Path) -> None:
+    folder = stimage(tmp_path / "data", ["Human_Heart_A", "Human_Heart_B"])
+    path = folder / "coord/Human_Heart_A_coord.csv"
+    table = pl.read_csv(path)
+    table.with_columns(pl.col(table.columns[0]).str.replace("Human", "human")).write_csv(path)
+    made = bring("stimage", folder, look=False)
+    assert "no spot in common: Human_Heart_A_1x1" in made.failed["Human_Heart_A"]
+    assert "and 57 more in the one, human_Heart_A_12x5" in made.failed["Human_Heart_A"]
+    for file in folder.glob("coord/*"):
+        file.unlink()
+    with pytest.raises(ExpressionError, match=r"none of 2 sections in .* can be used; Human_Heart_A: .* is missing"):
+        bring("stimage", folder)
+
+
+def test_genes_that_stand_twice_are_added_up_and_said(tmp_path: Path) -> None:
+    folder = visium(tmp_path / "data", "A1")
+    import h5py
+
+    with h5py.File(folder / "A1/outs/filtered_feature_bc_matrix.h5", "r+") as file:
+        names = GENES.copy()
+        names[5] = "G2"
+        file["matrix/features/name"][...] = np.array(names, "S")
+    said = list[str]()
+    made = import_dataset("visium", folder, tmp_path / "out/manifest.csv", said.append, look=False)
+    data = spots(made, "A1")
+    tissue, rest = Tissue(3), [i for i in range(len(Tissue(3))) if i != 7]
+    assert data.var_names.tolist() == [gene for gene in GENES if gene != "G5"]
+    assert data[:, "G2"].X.toarray().ravel().tolist() == (tissue.counts[rest, 2] + tissue.counts[rest, 5]).tolist()
+    assert data.var["gene_id"].tolist()[2] == "ENSG00000000002"
+    assert "counts of 1 genes that stand twice are added up (G2)" in said[0]
+
+
+def test_spots_beside_their_tissue_are_doubted_and_drawn(tmp_path: Path) -> None:
+    folder = hest(tmp_path / "data", ["INT1"])
+    data = anndata.read_h5ad(folder / "st/INT1.h5ad")
+    data.obs["pxl_col_in_fullres"], data.obs["pxl_row_in_fullres"] = (
+        data.obs["pxl_row_in_fullres"].to_numpy(),
+        data.obs["pxl_col_in_fullres"].to_numpy(),
+    )
+    data.write_h5ad(folder / "st/INT1.h5ad")
+    made = bring("hest", folder)
+    assert set(made.doubts) == {"INT1"}
+    assert made.picture is not None
+    assert made.picture.is_file()
+
+
+def test_old_and_odd_h5ad_files_are_read(tmp_path: Path) -> None:
+    folder = hest(tmp_path / "data", ["INT1", "INT2", "INT3"])
+    dense = anndata.read_h5ad(folder / "st/INT1.h5ad")
+    dense.X = dense.X.toarray()
+    dense.obs = dense.obs.drop(columns=["pxl_row_in_fullres", "pxl_col_in_fullres", "array_row"])
+    dense.write_h5ad(folder / "st/INT1.h5ad")
+    (folder / "patches/INT1.h5").unlink()
+    csc = anndata.read_h5ad(folder / "st/INT2.h5ad")
+    csc.X = csc.X.tocsc()
+    csc.write_h5ad(folder / "st/INT2.h5ad")
+    (folder / "st/INT3.h5ad").write_bytes(b"junk")
+    made = bring("hest", folder, look=False)
+    assert spots(made, "INT1").X.toarray().tolist() == Tissue(0).counts.tolist()
+    assert spots(made, "INT1").obsm["spatial"].tolist() == Tissue(0).xy.tolist()
+    assert spots(made, "INT2").X.toarray().tolist() == Tissue(1).counts[2:].tolist()
+    assert "INT3.h5ad cannot be read" in made.failed["INT3"]
+
+
+def test_the_command_says_what_is_left_out_and_exits_with_1(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from nh2st_pipe.cli.app import app
+
+    folder = hest(tmp_path / "data", ["INT1", "INT2"])
+    (folder / "wsis/INT2.tif").unlink()
+    call = ["manifest", "hest", str(folder), "--out", str(tmp_path / "m.csv"), "--where", "id=INT*"]
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 1
+    assert "1 slides of 1 patient" in done.output
+    assert "failed: INT2: no image for INT2" in done.output
+    assert json.loads((folder / "metadata/INT1.json").read_text())["patient"] == "Patient 0"
