@@ -63,6 +63,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     embedding.verify,
     embedding.upgrade,
     datasets.manifest,
+    datasets.reproduce,
     embedding.encoders,
     datasets.demo,
 )

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from nh2st_pipe.cli.options import say_failed
+from nh2st_pipe.cli.options import Device, Json, Weights, exit_for, say_failed, show
 from nh2st_pipe.cli.training import say_run, table
 from nh2st_pipe.core.errors import UsageError
 
-__all__ = ["demo", "manifest"]
+__all__ = ["demo", "manifest", "reproduce"]
 
 
 def manifest(
@@ -51,6 +51,64 @@ def manifest(
     say_failed(made.failed)
     if made.failed or made.doubts:
         raise typer.Exit(1)
+
+
+def reproduce(
+    name: Annotated[str, typer.Argument(help="Dataset by name (her2st, stnet, skin, mouse, int, zen) or YAML file.")],
+    data: Annotated[Path, typer.Option(help="Folder of its files, as they were downloaded.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for all that is made; default: reproduce/NAME.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Encoder recipe by name or YAML file; default: h-optimus-0.")
+    ] = None,
+    weights: Weights = None,
+    views: Annotated[int, typer.Option(help="Dihedral views kept per tile, 1 or 8.")] = 8,
+    folds: Annotated[
+        str | None, typer.Option(help="What is left out in turn, in place of the dataset's; see train --folds.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a field of the heads' recipes: key=value.")
+    ] = None,
+    device: Device = "auto",
+    jobs: Annotated[int | None, typer.Option(help="Folds trained side by side; see train --jobs.", min=1)] = None,
+    as_json: Json = False,
+) -> None:
+    """From a dataset's files to a table of what is published and what is reached.
+
+    Imports, embeds, and trains nh2st and nh2st-context as the paper judged and as it should be. A call that was cut
+    short goes on where it was.
+    """
+    from nh2st_pipe.core.progress import progress_for_terminal
+    from nh2st_pipe.datasets.reproduce import reproduce as run
+
+    with progress_for_terminal() as progress:
+        done = run(
+            name,
+            data,
+            out=out,
+            encoder=encoder,
+            weights=weights,
+            views=views,
+            folds=folds,
+            settings=tuple(setting or ()),
+            device=device,
+            jobs=jobs,
+            progress=progress,
+        )
+
+    def say() -> None:
+        for note in done.notes:
+            typer.echo(f"note: {note}")
+        wide = [max(len(row[key]) for row in done.rows) for key in ("head", "judged")]
+        typer.echo(f"{'head':<{wide[0]}}  {'judged':<{wide[1]}}  {'MSE':>7}  {'MAE':>7}  {'PCC':>7}  {'top 50':>7}")
+        for row in done.rows:
+            cells = (row.get(key) for key in ("mse", "mae", "pcc", "pcc_top50"))
+            figures = "  ".join("      –" if value is None else f"{value:>7.4f}" for value in cells)
+            typer.echo(f"{row['head']:<{wide[0]}}  {row['judged']:<{wide[1]}}  {figures}")
+        typer.echo(f"all of it: {done.out}")
+
+    show(done.record(), as_json, say)
+    say_failed(done.failed)
+    exit_for(done.failed)
 
 
 def demo(

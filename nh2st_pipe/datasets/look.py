@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil, sqrt
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from nh2st_pipe.checking.examine import Examined
 from nh2st_pipe.checking.run import check
 from nh2st_pipe.core.whole import written_whole
 
 __all__ = ["look_at"]
 
-_SIDE, _LABEL = 480, 22  # px of a section on the picture
+_SIDE, _LABEL = 760, 22  # px of a section on the picture
 _MOST_DRAWN = 100
 
 
@@ -21,17 +23,27 @@ def look_at(manifest: Path, picture: Path) -> dict[str, list[str]]:
     slides = check(manifest).slides
     drawn = [slide for slide in slides if slide.picture is not None][:_MOST_DRAWN]
     columns = max(1, ceil(sqrt(len(drawn))))
-    sheet = Image.new("RGB", (columns * _SIDE, max(1, ceil(len(drawn) / columns)) * (_SIDE + _LABEL)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for number, slide in enumerate(drawn):
-        left, top = number % columns * _SIDE, number // columns * (_SIDE + _LABEL)
-        assert slide.picture is not None
-        image = Image.fromarray(slide.picture)
-        image.thumbnail((_SIDE - 8, _SIDE - 8))
-        sheet.paste(image, (left + 4, top + _LABEL))
-        on = next(iter(slide.on_tissue.values()), None)
-        share = "" if on is None else f", {on:.0%} on tissue"
-        pen.text((left + 6, top + 5), f"{slide.slide_id}: {slide.tiles or 0} spots{share}", fill="black")
+    strips = [_strip(drawn[at : at + columns], columns) for at in range(0, len(drawn), columns)]
+    sheet = Image.new("RGB", (columns * _SIDE, max(1, sum(strip.height for strip in strips))), "white")
+    top = 0
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height
     with written_whole(picture) as part:
         sheet.save(part, format="PNG")
     return {slide.slide_id: [*slide.faults, *slide.doubts] for slide in slides if not slide.good}
+
+
+def _strip(slides: Sequence[Examined], columns: int) -> Image.Image:
+    """Return slides beside each other, as high as the highest of them, each with its name and how its spots lie."""
+    images = [Image.fromarray(slide.picture) for slide in slides if slide.picture is not None]
+    for image in images:
+        image.thumbnail((_SIDE - 8, _SIDE - 8))
+    strip = Image.new("RGB", (columns * _SIDE, max(image.height for image in images) + _LABEL + 8), "white")
+    pen = ImageDraw.Draw(strip)
+    for number, (slide, image) in enumerate(zip(slides, images, strict=True)):
+        strip.paste(image, (number * _SIDE + 4, _LABEL))
+        on = next(iter(slide.on_tissue.values()), None)
+        share = "" if on is None else f", {on:.0%} on tissue"
+        pen.text((number * _SIDE + 6, 4), f"{slide.slide_id}: {slide.tiles or 0} spots{share}", fill="black")
+    return strip
