@@ -257,16 +257,27 @@ def evaluate(
     ],
     embeddings: Annotated[str, typer.Option(help="Store with the expression of these slides.")],
     out: Annotated[Path | None, typer.Option(help="File to write the figures to, as JSON.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="More figures, by name: spearman, pcc_spot, pcc_heg, pcc_hvg.")
+    ] = None,
+    gene_sets: Annotated[
+        Path | None, typer.Option(help="GMT file: the PCC of each set's mean z-score is given too.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Judge predictions against the expression in a store."""
     from nh2st_pipe.evaluation.judge import evaluate as run
 
-    figures = run(predictions, embeddings, out)
+    figures = run(predictions, embeddings, out, figures=metric or (), gene_sets=gene_sets)
     rows = [{"head": name, **values} for name, values in {**figures["slides"], "mean": figures["summary"]}.items()]
 
     def say() -> None:
         typer.echo(table(rows).replace("head", "slide", 1))
+        for name, words in figures.get("definitions", {}).items():
+            of_slides = ", ".join(f"{slide} {_figure(each[name], 3)}" for slide, each in figures["slides"].items())
+            typer.echo(f"{name} {_figure(figures['summary'][name], 4)} ({of_slides}): {words}")
+        for name, value in sorted(figures.get("gene_sets", {}).items(), key=lambda pair: -(pair[1] or -2)):
+            typer.echo(f"gene set {name}: PCC {_figure(value, 3)}")
         for note in figures["notes"]:
             typer.echo(f"note: {note}")
 

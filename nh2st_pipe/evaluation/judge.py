@@ -7,6 +7,7 @@ not looked at. What is left out, and what was trained on, is said.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.data.targets import targets
 from nh2st_pipe.evaluation.metrics import summarise
+from nh2st_pipe.evaluation.named import Named, gene_set_pcc, named, read_gmt
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.store.read import SlideData, Store, open_store
@@ -26,12 +28,21 @@ from nh2st_pipe.store.read import SlideData, Store, open_store
 __all__ = ["evaluate"]
 
 
-def evaluate(predictions: str | Path, embeddings: str | Path, out: str | Path | None = None) -> dict[str, Any]:
+def evaluate(
+    predictions: str | Path,
+    embeddings: str | Path,
+    out: str | Path | None = None,
+    *,
+    figures: Sequence[str] = (),
+    gene_sets: str | Path | None = None,
+) -> dict[str, Any]:
     """Return the figures of the predictions in a folder (or a run folder's own), by slide and as their mean.
 
     `slides` are the figures by slide_id, `summary` their means, `notes` what has to be known of them: slides and
     patients that the head was trained on, and what was left out. Slides are joined with the store `embeddings` by name,
-    spots by barcode, genes by name. With `out` the figures are written there as JSON.
+    spots by barcode, genes by name. `figures` are more of them by name (see `evaluation.named`); `gene_sets` is a GMT
+    file whose sets are judged by their mean z-score, in `gene_sets` of each slide and their mean. With `out` all are
+    written there as JSON.
 
     Raises RunError where there is nothing to judge, or a file is not what prediction writes or not of the store's
     spots; TrainError where the store has expression for none of the slides.
@@ -41,6 +52,8 @@ def evaluate(predictions: str | Path, embeddings: str | Path, out: str | Path | 
     files = sorted(folder.glob("*.h5ad"))
     if not files:
         raise RunError(f"there are no predictions (*.h5ad) in {predictions}")
+    more = {name: named(name) for name in figures}
+    sets = {} if gene_sets is None else read_gmt(Path(gene_sets))
     store = open_store(embeddings)
     known = store.slides()
     slides: dict[str, dict[str, Any]] = {}
@@ -52,23 +65,43 @@ def evaluate(predictions: str | Path, embeddings: str | Path, out: str | Path | 
         if not store.has_expression(slide_id):
             notes.append(f"{slide_id}: left out, the store has no expression of it")
             continue
-        slides[slide_id] = _judge(file, slide_id, store, notes)
+        slides[slide_id] = _judge(file, slide_id, store, notes, more, sets)
     if not slides:
         raise TrainError(f"none of the slides in {predictions} has expression to be judged against")
     absent = [name for name in known if store.has_expression(name) and name not in slides]
     if absent:
         notes.append(f"not predicted, and so not judged: {listed(absent)}")
-    figures: dict[str, Any] = {"slides": slides, "summary": {}, "notes": notes}
-    for key in ("pcc", "pcc_top50", "mse", "mae"):
-        values = [slide[key] for slide in slides.values() if slide[key] is not None]
-        figures["summary"][key] = float(np.mean(values)) if values else None
+    found: dict[str, Any] = {"slides": slides, "summary": {}, "notes": notes}
+    for key in ("pcc", "pcc_top50", "mse", "mae", *more):
+        found["summary"][key] = _mean(slide[key] for slide in slides.values())
+    if more:
+        found["definitions"] = {name: f"{each.definition} ({each.source})" for name, each in more.items()}
+    if sets:
+        known_sets = sorted({name for slide in slides.values() for name in slide["gene_sets"]})
+        found["gene_sets"] = {
+            name: _mean(slide["gene_sets"].get(name) for slide in slides.values()) for name in known_sets
+        }
+        if len(known_sets) < len(sets):
+            notes.append(f"{len(sets) - len(known_sets)} of {len(sets)} gene sets have fewer than two predicted genes")
     if out is not None:
         with written_whole(Path(out)) as part:
-            part.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return figures
+            part.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return found
 
 
-def _judge(file: Path, slide_id: str, store: Store, notes: list[str]) -> dict[str, Any]:
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _judge(
+    file: Path,
+    slide_id: str,
+    store: Store,
+    notes: list[str],
+    more: Mapping[str, Named],
+    sets: Mapping[str, Sequence[str]],
+) -> dict[str, Any]:
     """Return one slide's figures, and add to `notes` what has to be known of them."""
     data, about = _read(file)
     slide = store.read(slide_id, first_view_only=True)
@@ -95,7 +128,11 @@ def _judge(file: Path, slide_id: str, store: Store, notes: list[str]) -> dict[st
     seen = str(about.get("in_sample") or "")
     if seen:
         notes.append(f"{slide_id}: {seen}; its figures do not say how good predictions of new slides are")
-    return {**summarise(np.where(np.isfinite(predicted), predicted, 0.0), truth), "in_sample": seen or None}
+    predicted = np.where(np.isfinite(predicted), predicted, 0.0)
+    judged = {**summarise(predicted, truth), **{name: each.of(predicted, truth) for name, each in more.items()}}
+    if sets:
+        judged["gene_sets"] = gene_set_pcc(predicted, truth, [str(gene) for gene in data.var_names], sets)
+    return {**judged, "in_sample": seen or None}
 
 
 def _read(file: Path) -> tuple[anndata.AnnData, dict[str, Any]]:

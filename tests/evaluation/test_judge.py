@@ -149,3 +149,26 @@ def test_files_that_cannot_be_judged_are_named(study: Study, predicted: Path) ->
     (predicted / "s1.h5ad").write_bytes(kept[: len(kept) // 2])
     with pytest.raises(RunError, match=r"s1\.h5ad cannot be read"):
         evaluate(predicted, store)
+
+
+def test_more_figures_and_gene_sets_are_given_by_name(study: Study, predicted: Path) -> None:
+    store, sets = study.folder / "store.zarr", study.folder / "sets.gmt"
+    genes = list(anndata.read_h5ad(predicted / "s0.h5ad").var_names)
+    sets.write_text(f"ALL\t-\t{chr(9).join(genes)}\nSTRANGE\t-\tnone\tsuch\n")
+    found = evaluate(study.folder / "run", store, figures=["spearman", "pcc_spot"], gene_sets=sets)
+    assert set(found["definitions"]) == {"spearman", "pcc_spot"}
+    for name in ("spearman", "pcc_spot"):
+        values = [slide[name] for slide in found["slides"].values()]
+        assert found["summary"][name] == pytest.approx(np.mean(values))
+    assert set(found["gene_sets"]) == {"ALL"}
+    assert "1 of 2 gene sets have fewer than two predicted genes" in found["notes"]
+    plain = evaluate(study.folder / "run", store)
+    assert set(plain["summary"]) == {"pcc", "pcc_top50", "mse", "mae"}
+    words = ("--metric", "spearman", "--gene-sets", sets)
+    said = call("evaluate", "--predictions", study.folder / "run", "--embeddings", store, *words)
+    assert said.returncode == 0
+    assert "Spearman's rank correlation over spots" in said.stdout
+    assert "gene set ALL: PCC" in said.stdout
+    wrong = call("evaluate", "--predictions", predicted, "--embeddings", store, "--metric", "pearson")
+    assert wrong.returncode == 2
+    assert "no figure is called 'pearson'" in wrong.stderr
