@@ -39,6 +39,7 @@ _MOST_DEATHS = 3  # of actors with the same slide, or before one has loaded its 
 _KNOCK_SECONDS = 10.0
 _LOOK_SECONDS = 0.2
 _ASK_SECONDS = 1.0
+_PLACING_SECONDS = 900.0  # a cluster may have to start a node first
 _STOP_SECONDS = 60.0
 
 
@@ -135,8 +136,14 @@ class OnRay:
     def __enter__(self) -> OnRay:
         try:
             self._hands = [self._new() for _ in range(self._wanted)]
+            until = time.monotonic() + _PLACING_SECONDS
             while not any(hand.ready for hand in self._hands):
                 self._look(list(self._hands), None)
+                if time.monotonic() > until:
+                    raise EncoderError(
+                        f"Ray could not place an actor with {_words(self._resources)} in {_PLACING_SECONDS / 60:.0f} "
+                        "minutes; `ray status` says what is free, and who has the rest"
+                    )
         except BaseException:
             self.__exit__()
             raise
@@ -163,7 +170,7 @@ class OnRay:
                     hand.actor.stop.options(concurrency_group="asks").remote()
             if until is not None and time.monotonic() > until:
                 break
-            self._hand_out(waiting, running)
+            self._hand_out(waiting, running, deaths)
             for ref in self._look([hand for hand in self._hands if not hand.ready], running, progress):
                 hand, row, wanted = running.pop(ref)
                 hand.slides.discard(row.slide_id)
@@ -233,16 +240,21 @@ class OnRay:
         if not self._hands:
             raise fault
 
-    def _hand_out(self, waiting: deque[tuple[SlideRow, Wanted]], running: dict[Any, Any]) -> None:
+    def _hand_out(self, waiting: deque[tuple[SlideRow, Wanted]], running: dict[Any, Any], deaths: Counter[str]) -> None:
         ready = [hand for hand in self._hands if hand.ready]
         for most in range(1, _SLIDES_EACH + 1):
             for hand in ready:
                 # A second slide only while there are enough for all: the last ones are not to lie with one actor.
-                if waiting and len(hand.slides) < most and (most == 1 or len(waiting) >= len(ready)):
-                    row, wanted = waiting.popleft()
-                    hand.slides.add(row.slide_id)
-                    ref = hand.actor.embed.options(concurrency_group="slides").remote(row, wanted)
-                    running[ref] = hand, row, wanted
+                if not waiting or len(hand.slides) >= most or (most > 1 and len(waiting) < len(ready)):
+                    continue
+                # At whose side a process died is alone with the next one: it may be that slide's doing.
+                row, wanted = waiting[0]
+                if hand.slides and (deaths[row.slide_id] or any(deaths[slide_id] for slide_id in hand.slides)):
+                    continue
+                waiting.popleft()
+                hand.slides.add(row.slide_id)
+                ref = hand.actor.embed.options(concurrency_group="slides").remote(row, wanted)
+                running[ref] = hand, row, wanted
 
     def _replace(self, hand: _Hand) -> None:
         if hand in self._hands:
