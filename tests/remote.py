@@ -16,12 +16,15 @@ __all__ = ["Refusing", "refusing", "s3_server"]
 
 
 class Refusing(MemoryFileSystem):  # type: ignore[misc]
-    """In memory; the next `times` writes of objects whose name holds `part` are refused, and questions counted."""
+    """In memory; the next `times` writes (or `reads`) of objects whose name holds `part` are refused, and questions
+    counted.
+    """
 
     protocol = "refusing"
     store: ClassVar[dict[str, Any]] = {}
     pseudo_dirs: ClassVar[list[str]] = [""]
     part, times, refused = "", 0, 0
+    reads = False
     asked: ClassVar[Counter[str]] = Counter()
 
     def exists(self, path: str, **more: Any) -> bool:
@@ -31,14 +34,20 @@ class Refusing(MemoryFileSystem):  # type: ignore[misc]
 
     def cat_file(self, path: str, *arguments: Any, **more: Any) -> Any:
         self.asked[path.rpartition("store.zarr/")[2]] += 1
+        if self.reads:
+            self._refuse(path)
         return super().cat_file(path, *arguments, **more)
 
-    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> Any:
-        cls = type(self)
+    @classmethod
+    def _refuse(cls, path: str) -> None:
         if cls.times > 0 and cls.part in path:
             cls.times -= 1
             cls.refused += 1
             raise ConnectionError("the store is busy; reduce your request rate")
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> Any:
+        if not self.reads:
+            self._refuse(path)
         return super().pipe_file(path, value, mode=mode, **more)
 
 
@@ -48,7 +57,7 @@ def refusing() -> Iterator[type[Refusing]]:
     fsspec.register_implementation("refusing", Refusing, clobber=True)
     Refusing.store.clear()
     Refusing.pseudo_dirs[:] = [""]
-    Refusing.part, Refusing.times, Refusing.refused = "", 0, 0
+    Refusing.part, Refusing.times, Refusing.refused, Refusing.reads = "", 0, 0, False
     Refusing.asked.clear()
     with mock.patch("nh2st_pipe.core.steady._PAUSES", (0.0, 0.0, 0.0)):
         yield Refusing

@@ -113,7 +113,8 @@ class Location:
             return
         for start in range(0, len(every), _FILES_AT_ONCE):
             part = every[start : start + _FILES_AT_ONCE]
-            read = self._ask(self._fs.cat_ranges, [f"{self._root}/{under}/{name}" for name in part], None, None)
+            paths = [f"{self._root}/{under}/{name}" for name in part]
+            read = self._ask(self._fs.cat_ranges, paths, None, None, on_error="raise")
             yield from zip(part, read, strict=True)
 
     def write(self, name: str, data: bytes) -> None:

@@ -27,6 +27,17 @@ def test_a_write_that_is_refused_once_is_made_again(study: Study, part: str) -> 
         assert same(study.folder / "plain.zarr", "refusing://store.zarr")
 
 
+@pytest.mark.parametrize("part", ["s1/embedding/X/c", "s1/tissue.png", "s1/expression/zarr.json"])
+def test_a_read_that_is_refused_once_is_made_again(study: Study, part: str) -> None:
+    study.embed(store=study.folder / "plain.zarr")
+    with refusing() as store:
+        store.part, store.times, store.reads = part, 2, True
+        summary = study.embed(store="refusing://store.zarr")
+        assert (summary.done, store.refused) == (["s0", "s1", "s2"], 2)
+        assert same(study.folder / "plain.zarr", "refusing://store.zarr")
+        assert not verify("refusing://store.zarr").damaged
+
+
 @pytest.mark.parametrize("part", ["s1/embedding/X/c", "s1/zarr.json", "s1/tissue.png"])
 def test_a_store_that_refuses_for_ever_ends_the_run_and_keeps_what_is_there(study: Study, part: str) -> None:
     study.embed(store=study.folder / "plain.zarr")
