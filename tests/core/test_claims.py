@@ -135,6 +135,7 @@ def test_a_process_of_this_machine_that_is_gone_holds_nothing(
 
 def test_held_claims_are_renewed(objects: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "_BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(claims, "_HEART", claims._Heart())  # another test's beats slowly
     claim = objects.claim("x")
     assert claim.take()
     beat = threading.Event()

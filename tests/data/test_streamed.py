@@ -63,8 +63,7 @@ def test_whatever_is_gathered_is_what_a_resident_cache_gives(study: Folder, scra
     assert list(scratch.glob("nh2st-*")) == []
 
 
-@pytest.mark.parametrize("recipe", ["nh2st", "nh2st-context"])
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(("recipe", "jobs"), [("nh2st", 1), ("nh2st-context", 2)])
 def test_a_run_comes_to_the_same_bit_for_bit(study: Folder, scratch: Path, recipe: str, jobs: int) -> None:
     study.embed(views=8)
     few = ["fit.epochs=2"] if recipe == "nh2st" else ["head.network.epochs=2"]

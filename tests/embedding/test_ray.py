@@ -110,10 +110,10 @@ def test_a_killed_actors_slides_go_to_another(
 def test_a_slide_that_kills_its_process_is_passed_over(
     make_study: Callable[..., Study], cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = make_study(5)
+    study = make_study(4, side=3)
     monkeypatch.setattr("nh2st_pipe.embedding.on_ray.Embedder", Deadly)
     summary = study.embed(engine="ray", stain_shift="off")
-    assert sorted(summary.done) == ["s0", "s2", "s3", "s4"]  # those that were beside it are not blamed
+    assert sorted(summary.done) == ["s0", "s2", "s3"]  # those that were beside it are not blamed
     assert summary.failed == {"s1": "3 processes died while they were at it: killed, or out of memory?"}
 
 
