@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from nh2st_pipe.core.errors import StoreError
+from nh2st_pipe.core.errors import ClaimError, StoreError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +48,7 @@ class Claim(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raise StoreError where a claim that was taken has been lost since."""
+        """Raise ClaimError where a claim that was taken has been lost since."""
 
     def __enter__(self) -> Claim:
         self.take(wait=True)
@@ -114,7 +114,7 @@ class ObjectClaim(Claim):
     def check(self) -> None:
         """See Claim."""
         if self._lost:
-            raise StoreError(
+            raise ClaimError(
                 f"{self._where}: the claim on {self._name} was taken over by another process, as this one had not "
                 f"been heard of for {_SILENT_SECONDS:.0f} s; what it wrote until then is kept"
             )

@@ -12,7 +12,8 @@ line prints it without a traceback and exits with `exit_status`.
     ├── HubError (OSError)          a file of the Hugging Face hub that cannot be had
     ├── EncoderError (RuntimeError) weights that cannot be had or do not fit
     ├── StoreError (ValueError)     a store that is not one, is another's, or is damaged
-    │   └── DamageError             one slide of a store that cannot be believed; the others can
+    │   ├── DamageError             one slide of a store that cannot be believed; the others can
+    │   └── ClaimError              one slide that another process has taken over
     ├── TrainError (ValueError)     data that cannot be trained on as asked
     └── RunError (ValueError)       a run folder that cannot be written or read
 """
@@ -25,6 +26,7 @@ from contextlib import contextmanager
 
 __all__ = [
     "OF_ONE_SLIDE",
+    "ClaimError",
     "DamageError",
     "EncoderError",
     "ExpressionError",
@@ -98,7 +100,11 @@ class DamageError(StoreError):
         return type(self), self._made_of
 
 
-OF_ONE_SLIDE = (SlideError, ExpressionError, DamageError)
+class ClaimError(StoreError):
+    """A slide that this process was writing, and another has taken over; the others are not touched by it."""
+
+
+OF_ONE_SLIDE = (SlideError, ExpressionError, DamageError, ClaimError)
 """Faults of a single slide: it is passed over by name, and the others go on."""
 
 

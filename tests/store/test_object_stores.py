@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nh2st_pipe.core.claims import ObjectClaim
 from nh2st_pipe.core.errors import StoreError
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.store.verify import verify
@@ -49,6 +50,20 @@ def test_a_store_that_refuses_for_ever_ends_the_run_and_keeps_what_is_there(stud
         assert open_store("refusing://store.zarr").slides() == ["s0"]
         assert study.embed(store="refusing://store.zarr").kept == ["s0"]
         assert same(study.folder / "plain.zarr", "refusing://store.zarr")
+
+
+def test_a_slide_that_another_process_took_over_is_left_to_it(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = ObjectClaim.check
+
+    def lost(self: ObjectClaim) -> None:
+        self._lost = self._lost or "slide-s1" in self._name
+        plain(self)
+
+    monkeypatch.setattr(ObjectClaim, "check", lost)
+    with refusing():
+        summary = study.embed(store="refusing://store.zarr")
+        assert summary.done == ["s0", "s2"]
+        assert "the claim on slide-s1 was taken over by another process" in summary.failed["s1"]
 
 
 def test_what_groups_a_slide_has_is_asked_of_an_object_store_a_few_times(study: Study) -> None:
