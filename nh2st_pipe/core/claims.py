@@ -93,6 +93,7 @@ class ObjectClaim(Claim):
         self._folder = f"{CLAIMS}/{name}"
         self._number = self._beat = 0
         self._lost = False
+        self._turn = threading.Lock()  # a beat after the last word would take that back
 
     def take(self, *, wait: bool = False) -> bool:
         """See Claim."""
@@ -104,8 +105,10 @@ class ObjectClaim(Claim):
 
     def release(self) -> None:
         """See Claim."""
-        if self._number:
-            _HEART.leave(self)
+        if not self._number:
+            return
+        _HEART.leave(self)
+        with self._turn:
             if not self._lost:
                 with contextlib.suppress(StoreError, OSError):  # the end of a process, or its silence, does it too
                     self._where.write(self._object(self._number), b'{"released": true}')
@@ -121,7 +124,9 @@ class ObjectClaim(Claim):
 
     def beat(self) -> None:
         """Renew the claim, and see whether it is lost."""
-        with contextlib.suppress(StoreError, OSError):  # the next beat, or whoever takes it over, sees
+        with self._turn, contextlib.suppress(StoreError, OSError):  # the next beat, or whoever takes it over, sees
+            if not self._number:
+                return
             if self._numbers()[-1:] != [self._number]:
                 self._lost = True
                 return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from nh2st_pipe.core.errors import UsageError
@@ -11,7 +13,8 @@ from nh2st_pipe.core.errors import UsageError
 __all__ = ["bytes_of", "cores", "memory"]
 
 _UNITS = {"": 10**9, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def cores() -> int:
@@ -23,12 +26,24 @@ def memory() -> int:
     """Return how many bytes of memory are free for this process, a batch system's limit considered."""
     import psutil
 
-    free = int(psutil.virtual_memory().available)
-    for limit in _LIMITS:
-        file = Path(limit)
-        if file.is_file() and (text := file.read_text().strip()).isdigit():
-            return min(free, int(text))
-    return free
+    limits = [int(psutil.virtual_memory().available)]
+    for file in _limit_files():
+        with suppress(OSError):
+            limits += [int(text) for text in [file.read_text().strip()] if text.isdigit()]
+    return min(limits)
+
+
+def _limit_files() -> Iterator[Path]:
+    """Yield the files that may hold a limit: of this process's control group, as Slurm makes one, and of those above."""
+    with suppress(OSError):
+        for line in _OWN_CGROUP.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers not in ("", "memory"):
+                continue
+            root = _CGROUPS / controllers
+            name = "memory.limit_in_bytes" if controllers else "memory.max"
+            own = root / path.lstrip("/")
+            yield from (each / name for each in (own, *own.parents) if each.is_relative_to(root))
 
 
 def bytes_of(size: str | float, option: str) -> int:

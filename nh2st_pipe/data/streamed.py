@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import socket
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
@@ -20,10 +19,11 @@ from pathlib import Path
 import torch
 
 from nh2st_pipe.core.errors import TrainError
+from nh2st_pipe.core.leftovers import own_name, sweep
 
 __all__ = ["StreamedCache", "scratch_file"]
 
-_PREFIX = "nh2st-cache"
+_KIND = "nh2st-cache"
 _SPARE = 1 << 30  # bytes of the disk that others may need
 _IN_MEMORY = ("tmpfs", "ramfs")
 
@@ -100,7 +100,7 @@ class StreamedCache:
 @contextlib.contextmanager
 def _room(folder: Path, size: int) -> Iterator[Path]:
     """Yield a new file of `size` bytes, all of which the disk has; deleted where that fails."""
-    handle, name = tempfile.mkstemp(prefix=f"{_PREFIX}-{socket.gethostname()}-{os.getpid()}-", dir=folder)
+    handle, name = tempfile.mkstemp(prefix=own_name(_KIND), dir=folder)
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(handle, 0, size)  # a disk that is full later would end the process
@@ -125,7 +125,7 @@ def scratch_file(
     size = 2 * shape[0] * shape[1] * shape[2]
     tried = []
     for folder in dict.fromkeys(folders):
-        _sweep(folder)
+        sweep(folder, _KIND)
         why = _against(folder, size)
         if why is None:
             try:
@@ -166,14 +166,3 @@ def _file_system(folder: Path) -> str:
 def _delete(file: Path, made_by: int) -> None:
     if os.getpid() == made_by:
         file.unlink(missing_ok=True)
-
-
-def _sweep(folder: Path) -> None:
-    import psutil
-
-    own = f"{_PREFIX}-{socket.gethostname()}-"
-    for left in folder.glob(f"{own}*"):
-        pid = left.name.removeprefix(own).partition("-")[0]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            with contextlib.suppress(OSError):
-                left.unlink()

@@ -24,7 +24,22 @@ from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.tiles.manifest import SlideRow
 
-__all__ = ["Found", "Section", "chosen", "files_of", "import_sections", "joined", "read_delimited", "write_section"]
+__all__ = [
+    "IMAGES",
+    "Found",
+    "Section",
+    "chosen",
+    "counts_of",
+    "files_of",
+    "import_sections",
+    "joined",
+    "left_out",
+    "needed",
+    "one_image",
+    "read_delimited",
+    "whole_numbers",
+    "write_section",
+]
 
 _COLUMNS_AT_ONCE = 1000
 

@@ -171,7 +171,7 @@ class OnRay:
             if until is not None and time.monotonic() > until:
                 break
             self._hand_out(waiting, running, deaths)
-            for ref in self._look([hand for hand in self._hands if not hand.ready], running, progress):
+            for ref in self._look([hand for hand in self._hands if not hand.ready], running):
                 hand, row, wanted = running.pop(ref)
                 hand.slides.discard(row.slide_id)
                 try:
@@ -214,7 +214,7 @@ class OnRay:
         actor = remote.remote(self._work, self._cluster.kind, self._resources["num_cpus"], sharing)
         return _Hand(actor, actor.load.remote())
 
-    def _look(self, loading: list[_Hand], running: Any, progress: Progress | None = None) -> list[Any]:
+    def _look(self, loading: list[_Hand], running: Any) -> list[Any]:
         """Wait a moment for actors that load and slides that end; return the latter."""
         refs = {hand.loading: hand for hand in loading}
         ended, _ = self._ray.wait([*refs, *(running or ())], num_returns=1, timeout=_LOOK_SECONDS)

@@ -7,10 +7,8 @@ read from where it is, and that is said.
 
 from __future__ import annotations
 
-import os
 import queue
 import shutil
-import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from nh2st_pipe.core.errors import UsageError
+from nh2st_pipe.core.leftovers import own_name, sweep
 
 __all__ = ["Stage", "ahead"]
 
@@ -47,7 +46,7 @@ _ONE_FILE = frozenset(
 )
 _AT_ONCE = 16 << 20  # bytes
 _SPARE = 1 << 30  # bytes of the disk that others may need
-_PREFIX = "nh2st-stage"
+_KIND = "nh2st-stage"
 
 T = TypeVar("T")
 
@@ -64,14 +63,10 @@ class Stage:
 
     def __enter__(self) -> Stage:
         """Make the folder. Raises UsageError where it cannot be made."""
-        own = f"{_PREFIX}-{socket.gethostname()}-"
         try:
             self._where.mkdir(parents=True, exist_ok=True)
-            for left in self._where.glob(f"{own}*"):
-                pid = left.name.removeprefix(own).partition("-")[0]
-                if pid.isdigit() and not _lives(int(pid)):
-                    shutil.rmtree(left, ignore_errors=True)
-            self._folder = Path(tempfile.mkdtemp(prefix=f"{own}{os.getpid()}-", dir=self._where))
+            sweep(self._where, _KIND)
+            self._folder = Path(tempfile.mkdtemp(prefix=own_name(_KIND), dir=self._where))
         except OSError as error:
             raise UsageError(f"--stage {self._where} cannot be used: {error.strerror or error}") from error
         return self
@@ -123,12 +118,6 @@ def _files(slide: Path) -> list[Path] | None:
         beside = slide.with_suffix("")
         return [slide, *(each for each in beside.rglob("*") if each.is_file())] if beside.is_dir() else None
     return [slide] if suffix in _ONE_FILE else None
-
-
-def _lives(pid: int) -> bool:
-    import psutil
-
-    return bool(psutil.pid_exists(pid))
 
 
 def ahead(items: Iterator[T], prepare: Callable[[T], None], stopped: Callable[[], bool]) -> Iterator[T]:

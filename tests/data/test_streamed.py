@@ -157,8 +157,11 @@ def test_what_is_no_size_is_refused(study: Folder) -> None:
 
 
 def test_a_batch_systems_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr("nh2st_pipe.core.machine._LIMITS", (str(limit),))
+    (tmp_path / "cgroup").write_text("0::/slurm/job_7/step_0\n")
+    monkeypatch.setattr("nh2st_pipe.core.machine._CGROUPS", tmp_path)
+    monkeypatch.setattr("nh2st_pipe.core.machine._OWN_CGROUP", tmp_path / "cgroup")
+    limit = tmp_path / "slurm/job_7/memory.max"  # the job's, above the step's own group
+    limit.parent.mkdir(parents=True)
     free = memory()
     assert free > 1 << 20
     limit.write_text("max\n")

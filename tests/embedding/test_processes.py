@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,18 @@ def test_a_fault_of_more_than_one_slide_ends_all_processes(study: Study) -> None
     wrong = load_encoder_recipe("fake").model_copy(update={"dim": 7})
     with pytest.raises(NH2STError, match="its recipe says 7"):
         study.embed(encoder=wrong, device="cpu,cpu")
+
+
+def test_a_script_needs_no_guard(study: Study) -> None:
+    script = study.folder / "script.py"
+    script.write_text(
+        "import sys\nfrom nh2st_pipe.embedding.run import embed\n"
+        "done = embed(sys.argv[1], encoder='fake', store=sys.argv[2], tile_px=48, device='cpu,cpu')\n"
+        "print(done.encoded_tiles, sys.modules['__main__'].__file__)\n"
+    )
+    command = [sys.executable, str(script), str(study.manifest), str(study.folder / "store.zarr")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["75", str(script)], done.stderr
 
 
 def test_auto_takes_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
