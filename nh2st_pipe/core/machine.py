@@ -34,7 +34,7 @@ def memory() -> int:
 
 
 def _limit_files() -> Iterator[Path]:
-    """Yield the files that may hold a limit: of this process's control group, as Slurm makes one, and of those above."""
+    """Yield the files that may hold a limit: of this process's control group, as Slurm makes one, and those above."""
     with suppress(OSError):
         for line in _OWN_CGROUP.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
