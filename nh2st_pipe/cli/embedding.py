@@ -87,7 +87,7 @@ def embed(
     stage: Annotated[
         Path | None,
         typer.Option(
-            help="Folder on a local disk to copy slides to ahead of need, where theirs is slow; three at most."
+            help="Folder on a local disk to copy slides to ahead of need, where theirs is slow; a few at a time."
         ),
     ] = None,
     engine: Annotated[

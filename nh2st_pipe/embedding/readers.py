@@ -38,7 +38,7 @@ _THUMBNAIL_PX = 768
 
 _TILES_AHEAD = 256
 
-_SLIDES_OPEN = 2  # a plain image is in memory while it is open
+_PART = 32  # tiles of a batch that one thread reads
 
 _LOOK_SECONDS = 0.2  # between looks at whether the end was asked for
 
@@ -79,7 +79,7 @@ class Job:
     """What a person should know of the slide, short of an error."""
     neighbours: Future[tuple[NDArray[np.int32], NDArray[np.float64]]] | None = None
     picture: Future[Overview] | None = None
-    stained: tuple[NDArray[np.int64], Future[NDArray[np.uint8]]] | None = None
+    stained: tuple[NDArray[np.int64], Batch] | None = None
     """Rows of the tiles that are stained anew, and those tiles."""
     reads: list[Future[Any]] = field(default_factory=list)
     """Whatever reads from the slide in another thread."""
@@ -111,15 +111,29 @@ class Item:
     """What the reader side hands over: a batch being read, or (no batch) the end of a slide."""
 
     job: Job
-    batch: Future[NDArray[np.uint8]] | None = None
+    batch: Batch | None = None
+
+
+class Batch:
+    """Tiles b × h × w × 3 that several threads are reading."""
+
+    def __init__(self, tiles: NDArray[np.uint8], parts: list[Future[None]]) -> None:
+        self._tiles, self.parts = tiles, parts
+
+    def result(self) -> NDArray[np.uint8]:
+        """Wait for the tiles. Raises what came up while they were read."""
+        for part in self.parts:
+            part.result()
+        return self._tiles
 
 
 class Readers:
     """Opens slides and reads tiles ahead of the encoder, in threads; iterating gives items in order.
 
-    One thread plans: it claims the next slide, decides what is to be done about it, reads its spots and hands batches
-    of tiles to a pool. The queue between it and the encoder bounds the memory, and at most two slides are open. A slide
-    that another process has claimed is come back to. `check` is called while an item is waited for, and raises what is
+    One thread claims slides, one of a few prepares each (decides what is to be done about it, reads its spots or finds
+    its tissue), and the planner hands batches of tiles to a pool, slide after slide. The queue between it and the
+    encoder bounds the memory, as does the number of open slides. A slide that another process has claimed is come back
+    to. `check` is called while an item is waited for, and raises what is
     to end that; `blank` gives the memory that tiles are read into; `turn` is entered
     while a batch is read, where several share a process.
     """
@@ -142,10 +156,15 @@ class Readers:
         self._turn = turn or nullcontext()
         recipe = recipe_of(store.contract)
         self._out_px, self._interpolation = recipe.input_px, recipe.interpolation
-        self._queue: queue.Queue[Item | BaseException | None] = queue.Queue(max(2, _TILES_AHEAD // batch_size))
-        self._open = threading.Semaphore(_SLIDES_OPEN)
+        self._queue: queue.Queue[Item | BaseException | None] = queue.Queue(max(3, _TILES_AHEAD // batch_size))
+        most_open = slides_open(workers)
+        self._open = threading.Semaphore(most_open)
         self._stop = threading.Event()
-        self._stage = None if stage is None else Stage(stage, self._stop.is_set)
+        self._stage = None if stage is None else Stage(stage, self._stop.is_set, most_open + 1)
+        self._openers = ThreadPoolExecutor(most_open, thread_name_prefix="opener")
+        self._claims = threading.Condition()
+        self._to_read = 0
+        """Slides that are claimed, and not yet with the pool to their last tile."""
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="tiles")
         self._planner = threading.Thread(target=self._plan, name="planner", daemon=True)
         self._tiles_known = self._slides_known = 0
@@ -161,9 +180,12 @@ class Readers:
         self._open.release()
         if self._stage is not None:
             self._stage.room.release()
+        with self._claims:
+            self._claims.notify_all()
         while self._planner.is_alive():  # it may be waiting for room in the queue
             with suppress(queue.Empty):
                 self._queue.get(timeout=0.05)
+        self._openers.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
         for job in self._jobs:
             try:
@@ -203,24 +225,31 @@ class Readers:
 
     def _plan(self) -> None:
         try:
-            if self._stage is None:
-                for job in self._claimed(self._open):
-                    self._take(job)
-            else:
-                for job in ahead(self._claimed(self._stage.room), self._staged, self._stop.is_set):
-                    self._open.acquire()
-                    if not self._stop.is_set():
-                        self._take(job)
+            for job, prepared in ahead(self._opened(), lambda _: None, self._stop.is_set, len(self._jobs)):
+                self._take(job, prepared)
             self._queue.put(None)
         except BaseException as error:  # handed to the calling thread, which raises it
             self._queue.put(error)
+
+    def _opened(self) -> Iterator[tuple[Job, Future[None]]]:
+        """Yield the jobs as this process has their claims, each with its preparation under way."""
+        if self._stage is None:
+            for job in self._claimed(self._open):
+                yield job, self._openers.submit(self._prepare, job)
+            return
+        for job in ahead(self._claimed(self._stage.room), self._staged, self._stop.is_set):
+            self._open.acquire()
+            if self._stop.is_set():
+                return
+            yield job, self._openers.submit(self._prepare, job)
 
     def _claimed(self, room: threading.Semaphore) -> Iterator[Job]:
         """Yield the jobs as this process has their claims, each when there is room for one more."""
         todo = list(self._jobs)
         while todo:
             busy = list[Job]()
-            for job in todo:
+            for number, job in enumerate(todo):
+                self._wait_to_claim(len(todo) - number)
                 room.acquire()
                 if self._stop.is_set():
                     room.release()  # whoever waits for it next has to see the end too
@@ -228,6 +257,8 @@ class Readers:
                 claim = self._store.claim(job.row.slide_id)
                 if claim.take():
                     job.claim = claim
+                    with self._claims:
+                        self._to_read += 1
                     yield job
                 else:
                     room.release()
@@ -237,6 +268,14 @@ class Readers:
             elif busy:
                 self._say(f"{listed(job.row.slide_id for job in busy)}: under way in another process, waited for")
             todo = busy
+
+    def _wait_to_claim(self, left: int) -> None:
+        """Wait until the next of `left` slides may be claimed: those that wait here to be read may be half as many as
+        are left, or other processes would stand idle at the end. One is staged all the same.
+        """
+        with self._claims:
+            most = max(left // 2, self._stage is not None)
+            self._claims.wait_for(lambda: self._stop.is_set() or self._to_read <= most)
 
     def _staged(self, job: Job) -> None:
         """Copy a slide to the stage, unless another process has embedded it meanwhile."""
@@ -250,13 +289,16 @@ class Readers:
         if why is not None:
             job.notices.append(why)
 
-    def _take(self, job: Job) -> None:
+    def _take(self, job: Job, prepared: Future[None]) -> None:
         """Read a slide whose claim is held, to its end."""
         try:
-            self._prepare(job)
+            prepared.result()
             self._submit(job)
         except (*OF_ONE_SLIDE, MemoryError) as error:
             job.failed = str(error) or type(error).__name__
+        with self._claims:
+            self._to_read -= 1
+            self._claims.notify_all()
         self._queue.put(Item(job))
 
     def _prepare(self, job: Job) -> None:
@@ -285,8 +327,9 @@ class Readers:
         job.tissue, job.made = layout.tissue, layout.picture
         job.writer = self._store.slide(wanted.row, wanted.image, spots, wanted.expression, uns, job.claim)
         job.neighbours = self._pool.submit(nearest_spots, spots.xy, NEIGHBOURS)
-        self._tiles_known += len(spots) - job.writer.rows
-        self._slides_known += 1
+        with self._claims:
+            self._tiles_known += len(spots) - job.writer.rows
+            self._slides_known += 1
 
     def _submit(self, job: Job) -> None:
         if job.kept:
@@ -298,26 +341,36 @@ class Readers:
         for start in range(job.writer.rows, n, self._batch_size):
             if self._stop.is_set() or job.failed is not None:
                 return
-            stop = min(start + self._batch_size, n)
-            batch = self._pool.submit(self._read, job, np.arange(start, stop))
-            job.reads = [read for read in job.reads if not read.done()] + [batch]
+            batch = self._begin(job, np.arange(start, min(start + self._batch_size, n)))
+            job.reads = [read for read in job.reads if not read.done()] + batch.parts
             self._queue.put(Item(job, batch))
         if job.wanted.stain_shift and not job.writer.has_stain_shift:
             rows = tiles_for_shift(n)
-            job.stained = rows, self._pool.submit(self._read, job, rows)
-            job.reads.append(job.stained[1])
+            job.stained = rows, self._begin(job, rows)
+            job.reads += job.stained[1].parts
         job.picture = self._pool.submit(_look, job.slide, job.row, job.spots, job.tissue, job.made)
         job.reads.append(job.picture)
 
-    def _read(self, job: Job, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def _begin(self, job: Job, rows: NDArray[np.int64]) -> Batch:
+        """Have the pool read the tiles of `rows`, in parts, so that all of it is at work on a batch."""
+        tiles = self._blank((len(rows), self._out_px, self._out_px, 3))
+        parts = [slice(start, start + _PART) for start in range(0, len(rows), _PART)]
+        return Batch(tiles, [self._pool.submit(self._read, job, rows[part], tiles[part]) for part in parts])
+
+    def _read(self, job: Job, rows: NDArray[np.int64], tiles: NDArray[np.uint8]) -> None:
         slide = job.slide
         assert slide is not None
         assert job.spots is not None
-        tiles = self._blank((len(rows), self._out_px, self._out_px, 3))
         with self._turn:
             for i, (x, y) in enumerate(job.spots.xy[rows]):
                 tiles[i] = read_tile(slide, (float(x), float(y)), job.tile_level0_px, self._out_px, self._interpolation)
-        return tiles
+
+
+def slides_open(workers: int) -> int:
+    """Return how many slides may be open beside so many readers: what is read, and what is prepared meanwhile. A plain
+    image is in memory while it is open.
+    """
+    return 1 + min(max(workers // 4, 1), 3)
 
 
 def _look(

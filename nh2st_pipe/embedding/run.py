@@ -76,7 +76,7 @@ def embed(
     `stain_shift` "auto" finds how far embeddings move under other stains, for slides with expression that lack it:
     heads are trained on those. It encodes 48 tiles a slide under 8 stains, and nothing that is there already.
     `trust_remote_code` allows an encoder's repository to run the code it brings along; `compiled` has torch compile the
-    encoder. `stage` is a folder on a local disk to which slides are copied ahead of need, three at most, and deleted
+    encoder. `stage` is a folder on a local disk to which slides are copied ahead of need, a few at a time, and deleted
     from when they have been read. `engine` "ray" does the work on a Ray cluster, at `address` (None: RAY_ADDRESS, or
     one made on this machine), with an actor for each GPU, or each CPU where there is none, or so many `actors`; the
     store is then in a shared folder or an object store.

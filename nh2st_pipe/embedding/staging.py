@@ -21,8 +21,6 @@ from nh2st_pipe.core.leftovers import own_name, sweep
 
 __all__ = ["Stage", "ahead"]
 
-MOST_STAGED = 3  # two that are open, and one that waits
-
 _ONE_FILE = frozenset(
     [
         ".svs",
@@ -52,14 +50,14 @@ T = TypeVar("T")
 
 
 class Stage:
-    """A folder of this process's own in `where`, for copies of slides. Leaving deletes it.
+    """A folder of this process's own in `where`, for copies of slides, `most` at a time. Leaving deletes it.
 
     What processes that were killed have left there is deleted on entering.
     """
 
-    def __init__(self, where: Path, stopped: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, where: Path, stopped: Callable[[], bool] = lambda: False, most: int = 3) -> None:
         self._where, self._stopped = where, stopped
-        self.room = threading.Semaphore(MOST_STAGED)
+        self.room = threading.Semaphore(most)
 
     def __enter__(self) -> Stage:
         """Make the folder. Raises UsageError where it cannot be made."""
@@ -120,9 +118,9 @@ def _files(slide: Path) -> list[Path] | None:
     return [slide] if suffix in _ONE_FILE else None
 
 
-def ahead(items: Iterator[T], prepare: Callable[[T], None], stopped: Callable[[], bool]) -> Iterator[T]:
-    """Yield `items` in their order; a thread takes and prepares the next while the one before is at work."""
-    ready: queue.Queue[T | BaseException | None] = queue.Queue(1)
+def ahead(items: Iterator[T], prepare: Callable[[T], None], stopped: Callable[[], bool], most: int = 1) -> Iterator[T]:
+    """Yield `items` in their order; a thread takes and prepares the next, `most` of them, while one is at work."""
+    ready: queue.Queue[T | BaseException | None] = queue.Queue(most)
 
     def put(what: T | BaseException | None) -> None:
         while not stopped():

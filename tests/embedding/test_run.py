@@ -190,9 +190,10 @@ def test_weights_are_asked_for_when_there_is_something_to_encode(
 
 
 def test_a_large_encoder_without_a_gpu_is_said_to_take_long(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not any("million parameters" in notice for notice in study.embed().notices)
+    assert not any("million parameters" in notice for notice in study.embed(device="cpu").notices)
     monkeypatch.setattr("nh2st_pipe.embedding.run._LARGE_MILLIONS", 0)
-    said = [notice for notice in study.embed(store=study.folder / "b.zarr").notices if "million parameters" in notice]
+    again = study.embed(store=study.folder / "b.zarr", device="cpu")
+    said = [notice for notice in again.notices if "million parameters" in notice]
     assert said == [
         "encoder fake has 0 million parameters, and there is no GPU: a tile takes seconds. "
         "nh2st-pipe encoders lists smaller ones"
@@ -577,7 +578,7 @@ def test_where_the_time_goes_says_what_to_widen(
 
 def test_every_call_leaves_a_line_in_the_stores_log(study: Study) -> None:
     assert EmbedSummary("store.zarr").advice() is None
-    study.embed(workers=3, batch_size=4)
+    study.embed(workers=3, batch_size=4, device="cpu")
     study.embed()  # nothing to encode: no line
     (study.folder / "s0.png").write_bytes(b"")
     study.embed(redo_changed=True)

@@ -1,0 +1,103 @@
+"""Slides prepared and tiles read side by side, ahead of the encoder."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from nh2st_pipe.embedding import readers
+from nh2st_pipe.embedding.readers import slides_open
+from nh2st_pipe.slides.base import read_tile
+from nh2st_pipe.store.read import open_store
+from nh2st_pipe.tiles.layout import lay_out
+from tests.conftest import Study
+from tests.store.same import same
+
+
+class Side:
+    """How many calls were at work at once: each waits a moment for company."""
+
+    def __init__(self, plain: Callable[..., Any], wanted: int) -> None:
+        self._plain, self._wanted = plain, wanted
+        self._changed = threading.Condition()
+        self._now = self.most = 0
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        with self._changed:
+            self._now += 1
+            self.most = max(self.most, self._now)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self.most >= self._wanted, timeout=2)
+        try:
+            return self._plain(*given, **named)
+        finally:
+            with self._changed:
+                self._now -= 1
+
+
+@pytest.mark.parametrize(("workers", "slides"), [(1, 2), (2, 2), (7, 2), (8, 3), (15, 4), (64, 4)])
+def test_more_readers_have_more_slides_open(workers: int, slides: int) -> None:
+    assert slides_open(workers) == slides
+
+
+def test_one_batch_is_read_by_all_readers(make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study(1, 9)  # 81 tiles: three parts of a single batch
+    study.embed(store=study.folder / "plain.zarr", batch_size=7)
+    side = Side(read_tile, 3)
+    monkeypatch.setattr(readers, "read_tile", side)
+    study.embed(workers=3, batch_size=256)
+    assert side.most == 3
+    assert same(study.folder / "plain.zarr", study.folder / "store.zarr")
+
+
+def test_slides_are_prepared_side_by_side_and_done_in_order(
+    make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(8)
+    study.embed(store=study.folder / "plain.zarr")
+    side = Side(lay_out, 3)
+    monkeypatch.setattr(readers, "lay_out", side)
+    summary = study.embed(workers=16)
+    assert 3 <= side.most <= slides_open(16)
+    assert summary.done == [f"s{i}" for i in range(8)]
+    assert same(study.folder / "plain.zarr", study.folder / "store.zarr")
+
+
+def test_half_of_the_slides_that_are_left_are_left_to_other_processes(
+    make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(4, 9)
+    plain, other = read_tile, dict[str, bool]()
+    lock = threading.Lock()
+
+    def reading(*given: Any, **named: Any) -> Any:
+        with lock:
+            if not other:  # s0 is being read: another process comes, and asks for what there is
+                time.sleep(0.5)
+                writer = open_store(study.folder / "store.zarr").location
+                for slide_id in ("s1", "s2", "s3"):
+                    claim = writer.claim(f"slide-{slide_id}")
+                    other[slide_id] = claim.take()
+                    if other[slide_id]:
+                        claim.release()
+        return plain(*given, **named)
+
+    monkeypatch.setattr(readers, "read_tile", reading)
+    monkeypatch.setattr(readers, "_TILES_AHEAD", 2)  # else all of s0 would wait for the encoder by then
+    summary = study.embed(workers=16, batch_size=2)
+    assert other == {"s1": False, "s2": True, "s3": True}
+    assert sorted(summary.done) == ["s0", "s1", "s2", "s3"]
+
+
+def test_a_slide_that_cannot_be_prepared_fails_alone(
+    make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(6)
+    (study.folder / "s2.png").write_bytes(b"no picture")
+    (study.folder / "s5.png").write_bytes(b"nor this")
+    summary = study.embed(workers=16)
+    assert (summary.done, sorted(summary.failed)) == (["s0", "s1", "s3", "s4"], ["s2", "s5"])
