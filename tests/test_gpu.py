@@ -11,20 +11,26 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from nh2st_pipe.data.panels import choose_panel
+from nh2st_pipe.data.samples import Samples
+from nh2st_pipe.data.targets import targets
 from nh2st_pipe.encoders.batches import batch_that_fits
 from nh2st_pipe.encoders.encoder import Encoder
 from nh2st_pipe.encoders.load import build_backbone
 from nh2st_pipe.evaluation.metrics import summarise
+from nh2st_pipe.heads import registry, repeated
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.recipes.encoder import Precision, load_encoder_recipe
 from nh2st_pipe.store.read import open_store
-from nh2st_pipe.training.run import train
+from nh2st_pipe.training.run import resolve, train
 from tests.conftest import Study
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 GPU = torch.device("cuda")
 HEADS = ["mean", "knn", "mlp", "ridge", "ridge-context", "nh2st", "nh2st-context"]
+
+FEW = {"nh2st": ["fit.epochs=3"], "nh2st-context": ["head.network.epochs=3"], "mlp": ["head.network.epochs=3"]}
 
 
 @pytest.fixture
@@ -113,8 +119,7 @@ def test_a_head_learns_on_a_gpu_what_it_learns_on_a_cpu(
     study = make_study(3, 9)
     store = study.folder / "store.zarr"
     study.embed(views=8)
-    few = {"nh2st": ["fit.epochs=3"], "nh2st-context": ["head.network.epochs=3"], "mlp": ["head.network.epochs=3"]}
-    settings = ["baselines=[]", *few.get(head, [])]
+    settings = ["baselines=[]", *FEW.get(head, [])]
     said = {}
     for device in ("cuda", "cpu"):
         run = tmp_path / device
@@ -122,6 +127,37 @@ def test_a_head_learns_on_a_gpu_what_it_learns_on_a_cpu(
         predict(run, embeddings=store, out=tmp_path / f"of {device}", device="cpu")
         said[device] = np.concatenate([np.asarray(out.X) for out in predicted(tmp_path / f"of {device}")])
     assert summarise(said["cuda"], said["cpu"])["mse"] < 0.05 * said["cpu"].var()  # dropout draws other numbers there
+
+
+@pytest.mark.parametrize("head", ["mlp", "nh2st-context", "nh2st"])
+def test_recorded_steps_are_those_that_python_launches(
+    make_study: Callable[..., Study], head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(3, 12)
+    study.embed(views=8)
+    store = open_store(study.folder / "store.zarr")
+    slides = [store.read(name) for name in store.slides()]
+    recipe = resolve(head, ["baselines=[]", *FEW.get(head, [])], 5, None, None)
+    panel = choose_panel(slides, recipe.targets)
+    made = [targets(each, panel, recipe.targets) for each in slides]
+    samples = Samples.of(slides, made, neighbours=9, device=GPU, smoothed=True)
+    replays = 0
+    plain = torch.cuda.CUDAGraph.replay
+
+    def replay(self: torch.cuda.CUDAGraph) -> None:
+        nonlocal replays
+        replays += 1
+        plain(self)
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", replay)
+    recorded = registry.fit(recipe, samples, panel, {}, epochs=3)
+    assert replays > 10
+    monkeypatch.setattr(repeated, "_PLAIN_FIRST", 10**9)
+    launched = registry.fit(recipe, samples, panel, {}, epochs=3)
+    for one, other in zip(recorded.history, launched.history, strict=True):
+        assert one["loss_total"] == pytest.approx(other["loss_total"], rel=1e-3)
+    ours, theirs = (np.asarray(each.model.predict(samples)) for each in (recorded, launched))
+    assert np.square(ours - theirs).mean() < 1e-3 * theirs.var()
 
 
 def predicted(folder: Path) -> list[anndata.AnnData]:

@@ -148,6 +148,11 @@ class Samples:
         """Where everything lies."""
         return self.rows.device
 
+    @property
+    def resident(self) -> bool:
+        """Whether the embeddings lie on the device, so that `gather` is work of the device alone."""
+        return isinstance(self.cache, ResidentCache)
+
     @classmethod
     def of(
         cls,

@@ -66,15 +66,24 @@ class Attention(nn.Module):
         self.nearness = nn.Parameter(-torch.arange(recipe.heads, dtype=torch.float32).repeat(members, 1))
 
     def forward(
-        self, own_mbp: torch.Tensor, around_up: torch.Tensor, place_mbk: torch.Tensor, distance_mbk: torch.Tensor
+        self,
+        own_mbp: torch.Tensor,
+        around: torch.Tensor,
+        place_mbk: torch.Tensor | None,
+        distance_mbk: torch.Tensor,
     ) -> torch.Tensor:
-        """Return M × b × w: spots seen as `own`, their neighbours being the rows `place` of `around`."""
-        m, b, k = place_mbk.shape
+        """Return M × b × w: spots seen as `own`, their neighbours being the rows `place` of `around`, u × p; or, where
+        there is no `place`, those that `around` has for each, M × b × K × p.
+        """
+        m, b, k = distance_mbk.shape
         query = torch.bmm(own_mbp, self.query_weight).view(m, b, self.heads, self.key)
-        both = torch.matmul(around_up, torch.cat((self.key_weight, self.value_weight), 2))
-        # As a look-up in one table: its gradient is summed many times faster than that of an index.
-        of_member = torch.arange(m, device=place_mbk.device)[:, None, None] * len(around_up)
-        both = F.embedding(place_mbk + of_member, both.flatten(0, 1))
+        weight = torch.cat((self.key_weight, self.value_weight), 2)
+        if place_mbk is None:
+            both = torch.bmm(around.flatten(1, 2), weight).view(m, b, k, -1)
+        else:
+            # As a look-up in one table: its gradient is summed many times faster than that of an index.
+            of_member = torch.arange(m, device=place_mbk.device)[:, None, None] * len(around)
+            both = F.embedding(place_mbk + of_member, torch.matmul(around, weight).flatten(0, 1))
         keys, values = both.split((self.heads * self.key, both.shape[-1] - self.heads * self.key), -1)
         keys, values = keys.view(m, b, k, self.heads, self.key), values.view(m, b, k, self.heads, -1)
         logits = torch.einsum("mbhc,mbkhc->mbhk", query, keys) / self.key**0.5

@@ -20,6 +20,7 @@ from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.heads.attention import Attention, Nearest
 from nh2st_pipe.heads.base import Fit
 from nh2st_pipe.heads.contrast import Contrast
+from nh2st_pipe.heads.repeated import Repeated, adamw, set_rate
 from nh2st_pipe.heads.watch import Watch
 
 if TYPE_CHECKING:
@@ -82,10 +83,13 @@ class Members(nn.Module):
         if self.attention is not None:
             assert rows_mb is not None
             assert around is not None
-            near = around.nearest.rows[rows_mb]
-            distinct, place = torch.unique(near, return_inverse=True)  # each is projected once
-            distance = around.nearest.distance[rows_mb]
-            hidden = hidden + self.attention(x[..., : self.seen], around.features[distinct], place, distance)
+            near, distance = around.nearest.rows[rows_mb], around.nearest.distance[rows_mb]
+            if self.training and near.is_cuda:  # to find the distinct ones takes longer there than it saves
+                seen = self.attention(x[..., : self.seen], around.features[near], None, distance)
+            else:
+                distinct, place = torch.unique(near, return_inverse=True)  # each is projected once
+                seen = self.attention(x[..., : self.seen], around.features[distinct], place, distance)
+            hidden = hidden + seen
         return F.relu(hidden)
 
     def decode(self, hidden_mbh: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
@@ -131,36 +135,39 @@ def fit_members(
         share_ng = known_ng / known_ng.sum(1, keepdim=True).clamp(min=1)
         target_ng = torch.where(known_ng, target_ng, 0.0)
     draw = torch.Generator().manual_seed(seed)  # on the CPU, so that every device sees the same batches
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=device.type in ("cpu", "cuda")
-    )
+    optimiser = adamw(model, recipe.lr, recipe.weight_decay, device)
     steps = recipe.epochs * math.ceil(n / recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, recipe.warmup, steps))
     contrast_weight = recipe.contrast.weight if recipe.contrast is not None else 0.0
     history, notice = [], None
     watch = Watch(model, train, "head.network.lr", recipe.lr)
+    total = torch.zeros((), device=device)
+
+    def step(rows: torch.Tensor, view: torch.Tensor) -> None:
+        hidden = model.encode(features(rows, view), recipe.input_dropout, rows, around)
+        out = model.decode(hidden, recipe.dropout)
+        squares = (out - target_ng[rows]).square()
+        errors = squares.mean(2) if share_ng is None else (squares * share_ng[rows]).sum(2)
+        errors = errors * weights_n[rows]
+        watch.batch(rows, errors)
+        optimiser.zero_grad(set_to_none=True)
+        loss_m = errors.mean(1)
+        if model.contrast is not None:
+            loss_m = loss_m + contrast_weight * model.contrast(hidden, target_ng[rows])
+        loss_m.sum().backward()  # each member's gradient is its own, however many there are
+        optimiser.step()
+        total.add_(loss_m.detach().sum() * rows.shape[1])
+
+    one, done = Repeated(step, device, train.resident), 0
     model.train()
     for epoch in range(1, recipe.epochs + 1):
         began = time.perf_counter()
         order = torch.stack([torch.randperm(n, generator=draw) for _ in range(m)]).to(device)
         views = torch.randint(train.n_views, (m, n), generator=draw).to(device)
-        total = torch.zeros((), device=device)
+        total.zero_()
         for at in range(0, n, recipe.batch_size):
-            rows, view = order[:, at : at + recipe.batch_size], views[:, at : at + recipe.batch_size]
-            hidden = model.encode(features(rows, view), recipe.input_dropout, rows, around)
-            out = model.decode(hidden, recipe.dropout)
-            squares = (out - target_ng[rows]).square()
-            errors = squares.mean(2) if share_ng is None else (squares * share_ng[rows]).sum(2)
-            errors = errors * weights_n[rows]
-            watch.batch(rows, errors)
-            optimiser.zero_grad(set_to_none=True)
-            loss_m = errors.mean(1)
-            if model.contrast is not None:
-                loss_m = loss_m + contrast_weight * model.contrast(hidden, target_ng[rows])
-            loss_m.sum().backward()  # each member's gradient is its own, however many there are
-            optimiser.step()
-            schedule.step()
-            total += loss_m.detach().sum() * rows.shape[1]
+            set_rate(optimiser, recipe.lr * _rate(done, recipe.warmup, steps))
+            one(order[:, at : at + recipe.batch_size], views[:, at : at + recipe.batch_size])
+            done += 1
         loss = float(total) / (n * m)
         notice = watch.epoch(epoch, loss)
         if notice is not None:

@@ -95,12 +95,35 @@ class _NeighbourBranch(nn.Module):
         self.first = HypergraphConv(in_dim, hidden)
         self.second = HypergraphConv(hidden, width)
 
-    def forward(self, distinct_ud: torch.Tensor, place_bk: torch.Tensor, operator_bkk: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, distinct_ud: torch.Tensor, place_bk: torch.Tensor | None, operator_bkk: torch.Tensor
+    ) -> torch.Tensor:
         """Return b × w from the u distinct spots of the batch and each neighbourhood's places among them."""
+        b, k, _ = operator_bkk.shape
         projected_uh = self.first.project(distinct_ud)  # once per distinct spot, then gathered
-        nodes = F.relu(self.first.spread(projected_uh[place_bk], operator_bkk))
+        nodes = F.relu(self.first.spread(_placed(projected_uh, place_bk, b, k), operator_bkk))
         nodes = F.relu(self.second(nodes, operator_bkk))
         return nodes.mean(1)
+
+
+def _distinct(wanted_bk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the u distinct values of `wanted`, and the place of each among them. On a GPU, where finding them takes
+    longer than it saves, all of them one after another, and no places.
+    """
+    if wanted_bk.is_cuda:
+        return wanted_bk.flatten(), None
+    distinct, place_bk = torch.unique(wanted_bk, return_inverse=True)
+    return distinct, place_bk
+
+
+def _placed(values_uw: torch.Tensor, place_bk: torch.Tensor | None, b: int, k: int) -> torch.Tensor:
+    """Return b × k × w from what was made of the distinct ones."""
+    return values_uw.view(b, k, -1) if place_bk is None else values_uw[place_bk]
+
+
+def _own(values_uw: torch.Tensor, place_bk: torch.Tensor | None, k: int) -> torch.Tensor:
+    """Return b × w: the first of each k."""
+    return values_uw[::k] if place_bk is None else values_uw[place_bk[:, 0]]
 
 
 class NH2ST(HeadModel):
@@ -155,7 +178,9 @@ class NH2ST(HeadModel):
         known = torch.isfinite(train.target)
         if not known.all():  # a gene that a slide lacks is encoded as its mean, and not judged
             train = replace(train, target=torch.where(known, train.target, train.target.nanmean(0)))
-        return fit_by_steps(self, lambda rows, views: self.losses(train, operators, rows, views, known), train, plan)
+        return fit_by_steps(
+            self, lambda rows, views: self.losses(train, operators, rows, views, known), train, plan, repeated=True
+        )
 
     def features(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Return … × d, float32, as the branches take them."""
@@ -198,20 +223,23 @@ class NH2ST(HeadModel):
         assert samples.target is not None
         target = samples.target[rows]
         around_bk = samples.neighbours[rows]
+        k = around_bk.shape[1]
         # A spot stands in several neighbourhoods; each distinct (spot, view) goes through a projection once.
         n_views = samples.n_views
-        key, place_bk = torch.unique(around_bk * n_views + views[:, None], return_inverse=True)
+        key, place_bk = _distinct(around_bk * n_views + views[:, None])
         image_ud = self.features(samples.gather(key // n_views, key % n_views))
-        own_b = place_bk[:, 0]  # the spot itself is first in its neighbourhood
-        spot, gene_place_bk = torch.unique(around_bk, return_inverse=True)
+        spot, gene_place_bk = _distinct(around_bk)
         gene_uw = self.gene_encoder(samples.target[spot])
 
-        h_p, h_g = self.query(image_ud[own_b]), gene_uw[gene_place_bk[:, 0]]
+        # The spot itself is first in its neighbourhood.
+        h_p = self.query(_own(image_ud, place_bk, k))
+        h_g = _own(gene_uw, gene_place_bk, k)
         z_p = self.image_neighbours(image_ud, place_bk, operators[rows])
         z_g = self.gene_neighbours(gene_uw, gene_place_bk, operators[rows])
         query, neighbour = self._compare(h_p, h_g, z_p, z_g)
         errors = (self.decoder(h_p) - target).square()
-        mse = errors.mean() if known is None else errors[known[rows]].mean()
+        judged = torch.ones_like(target, dtype=torch.bool) if known is None else known[rows]
+        mse = torch.where(judged, errors, 0.0).sum() / judged.sum()
         parts = {"mse": mse, "query": query, "neighbour": neighbour}
         total = parts["mse"] + self.query_weight * parts["query"] + self.neighbour_weight * parts["neighbour"]
         return {"total": total, **parts}
