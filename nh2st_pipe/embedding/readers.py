@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -41,6 +42,8 @@ _TILES_AHEAD = 256
 _PART = 32  # tiles of a batch that one thread reads
 
 _LOOK_SECONDS = 0.2  # between looks at whether the end was asked for
+
+_SECONDS_AHEAD = 10.0  # in which slides may be claimed beyond this process's share
 
 _BUSY_SECONDS = 0.5  # between looks at slides that another process has claimed
 
@@ -167,7 +170,10 @@ class Readers:
         """Slides that are claimed, and not yet with the pool to their last tile."""
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="tiles")
         self._planner = threading.Thread(target=self._plan, name="planner", daemon=True)
-        self._tiles_known = self._slides_known = 0
+        self._tiles_known = self._slides_known = self._tiles_begun = 0
+        self._began = 0.0
+        self._left: dict[str, int] = {}
+        """Tiles of each prepared slide that are not yet with the pool."""
 
     def __enter__(self) -> Readers:
         if self._stage is not None:
@@ -270,12 +276,22 @@ class Readers:
             todo = busy
 
     def _wait_to_claim(self, left: int) -> None:
-        """Wait until the next of `left` slides may be claimed: those that wait here to be read may be half as many as
-        are left, or other processes would stand idle at the end. One is staged all the same.
+        """Wait until the next of `left` slides may be claimed.
+
+        Those that wait here to be read may be half as many as are left: more would be missed by other processes, which
+        stand idle at the end. One is staged all the same, and whatever is needed in the next seconds.
         """
-        with self._claims:
-            most = max(left // 2, self._stage is not None)
-            self._claims.wait_for(lambda: self._stop.is_set() or self._to_read <= most)
+        most = max(left // 2, self._stage is not None)
+        while not self._stop.is_set() and self._to_read > most and self._seconds_to_read() > _SECONDS_AHEAD:
+            with self._claims:
+                self._claims.wait(_LOOK_SECONDS)
+
+    def _seconds_to_read(self) -> float:
+        """Return how long the tiles of prepared slides will last, at the pace until now."""
+        if not self._tiles_begun:
+            return float("inf")
+        pace = self._tiles_begun / (time.monotonic() - self._began)
+        return sum(list(self._left.values())) / pace
 
     def _staged(self, job: Job) -> None:
         """Copy a slide to the stage, unless another process has embedded it meanwhile."""
@@ -296,6 +312,7 @@ class Readers:
             self._submit(job)
         except (*OF_ONE_SLIDE, MemoryError) as error:
             job.failed = str(error) or type(error).__name__
+        self._left.pop(job.row.slide_id, None)
         with self._claims:
             self._to_read -= 1
             self._claims.notify_all()
@@ -328,7 +345,8 @@ class Readers:
         job.writer = self._store.slide(wanted.row, wanted.image, spots, wanted.expression, uns, job.claim)
         job.neighbours = self._pool.submit(nearest_spots, spots.xy, NEIGHBOURS)
         with self._claims:
-            self._tiles_known += len(spots) - job.writer.rows
+            self._left[row.slide_id] = len(spots) - job.writer.rows
+            self._tiles_known += self._left[row.slide_id]
             self._slides_known += 1
 
     def _submit(self, job: Job) -> None:
@@ -341,9 +359,13 @@ class Readers:
         for start in range(job.writer.rows, n, self._batch_size):
             if self._stop.is_set() or job.failed is not None:
                 return
-            batch = self._begin(job, np.arange(start, min(start + self._batch_size, n)))
+            self._began = self._began or time.monotonic()
+            rows = np.arange(start, min(start + self._batch_size, n))
+            batch = self._begin(job, rows)
             job.reads = [read for read in job.reads if not read.done()] + batch.parts
             self._queue.put(Item(job, batch))
+            self._tiles_begun += len(rows)
+            self._left[job.row.slide_id] -= len(rows)
         if job.wanted.stain_shift and not job.writer.has_stain_shift:
             rows = tiles_for_shift(n)
             job.stained = rows, self._begin(job, rows)

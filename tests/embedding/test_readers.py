@@ -67,17 +67,19 @@ def test_slides_are_prepared_side_by_side_and_done_in_order(
     assert same(study.folder / "plain.zarr", study.folder / "store.zarr")
 
 
-def test_half_of_the_slides_that_are_left_are_left_to_other_processes(
-    make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("soon", [False, True])
+def test_half_of_the_slides_that_are_left_are_left_to_other_processes_but_what_is_needed_soon(
+    make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch, soon: bool
 ) -> None:
     study = make_study(4, 9)
     plain, other = read_tile, dict[str, bool]()
-    lock = threading.Lock()
+    lock, calls = threading.Lock(), list[int]()
 
     def reading(*given: Any, **named: Any) -> Any:
         with lock:
-            if not other:  # s0 is being read: another process comes, and asks for what there is
-                time.sleep(0.5)
+            calls.append(1)
+            if len(calls) == 40:  # s0 is being read: another process comes, and asks for what there is
+                time.sleep(0.7)
                 writer = open_store(study.folder / "store.zarr").location
                 for slide_id in ("s1", "s2", "s3"):
                     claim = writer.claim(f"slide-{slide_id}")
@@ -88,8 +90,9 @@ def test_half_of_the_slides_that_are_left_are_left_to_other_processes(
 
     monkeypatch.setattr(readers, "read_tile", reading)
     monkeypatch.setattr(readers, "_TILES_AHEAD", 2)  # else all of s0 would wait for the encoder by then
+    monkeypatch.setattr(readers, "_SECONDS_AHEAD", 10.0 if soon else 0.0)
     summary = study.embed(workers=16, batch_size=2)
-    assert other == {"s1": False, "s2": True, "s3": True}
+    assert other == {"s1": False, "s2": not soon, "s3": not soon}
     assert sorted(summary.done) == ["s0", "s1", "s2", "s3"]
 
 
