@@ -89,7 +89,7 @@ def look_for_tissue(picture: NDArray[np.uint8]) -> Tissue:
         return Tissue(nothing, nothing, nothing)
     rgb: NDArray[np.float32] = picture.astype(np.float32) / np.float32(255)
     brightest, darkest = (_over_colours(which, rgb) for which in (np.maximum, np.minimum))
-    saturation: NDArray[np.float32] = (brightest - darkest) / np.maximum(brightest, np.float32(1e-6))
+    saturation = np.asarray((brightest - darkest) / np.maximum(brightest, 1e-6), np.float32)
     pen = _pen(rgb, saturation, brightest) & ~padding
     taken = padding | pen
     saturation[taken] = 0
