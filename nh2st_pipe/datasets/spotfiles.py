@@ -5,6 +5,11 @@
     ST-cnts/<section>.tsv.gz            or   ST-cnts/<section>_sub.parquet   spots × genes, row names "XxY"
     ST-spotfiles/<section>_selection.tsv     x, y, and pixel_x, pixel_y; her2st's has new_x, new_y and selected too
 
+STNet and cSCC are read as their authors published them too, all files in one folder or below it:
+
+    stnet   *BC23209_C1.jpg   BC23209_C1_stdata.tsv.gz   spots_BC23209_C1.csv.gz (XxY, X, Y: px along width and height)
+    skin    GSM…_P2_ST_rep1.jpg   GSM…_P2_ST_rep1_stdata.tsv.gz   GSM…_spot_data-selection-P2_ST_rep1.tsv.gz
+
 The spots kept are those in both files, joined by "XxY". x counts columns and pixel_x runs along the image's width. The
 images carry no resolution; it is estimated from the pitch of the array where that is known.
 """
@@ -13,6 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +27,7 @@ import polars as pl
 
 from nh2st_pipe.core.errors import ExpressionError
 from nh2st_pipe.datasets.common import (
+    IMAGES,
     Found,
     Section,
     counts_of,
@@ -36,6 +43,7 @@ from nh2st_pipe.tiles.lattice import SPOT_PITCH_UM, array_pitch_px
 
 __all__ = ["find_her2st", "find_skin", "find_stnet"]
 
+_STDATA = re.compile(r"(?:GSM\d+_)?(.+)_stdata\.tsv(?:\.gz)?")
 _COUNTS = ("{}_sub.parquet", "{}.tsv.gz", "{}.tsv")
 
 
@@ -46,12 +54,27 @@ def find_her2st(folder: Path, say: Callable[[str], None]) -> list[Found]:
 
 def find_stnet(folder: Path, say: Callable[[str], None]) -> list[Found]:
     """Find sections named after their patient, as in BC23209_C1."""
-    return _find(folder, say, r"B[CT]\d+", pitch_um=SPOT_PITCH_UM["square"])
+    patient, pitch_um = r"B[CT]\d+", SPOT_PITCH_UM["square"]
+    if not (folder / "ST-cnts").is_dir():
+        return _find_original(folder, say, patient, pitch_um, r"spots_{}\.csv(\.gz)?")
+    return _find(folder, say, patient, pitch_um)
 
 
 def find_skin(folder: Path, say: Callable[[str], None]) -> list[Found]:
     """Find sections named after their patient, as in P2_ST_rep1. The pitch of their array is not published."""
+    if not (folder / "ST-cnts").is_dir():
+        return _find_original(folder, say, r"P\d+", None, r"(GSM\d+_)?spot_data-selection-{}\.tsv(\.gz)?")
     return _find(folder, say, r"P\d+", pitch_um=None)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files of one section, as they are named where some are missing."""
+
+    name: str
+    counts: Path
+    places: Path
+    image: Callable[[], Path]
 
 
 def _find(folder: Path, say: Callable[[str], None], patient: str, pitch_um: float | None) -> list[Found]:
@@ -74,17 +97,55 @@ def _find(folder: Path, say: Callable[[str], None], patient: str, pitch_um: floa
     for name, file in sorted(names.items()):
         who = re.search(patient, name)
         of = who.group() if who else name
-        found.append(Found(name, partial(_read, folder, name, file, of, pitch_um), {"patient": of}))
+        places = folder / "ST-spotfiles" / f"{name}_selection.tsv"
+        files = _Files(name, file, places, partial(_image, folder, name))
+        found.append(Found(name, partial(_read, files, of, pitch_um), {"patient": of}))
     return found
 
 
-def _read(folder: Path, name: str, count_file: Path, patient: str, pitch_um: float | None) -> Section:
-    image, spot_file = _image(folder, name), folder / "ST-spotfiles" / f"{name}_selection.tsv"
+def _find_original(
+    folder: Path, say: Callable[[str], None], patient: str, pitch_um: float | None, places: str
+) -> list[Found]:
+    """Find the sections of a folder as their authors left it; `places` is how files of positions are called."""
+    every = files_of(folder, "**/*")
+    found = dict[str, Found]()
+    for file in every:
+        named = _STDATA.fullmatch(file.name)
+        if not named:
+            continue
+        name = named.group(1)
+        if name in found:
+            say(f"{file} is passed over: there is another of this section")
+            continue
+        pattern = re.compile(places.format(re.escape(name)))
+        positions = next((path for path in every if pattern.fullmatch(path.name)), None)
+        who = re.search(patient, name)
+        of = who.group() if who else name
+        lacking = file.with_name(re.sub(r"\(.*?\)\?|\\", "", places).format(name))
+        files = _Files(name, file, positions or lacking, partial(_image_among, every, name, folder))
+        found[name] = Found(name, partial(_read, files, of, pitch_um), {"patient": of})
+    if not found:
+        raise ExpressionError(
+            f"there is neither ST-cnts/ (as repackaged for TRIPLEX) nor any <section>_stdata.tsv.gz (as its authors "
+            f"published it) in {folder}"
+        )
+    return [found[name] for name in sorted(found)]
+
+
+def _image_among(files: list[Path], name: str, folder: Path) -> Path:
+    ends = [path for path in files if re.search(rf"(^|_){re.escape(name)}$", path.name.split(".")[0])]
+    packed = [path for path in ends if path.suffix == ".gz" and path.with_suffix("").suffix.lower() in IMAGES]
+    if packed and not any(path.suffix.lower() in IMAGES for path in ends):
+        raise ExpressionError(f"{packed[0]} is packed: unpack it first (gunzip -k {packed[0].name})")
+    return one_image(ends, f"for section {name} in {folder}")
+
+
+def _read(files: _Files, patient: str, pitch_um: float | None) -> Section:
+    image, count_file, spot_file = files.image(), files.counts, files.places
     for file, without in ((count_file, "there are no counts"), (spot_file, f"{count_file.name} has no positions")):
         if not file.is_file():
             raise ExpressionError(f"{file} is missing; {without} without it")
-    places, counts = read_delimited(spot_file), _counts(count_file)
-    needed(places, ("x", "y", "pixel_x", "pixel_y"), spot_file)
+    places, counts = _places(spot_file), _counts(count_file)
     column, row = whole_numbers(places["x"]), whole_numbers(places["y"])
     barcodes = [str(each) for each in counts[counts.columns[0]]]
     pairs = joined(barcodes, [f"{x}x{y}" for x, y in zip(column, row, strict=True)], count_file, spot_file)
@@ -111,6 +172,21 @@ def _read(folder: Path, name: str, count_file: Path, patient: str, pitch_um: flo
         section.mpp, section.mpp_source = pitch_um / pitch, f"{pitch_um:.0f} µm array pitch"
         section.notes.append(f"{section.mpp:.4f} µm per px estimated from the {pitch_um:.0f} µm pitch")
     return section
+
+
+def _places(path: Path) -> pl.DataFrame:
+    """Read a table of positions: x, y on the array and pixel_x, pixel_y, whatever they are called."""
+    if ".csv" not in path.suffixes:
+        table = read_delimited(path)
+        needed(table, ("x", "y", "pixel_x", "pixel_y"), path)
+        return table
+    table = read_delimited(path, ",")
+    needed(table, ("X", "Y"), path)
+    parted = table[table.columns[0]].cast(pl.String).str.extract_groups(r"^(?<x>-?[0-9.]+)x(?<y>-?[0-9.]+)$")
+    on_array = parted.struct.unnest().cast(pl.Float64)
+    if on_array.null_count().row(0) != (0, 0):
+        raise ExpressionError(f"{path}: its first column does not name spots as XxY")
+    return on_array.with_columns(pixel_x=table["X"], pixel_y=table["Y"])
 
 
 def _counts(path: Path) -> pl.DataFrame:

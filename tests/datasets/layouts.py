@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-__all__ = ["GENES", "Tissue", "hest", "repackaged", "stimage", "visium"]
+__all__ = ["GENES", "Tissue", "hest", "original", "repackaged", "stimage", "visium"]
 
 GENES = [f"G{i}" for i in range(12)]
 PITCH = 40
@@ -75,6 +75,26 @@ def repackaged(folder: Path, names: list[str], ending: str) -> Path:
         (folder / f"ST-spotfiles/{name}_selection.tsv").write_text(
             "\n".join(["x\ty\tpixel_x\tpixel_y", *reversed(lines), "40\t40\t5\t5"]) + "\n"
         )
+    return folder
+
+
+def original(folder: Path, names: list[str], *, skin: bool = False) -> Path:
+    """STNet or, with `skin`, cSCC, as their authors published them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        tissue, of = Tissue(number), f"GSM42843{number:02d}_" if skin else ""
+        tissue.draw(folder / (f"{of}{name}.jpg" if skin else f"HE_{name}.jpg"))
+        spots = [f"{x}x{y}" for x, y in zip(tissue.col, tissue.row, strict=True)]
+        counts = _frame(tissue, spots).write_csv(separator="\t")
+        (folder / f"{of}{name}_stdata.tsv.gz").write_bytes(gzip.compress(counts.encode()))
+        places = zip(spots, tissue.col, tissue.row, tissue.xy, strict=True)
+        if skin:
+            rows = [f"{x}\t{y}\t{x + 0.02}\t{y}\t{px}\t{py}" for _, x, y, (px, py) in places]
+            words = "\n".join(["x\ty\tnew_x\tnew_y\tpixel_x\tpixel_y", *reversed(rows)])
+            (folder / f"{of}spot_data-selection-{name}.tsv.gz").write_bytes(gzip.compress(words.encode()))
+        else:
+            words = "\n".join([",X,Y", *reversed([f"{spot},{px},{py}" for spot, _, _, (px, py) in places])])
+            (folder / f"spots_{name}.csv.gz").write_bytes(gzip.compress(words.encode()))
     return folder
 
 

@@ -19,12 +19,15 @@ from nh2st_pipe.datasets import Imported, import_dataset
 from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.tiles.manifest import read_manifest
 from nh2st_pipe.training.run import train
-from tests.datasets.layouts import GENES, Tissue, hest, repackaged, stimage, visium
+from tests.datasets.layouts import GENES, Tissue, hest, original, repackaged, stimage, visium
 
 STNET = ["BC23209_C1", "BC23209_C2", "BC23270_D1"]
+SKIN = ["P2_ST_rep1", "P5_ST_rep1", "P9_ST_rep2"]
 MAKERS: dict[str, Callable[[Path], Path]] = {
+    "stnet, original": lambda folder: original(folder, STNET),
+    "skin, original": lambda folder: original(folder, SKIN, skin=True),
     "stnet": lambda folder: repackaged(folder, STNET, ".tif"),
-    "skin": lambda folder: repackaged(folder, ["P2_ST_rep1", "P5_ST_rep1", "P9_ST_rep2"], ".jpg"),
+    "skin": lambda folder: repackaged(folder, SKIN, ".jpg"),
     "stimage": lambda folder: stimage(folder, ["Human_Heart_A", "Human_Heart_B", "Human_Heart_C"]),
     "hest": lambda folder: hest(folder, ["INT1", "INT2", "INT3"]),
     "visium": lambda folder: visium(visium(visium(folder, "A1"), "B1", version=1), "C1", version=2),
@@ -33,7 +36,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 
 def bring(layout: str, folder: Path, **options: Any) -> Imported:
     said = list[str]()
-    return import_dataset(layout, folder, folder.parent / "out/manifest.csv", said.append, **options)
+    return import_dataset(layout.split(",")[0], folder, folder.parent / "out/manifest.csv", said.append, **options)
 
 
 def spots(made: Imported, slide_id: str) -> anndata.AnnData:
@@ -81,6 +84,15 @@ def test_patients_and_resolution_are_as_published(tmp_path: Path) -> None:
     assert spots(made, "H1").var["gene_id"].iloc[0] == "ENSG00000000000"
 
 
+def test_a_section_of_geo_whose_image_is_packed_says_so(tmp_path: Path) -> None:
+    folder = original(tmp_path / "data", SKIN, skin=True)
+    packed = folder / "GSM4284301_P5_ST_rep1.jpg"
+    packed.rename(packed.with_name(packed.name + ".gz"))
+    made = bring("skin", folder, look=False)
+    assert made.failed == {"P5_ST_rep1": f"{packed}.gz is packed: unpack it first (gunzip -k {packed.name}.gz)"}
+    assert [row.patient for row in made.rows] == ["P2", "P9"]
+
+
 def test_of_visium_hd_the_bin_is_chosen(tmp_path: Path) -> None:
     folder = visium(tmp_path / "data", "H1", bin_um=8, version=4)
     visium(folder, "H1", bin_um=16, version=5)
@@ -121,6 +133,9 @@ def test_hest_is_chosen_from_by_what_is_known_of_its_samples(tmp_path: Path) -> 
         ("stnet", "ST-spotfiles/BC23209_C2_selection.tsv", r"BC23209_C2_selection\.tsv is missing"),
         ("stnet", "ST-cnts/BC23209_C2_sub.parquet", r"BC23209_C2_sub\.parquet is missing"),
         ("stnet", "ST-imgs/BC23209_C2.tif", "no image for section BC23209_C2"),
+        ("stnet, original", "spots_BC23209_C2.csv.gz", r"spots_BC23209_C2\.csv is missing"),
+        ("stnet, original", "HE_BC23209_C2.jpg", "no image for section BC23209_C2"),
+        ("skin, original", "GSM4284301_spot_data-selection-P5_ST_rep1.tsv.gz", r"spot_data-selection-P5_ST_rep1\.tsv"),
         ("stimage", "coord/Human_Heart_B_coord.csv", r"Human_Heart_B_coord\.csv is missing"),
         ("stimage", "gene_exp/Human_Heart_B_count.csv", r"Human_Heart_B_count\.csv is missing"),
         ("hest", "wsis/INT2.tif", "no image for INT2"),
