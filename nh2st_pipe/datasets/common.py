@@ -27,6 +27,7 @@ from nh2st_pipe.tiles.manifest import SlideRow
 __all__ = [
     "IMAGES",
     "Found",
+    "Made",
     "Section",
     "chosen",
     "counts_of",
@@ -46,11 +47,20 @@ _COLUMNS_AT_ONCE = 1000
 IMAGES = (".jpg", ".jpeg", ".tif", ".tiff", ".png", ".svs", ".ndpi")
 
 
+@dataclass(frozen=True)
+class Made:
+    """An image that is not among the published files as it is needed: it is made of what is."""
+
+    name: str
+    """Of the file."""
+    write: Callable[[Path], None]
+
+
 @dataclass
 class Section:
     """One section as it was published. n spots, g genes."""
 
-    image: Path
+    image: Path | Made
     counts: sp.csr_matrix
     """n × g, raw."""
     barcodes: list[str]
@@ -115,6 +125,12 @@ def import_sections(
             section = each.read()
             _tidy(section)
             write_section(target, section, source)
+            if isinstance(section.image, Made):
+                image = expression_dir.parent / "images" / section.image.name
+                image.parent.mkdir(parents=True, exist_ok=True)
+                section.image.write(image)
+            else:
+                image = section.image
         except OF_ONE_SLIDE as error:
             failed[each.slide_id] = str(error)
             say(f"{each.slide_id} is left out: {error}")
@@ -122,8 +138,8 @@ def import_sections(
         words = "; ".join([f"{len(section.barcodes):,} spots × {len(section.genes):,} genes", *section.notes])
         say(f"{each.slide_id}: {words}")
         patient = section.patient or each.slide_id
-        image, expression = section.image.resolve(), target.resolve()
-        rows.append(SlideRow(each.slide_id, image, expression, patient, section.mpp, extra=section.extra))
+        place, expression = image.resolve(), target.resolve()
+        rows.append(SlideRow(each.slide_id, place, expression, patient, section.mpp, extra=section.extra))
     return rows, failed
 
 

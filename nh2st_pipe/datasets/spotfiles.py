@@ -8,7 +8,7 @@
 STNet and cSCC are read as their authors published them too, all files in one folder or below it:
 
     stnet   *BC23209_C1.jpg   BC23209_C1_stdata.tsv.gz   spots_BC23209_C1.csv.gz (XxY, X, Y: px along width and height)
-    skin    GSM…_P2_ST_rep1.jpg   GSM…_P2_ST_rep1_stdata.tsv.gz   GSM…_spot_data-selection-P2_ST_rep1.tsv.gz
+    skin    GSM…_P2_ST_rep1.jpg(.gz)   GSM…_P2_ST_rep1_stdata.tsv.gz   GSM…_spot_data-selection-P2_ST_rep1.tsv.gz
 
 The spots kept are those in both files, joined by "XxY". x counts columns and pixel_x runs along the image's width. The
 images carry no resolution; it is estimated from the pitch of the array where that is known.
@@ -16,7 +16,9 @@ images carry no resolution; it is estimated from the pitch of the array where th
 
 from __future__ import annotations
 
+import gzip
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,9 +28,11 @@ import numpy as np
 import polars as pl
 
 from nh2st_pipe.core.errors import ExpressionError
+from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.datasets.common import (
     IMAGES,
     Found,
+    Made,
     Section,
     counts_of,
     files_of,
@@ -74,7 +78,7 @@ class _Files:
     name: str
     counts: Path
     places: Path
-    image: Callable[[], Path]
+    image: Callable[[], Path | Made]
 
 
 def _find(folder: Path, say: Callable[[str], None], patient: str, pitch_um: float | None) -> list[Found]:
@@ -132,12 +136,20 @@ def _find_original(
     return [found[name] for name in sorted(found)]
 
 
-def _image_among(files: list[Path], name: str, folder: Path) -> Path:
+def _image_among(files: list[Path], name: str, folder: Path) -> Path | Made:
     ends = [path for path in files if re.search(rf"(^|_){re.escape(name)}$", path.name.split(".")[0])]
     packed = [path for path in ends if path.suffix == ".gz" and path.with_suffix("").suffix.lower() in IMAGES]
     if packed and not any(path.suffix.lower() in IMAGES for path in ends):
-        raise ExpressionError(f"{packed[0]} is packed: unpack it first (gunzip -k {packed[0].name})")
+        return Made(packed[0].stem, partial(_unpack, packed[0]))
     return one_image(ends, f"for section {name} in {folder}")
+
+
+def _unpack(packed: Path, path: Path) -> None:
+    try:
+        with written_whole(path) as part, gzip.open(packed) as source, part.open("wb") as sink:
+            shutil.copyfileobj(source, sink)
+    except (OSError, EOFError) as error:
+        raise ExpressionError(f"{packed} cannot be unpacked: {error}") from error
 
 
 def _read(files: _Files, patient: str, pitch_um: float | None) -> Section:

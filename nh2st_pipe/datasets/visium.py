@@ -37,7 +37,7 @@ from nh2st_pipe.datasets.common import (
     whole_numbers,
 )
 
-__all__ = ["find_visium"]
+__all__ = ["find_visium", "matrix_of_h5"]
 
 _COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 _MATRICES = ("filtered_feature_bc_matrix", "raw_feature_bc_matrix")
@@ -120,13 +120,13 @@ def _matrix(place: Path) -> tuple[sp.csr_matrix, list[str], list[str], list[str]
     for name in _MATRICES:
         file, folder = place / f"{name}.h5", place / name
         if file.is_file():
-            return (*_of_h5(file), file)
+            return (*matrix_of_h5(file), file)
         if folder.is_dir():
             return (*_of_mtx(folder), folder)
     raise ExpressionError(f"there is neither {_MATRICES[0]}.h5 nor {_MATRICES[0]}/ in {place}")
 
 
-def _of_h5(path: Path) -> tuple[sp.csr_matrix, list[str], list[str], list[str]]:
+def matrix_of_h5(path: Path) -> tuple[sp.csr_matrix, list[str], list[str], list[str]]:
     """Read 10x's HDF5: v3 has `matrix` with `features`, v2 a group named after the genome with `gene_names`."""
     import h5py
 

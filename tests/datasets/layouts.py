@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-__all__ = ["GENES", "Tissue", "hest", "original", "repackaged", "stimage", "visium"]
+__all__ = ["GENES", "Tissue", "hest", "original", "repackaged", "spared", "stimage", "visium", "xenium"]
 
 GENES = [f"G{i}" for i in range(12)]
 PITCH = 40
@@ -42,14 +42,18 @@ class Tissue:
         return len(self.xy)
 
     def draw(self, path: Path) -> None:
-        """Write the image, 800 × 320 px: tissue under the spots and nowhere else."""
+        """Write the image."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.drawn().save(path)
+
+    def drawn(self) -> Image.Image:
+        """Return the image, 800 × 320 px: tissue under the spots and nowhere else."""
         image = Image.new("RGB", (800, 320), (245, 244, 246))
         pen = ImageDraw.Draw(image)
         for (x, y), shade in zip(self.xy, self.shade, strict=True):
             colour = (int(215 - 60 * shade), int(130 - 60 * shade), int(185 - 30 * shade))
             pen.rectangle((x - 20, y - 20, x + 20, y + 20), fill=colour)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
+        return image
 
 
 def _frame(tissue: Tissue, names: list[str]) -> pl.DataFrame:
@@ -144,6 +148,84 @@ def hest(folder: Path, names: list[str], *, organ: str = "Breast", table: bool =
             file["coords"] = tissue.xy[2:]
     if table:
         pl.DataFrame(about).write_csv(folder / "HEST_v1_1_0.csv")
+    return folder
+
+
+def spared(folder: Path, names: list[str]) -> Path:
+    """SpaRED: one AnnData of several slides, patches of 16 px (their spots' diameter) as 224 px."""
+    parts, side = [], 16
+    for number, name in enumerate(names):
+        tissue = Tissue(number)
+        image = tissue.drawn()
+        crops = [image.crop((int(x) - 8, int(y) - 8, int(x) + 8, int(y) + 8)).resize((224, 224)) for x, y in tissue.xy]
+        obs = pd.DataFrame(
+            {
+                "slide_id": name,
+                "split": ("train", "train", "test")[number % 3],
+                "patient": f"P{number}",
+                "array_row": tissue.row,
+                "array_col": tissue.col,
+            },
+            index=[f"{i}-{name}" for i in range(len(tissue))],
+        )
+        var = pd.DataFrame({"gene_symbol": GENES}, index=[f"ENSG{i:011d}" for i in range(len(GENES))])
+        data = anndata.AnnData(sp.csr_matrix(tissue.counts.astype(np.float32)), obs, var)
+        data.obsm["spatial"] = tissue.xy.astype(np.int64)
+        data.obsm["patches_scale_1.0"] = np.stack([np.asarray(crop).ravel() for crop in crops])
+        parts.append(data)
+    every = anndata.concat(parts, merge="same")
+    every.obs["slide_id"] = every.obs["slide_id"].astype("category")
+    every.uns["spatial"] = {name: {"scalefactors": {"spot_diameter_fullres": float(side) + 0.4}} for name in names}
+    (folder / "a_dataset/2024").mkdir(parents=True)
+    every.write_h5ad(folder / "a_dataset/2024/adata.h5ad")
+    return folder
+
+
+def xenium(folder: Path, name: str = "A1", *, turned: bool = False, cells: bool = True) -> Path:
+    """Xenium: transcripts and cells of squares of 100 µm; the H&E image as it is, or turned by a quarter."""
+    tissue, section = Tissue(0), folder / name
+    outs = section / "outs"
+    outs.mkdir(parents=True)
+    picture = tissue.drawn()
+    # Spots are 40 px apart, and to be 100 µm: 2.5 µm a px, with the origin half a square before the first.
+    size = 0.2125
+    to_um = np.array([[2.5, 0, -50.0], [0, 2.5, -50.0], [0, 0, 1]])
+    if turned:  # x of the turned image is the old height less y, y is the old x
+        picture = picture.transpose(Image.Transpose.ROTATE_270)
+        to_um = to_um @ np.array([[0, 1.0, 0], [-1.0, 0, 320], [0, 0, 1]])
+    picture.save(section / f"{name}_he_image.tif")
+    to_morphology = np.diag([1 / size, 1 / size, 1]) @ to_um
+    np.savetxt(section / f"{name}_he_imagealignment.csv", to_morphology, delimiter=",")
+    (outs / "experiment.xenium").write_text(json.dumps({"pixel_size": size}))
+    rng = np.random.default_rng(0)
+    spot, gene = (np.repeat(axis.ravel(), tissue.counts.ravel()) for axis in np.indices(tissue.counts.shape))
+    where = rng.uniform(1, 99, (len(spot), 2)) + np.column_stack((tissue.col[spot], tissue.row[spot])) * 100 - 100
+    table = pl.DataFrame(
+        {
+            "feature_name": [GENES[i] for i in gene] + ["NegControlProbe_1", "BLANK_7", GENES[0]],
+            "x_location": [*where[:, 0], 5.0, 5.0, 5.0],
+            "y_location": [*where[:, 1], 5.0, 5.0, 5.0],
+            "qv": [40.0] * len(gene) + [40.0, 40.0, 12.0],
+        }
+    )
+    table.sample(fraction=1, shuffle=True, seed=0).write_parquet(outs / "transcripts.parquet")
+    if cells:  # two of each spot, that share its counts
+        half = rng.binomial(tissue.counts, 0.4)
+        counts = sp.csr_matrix(
+            np.column_stack((np.concatenate((half, tissue.counts - half)), np.ones(2 * len(tissue))))
+        )
+        ids = [f"cell{i}-1" for i in range(2 * len(tissue))]
+        centre = np.column_stack((tissue.col, tissue.row)) * 100 - 100
+        centres = np.concatenate((centre + 20, centre + 70))
+        frame = pl.DataFrame({"cell_id": ids, "x_centroid": centres[:, 0], "y_centroid": centres[:, 1]})
+        frame.reverse().write_parquet(outs / "cells.parquet")
+        with h5py.File(outs / "cell_feature_matrix.h5", "w") as file:
+            group = file.create_group("matrix")
+            for key, values in (("data", counts.data), ("indices", counts.indices), ("indptr", counts.indptr)):
+                group[key] = values
+            group["shape"] = [len(GENES) + 1, len(ids)]
+            group["barcodes"] = np.array(ids, "S")
+            group["features/name"] = group["features/id"] = np.array([*GENES, "NegControlCodeword_1"], "S")
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections.abc import Callable
@@ -17,9 +18,11 @@ from PIL import Image
 from nh2st_pipe.core.errors import ExpressionError, UsageError
 from nh2st_pipe.datasets import Imported, import_dataset
 from nh2st_pipe.embedding.run import embed
+from nh2st_pipe.slides import open_slide
+from nh2st_pipe.slides.base import read_tile
 from nh2st_pipe.tiles.manifest import read_manifest
 from nh2st_pipe.training.run import train
-from tests.datasets.layouts import GENES, Tissue, hest, original, repackaged, stimage, visium
+from tests.datasets.layouts import GENES, Tissue, hest, original, repackaged, spared, stimage, visium, xenium
 
 STNET = ["BC23209_C1", "BC23209_C2", "BC23270_D1"]
 SKIN = ["P2_ST_rep1", "P5_ST_rep1", "P9_ST_rep2"]
@@ -84,13 +87,74 @@ def test_patients_and_resolution_are_as_published(tmp_path: Path) -> None:
     assert spots(made, "H1").var["gene_id"].iloc[0] == "ENSG00000000000"
 
 
-def test_a_section_of_geo_whose_image_is_packed_says_so(tmp_path: Path) -> None:
+def test_a_section_of_geo_whose_image_is_packed_is_unpacked(tmp_path: Path) -> None:
     folder = original(tmp_path / "data", SKIN, skin=True)
     packed = folder / "GSM4284301_P5_ST_rep1.jpg"
     packed.rename(packed.with_name(packed.name + ".gz"))
+    plain = packed.with_name(packed.name + ".gz").read_bytes()
     made = bring("skin", folder, look=False)
-    assert made.failed == {"P5_ST_rep1": f"{packed}.gz is packed: unpack it first (gunzip -k {packed.name}.gz)"}
+    assert "cannot be unpacked" in made.failed["P5_ST_rep1"]
     assert [row.patient for row in made.rows] == ["P2", "P9"]
+    packed.with_name(packed.name + ".gz").write_bytes(gzip.compress(plain))
+    made = bring("skin", folder)
+    assert (made.rows[1].slide.name, made.failed, made.doubts) == (packed.name, {}, {})
+    assert made.rows[1].slide.read_bytes() == plain
+
+
+def test_slides_of_spared_are_put_together_from_their_patches(tmp_path: Path) -> None:
+    folder = spared(tmp_path / "data", ["A_1", "B_1", "C_1"])
+    made = bring("spared", folder)
+    assert (made.failed, made.doubts) == ({}, {})
+    assert [(row.slide_id, row.patient, row.extra) for row in made.rows] == [
+        ("A_1", "P0", {"split": "train"}),
+        ("B_1", "P1", {"split": "train"}),
+        ("C_1", "P2", {"split": "test"}),
+    ]
+    whole = anndata.read_h5ad(folder / "a_dataset/2024/adata.h5ad")
+    for number, row in enumerate(made.rows):
+        data, tissue = spots(made, row.slide_id), Tissue(number)
+        assert (data.X.toarray() == tissue.counts).all()
+        assert data.var_names.tolist() == GENES
+        assert data.var["gene_id"].iloc[1] == "ENSG00000000001"
+        own = np.asarray(whole[whole.obs["slide_id"] == row.slide_id].obsm["patches_scale_1.0"])
+        slide = open_slide(row.slide)
+        for i in (0, 17, 59):
+            tile = read_tile(slide, tuple(data.obsm["spatial"][i]), 224, 224, "bicubic")
+            assert np.array_equal(tile, own[i].reshape(224, 224, 3))
+        step = np.diff(data.obsm["spatial"][:2], axis=0)[0]
+        assert step.tolist() == [40 * 224 / 16, 0]
+    assert [row.slide_id for row in bring("spared", folder, where={"split": "test"}, look=False).rows] == ["C_1"]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("where", [{}, {"cells_um": "100"}])
+def test_xenium_is_gathered_into_squares_on_its_image(turned: bool, where: dict[str, str], tmp_path: Path) -> None:
+    made = bring("xenium", xenium(tmp_path / "data", turned=turned), where=where)
+    assert (len(made.rows), made.failed, made.doubts) == (1, {}, {})
+    assert made.rows[0].mpp == pytest.approx(2.5)
+    data, tissue = spots(made, "A1"), Tissue(0)
+    xy = np.column_stack((320 - tissue.xy[:, 1], tissue.xy[:, 0])) if turned else tissue.xy
+    place = [np.abs(xy - at).sum(1).argmin() for at in data.obsm["spatial"]]
+    assert np.allclose(xy[place], data.obsm["spatial"], atol=1e-6)
+    assert (data[:, GENES].X.toarray() == tissue.counts[place]).all()
+    assert sorted(data.var_names) == sorted(GENES)
+    assert data.obs["array_col"].tolist() == (tissue.col[place] - 1).tolist()
+    assert data.obs["array_row"].tolist() == (tissue.row[place] - 1).tolist()
+
+
+def test_squares_of_xenium_are_as_large_as_asked(tmp_path: Path) -> None:
+    folder = xenium(tmp_path / "data", cells=False)
+    made = bring("xenium", folder, where={"bin_um": "200"}, look=False)
+    assert spots(made, "A1").X.sum() == Tissue(0).counts.sum()
+    assert len(spots(made, "A1")) == 6 * 3
+    for where, lost, words in (
+        ({"cells_um": "50"}, "outs/cells.parquet", r"cells\.parquet is missing"),
+        ({}, "A1_he_imagealignment.csv", "no alignment of the H&E image"),
+        ({}, "A1_he_image.tif", "no H&E image in"),
+    ):
+        (folder / "A1" / lost).unlink(missing_ok=True)
+        with pytest.raises(ExpressionError, match=words):
+            bring("xenium", folder, where=where, look=False)
 
 
 def test_of_visium_hd_the_bin_is_chosen(tmp_path: Path) -> None:
