@@ -42,13 +42,15 @@ def actors() -> list[psutil.Process]:
 
 
 class Striking(Progress):
-    """Calls `strike` once when slides are under way, and keeps what is said."""
+    """Calls `strike` once when every actor has a slide under way, and keeps what is said."""
 
     def __init__(self, strike: Callable[[], None]) -> None:
         self._strike, self.said, self.struck = strike, list[str](), False
+        self._at = set[str]()
 
     def advance(self, done: float, total: float, now: str = "") -> None:
-        if done >= 5 and not self.struck:
+        self._at.add(now)
+        if done >= 5 and len(self._at) >= 2 and not self.struck:
             self.struck = True
             self._strike()
 
