@@ -6,6 +6,7 @@ import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import anndata
 import h5py
@@ -13,10 +14,13 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import scipy.sparse as sp
+import shapely
+import zarr
+from anndata.io import write_elem
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-__all__ = ["GENES", "Tissue", "hest", "original", "repackaged", "spared", "stimage", "visium", "xenium"]
+__all__ = ["GENES", "Tissue", "hest", "original", "repackaged", "spared", "spatialdata", "stimage", "visium", "xenium"]
 
 GENES = [f"G{i}" for i in range(12)]
 PITCH = 40
@@ -178,6 +182,57 @@ def spared(folder: Path, names: list[str]) -> Path:
     every.uns["spatial"] = {name: {"scalefactors": {"spot_diameter_fullres": float(side) + 0.4}} for name in names}
     (folder / "a_dataset/2024").mkdir(parents=True)
     every.write_h5ad(folder / "a_dataset/2024/adata.h5ad")
+    return folder
+
+
+def _way(kind: str, values: Any, axes: str) -> Any:
+    """One of NGFF's transformations, as SpatialData writes them."""
+    named = [{"name": axis, "type": "channel" if axis == "c" else "space"} for axis in axes]
+    return {"type": kind, kind: values, "input": {"axes": named}, "output": {"name": "global", "axes": named}}
+
+
+def spatialdata(folder: Path, names: list[str], *, version: Literal[2, 3] = 3) -> Path:
+    """SpatialData 0.7, as its library wrote the same: the world is half a px, moved; shapes lie turned in it."""
+    for number, name in enumerate(names):
+        tissue = Tissue(number)
+        root = zarr.open_group(folder / f"{name}.zarr", mode="w", zarr_format=version)
+        pixels = np.asarray(tissue.drawn()).transpose(2, 0, 1)
+        steps = [_way("scale", [1.0, 0.5, 0.5], "cyx"), _way("translation", [0.0, 20.0, 10.0], "cyx")]
+        into = {"type": "sequence", "transformations": steps, "output": {"name": "global"}}
+        for image, values, way in (
+            ("a_low", pixels[:, ::4, ::4], _way("scale", [1.0, 2.0, 2.0], "cyx")),
+            ("full", pixels, into),
+        ):
+            group = root.create_group(f"images/{image}")
+            chunks = tuple(min(side, 128) for side in values.shape)
+            array = group.create_array("s0", shape=values.shape, dtype=np.uint8, chunks=chunks)
+            array[:] = values
+            scale = [{"type": "scale", "scale": [1.0, 1.0, 1.0]}]
+            axes: Any = [{"name": axis, "type": "channel" if axis == "c" else "space"} for axis in "cyx"]
+            multiscales = [
+                {
+                    "axes": axes,
+                    "datasets": [{"path": "s0", "coordinateTransformations": scale}],
+                    "coordinateTransformations": [way],
+                }
+            ]
+            group.attrs.update({"ome": {"multiscales": multiscales}} if version == 3 else {"multiscales": multiscales})
+        place = (tissue.xy * 0.5 + (10, 20))[:, ::-1] / 4
+        shapes = root.create_group("shapes/spots")
+        shapes.attrs["coordinateTransformations"] = [_way("affine", [[0.0, 4.0, 0.0], [4.0, 0.0, 0.0]], "xy")]
+        ids = [f"spot{i}" for i in range(len(tissue))]
+        table = pl.DataFrame(
+            {"geometry": shapely.to_wkb(shapely.points(place)), "radius": 5.0, "__index_level_0__": ids}
+        )
+        table.reverse().write_parquet(folder / f"{name}.zarr/shapes/spots/shapes.parquet")
+        obs = pd.DataFrame(
+            {"region": "spots", "spot_id": ids, "array_row": tissue.row, "array_col": tissue.col},
+            index=[f"AC{i}-1" for i in range(len(tissue))],
+        )
+        data = anndata.AnnData(sp.csr_matrix(tissue.counts.astype(np.float32)), obs, pd.DataFrame(index=GENES))
+        data.uns["spatialdata_attrs"] = {"region": "spots", "region_key": "region", "instance_key": "spot_id"}
+        with anndata.settings.override(auto_shard_zarr_v3=False):
+            write_elem(root, "tables/table", data)
     return folder
 
 

@@ -22,7 +22,18 @@ from nh2st_pipe.slides import open_slide
 from nh2st_pipe.slides.base import read_tile
 from nh2st_pipe.tiles.manifest import read_manifest
 from nh2st_pipe.training.run import train
-from tests.datasets.layouts import GENES, Tissue, hest, original, repackaged, spared, stimage, visium, xenium
+from tests.datasets.layouts import (
+    GENES,
+    Tissue,
+    hest,
+    original,
+    repackaged,
+    spared,
+    spatialdata,
+    stimage,
+    visium,
+    xenium,
+)
 
 STNET = ["BC23209_C1", "BC23209_C2", "BC23270_D1"]
 SKIN = ["P2_ST_rep1", "P5_ST_rep1", "P9_ST_rep2"]
@@ -33,6 +44,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "skin": lambda folder: repackaged(folder, SKIN, ".jpg"),
     "stimage": lambda folder: stimage(folder, ["Human_Heart_A", "Human_Heart_B", "Human_Heart_C"]),
     "hest": lambda folder: hest(folder, ["INT1", "INT2", "INT3"]),
+    "spatialdata": lambda folder: spatialdata(spatialdata(folder, ["A", "B"]), ["C"], version=2),
     "visium": lambda folder: visium(visium(visium(folder, "A1"), "B1", version=1), "C1", version=2),
 }
 
@@ -56,7 +68,7 @@ def test_each_layout_goes_from_its_files_to_a_table(layout: str, tmp_path: Path)
     assert [row.slide_id for row in rows] == [row.slide_id for row in made.rows]
     for number, row in enumerate(rows):
         data = spots(made, row.slide_id)
-        tissue = Tissue({"visium": (3, 1, 2)}.get(layout, (0, 1, 2))[number])
+        tissue = Tissue({"visium": (3, 1, 2), "spatialdata": (0, 1, 0)}.get(layout, (0, 1, 2))[number])
         at = {(x, y): i for i, (x, y) in enumerate(tissue.xy.tolist())}
         place = [at[x, y] for x, y in data.obsm["spatial"].tolist()]
         assert (data.X.toarray() == tissue.counts[place]).all()
@@ -140,6 +152,16 @@ def test_xenium_is_gathered_into_squares_on_its_image(turned: bool, where: dict[
     assert sorted(data.var_names) == sorted(GENES)
     assert data.obs["array_col"].tolist() == (tissue.col[place] - 1).tolist()
     assert data.obs["array_row"].tolist() == (tissue.row[place] - 1).tolist()
+
+
+def test_of_a_spatialdata_store_image_and_table_are_chosen(tmp_path: Path) -> None:
+    folder = spatialdata(tmp_path / "data", ["A"])
+    made = bring("spatialdata", folder / "A.zarr", where={"image": "a_low"}, look=False)
+    assert made.rows[0].slide.name == "a_low"
+    assert spots(made, "A").obsm["spatial"].tolist() == (Tissue(0).xy / 4 + (5, 10)).tolist()
+    (folder / "A.zarr/shapes/spots/shapes.parquet").unlink()
+    with pytest.raises(ExpressionError, match=r"there is no .*shapes\.parquet"):
+        bring("spatialdata", folder, look=False)
 
 
 def test_squares_of_xenium_are_as_large_as_asked(tmp_path: Path) -> None:
