@@ -38,19 +38,19 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 def actors() -> list[psutil.Process]:
-    return [each for each in psutil.process_iter() if each.name().startswith(("ray::Slow", "ray::Embedder"))]
+    """Those of this process's own cluster: other tests may have one, beside it."""
+    every = psutil.Process().children(recursive=True)
+    return [each for each in every if each.name().startswith(("ray::Slow", "ray::Embedder"))]
 
 
 class Striking(Progress):
-    """Calls `strike` once when every actor has a slide under way, and keeps what is said."""
+    """Calls `strike` once when slides are under way, and keeps what is said."""
 
-    def __init__(self, strike: Callable[[], None]) -> None:
+    def __init__(self, strike: Callable[[], object]) -> None:
         self._strike, self.said, self.struck = strike, list[str](), False
-        self._at = set[str]()
 
     def advance(self, done: float, total: float, now: str = "") -> None:
-        self._at.add(now)
-        if done >= 5 and len(self._at) >= 2 and not self.struck:
+        if done >= 5 and not self.struck:
             self.struck = True
             self._strike()
 
@@ -98,7 +98,7 @@ def test_a_killed_actors_slides_go_to_another(
     study.embed(store=study.folder / "alone.zarr", stain_shift="off")
     store = study.folder / "store.zarr" if where == "folder" else "s3://bucket/ray/store.zarr"
     slow(monkeypatch)
-    progress = Striking(lambda: os.kill(actors()[0].pid, signal.SIGKILL))
+    progress = Striking(lambda: [each.kill() for each in actors()])  # one of them may have no slide yet
     summary = study.embed(store=store, engine="ray", batch_size=2, stain_shift="off", progress=progress)
     assert progress.struck
     assert [words for words in progress.said if "the process that was at it is gone; another takes over" in words]
