@@ -13,16 +13,17 @@ from typing import Any
 
 import polars as pl
 
-from nh2st_pipe.core.errors import EncoderError
+from nh2st_pipe.core.errors import EncoderError, ExpressionError
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.whole import written_whole
+from nh2st_pipe.datasets import import_dataset
 from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.reporting.page import report
 from nh2st_pipe.synthetic import generate
 from nh2st_pipe.training.run import Run, train
 
-__all__ = ["Demo", "run_demo", "standing"]
+__all__ = ["Demo", "LayoutDemo", "run_demo", "run_layout_demo", "standing"]
 
 # Raw targets, so that genes that follow the spot stay apart from genes that follow its neighbours.
 _SETTINGS = ("targets.smooth=none",)
@@ -55,6 +56,46 @@ def run_demo(folder: Path, progress: Progress | None = None) -> Demo:
     run = train(store, genes=60, settings=_SETTINGS, out=folder / "run", jobs=None, progress=progress)
     predicted = predict(run.path, embeddings=store, out=folder / "predictions", progress=progress)
     return Demo(run, report(run.path), predicted.out, _by_group(run.path / "per_gene.csv"))
+
+
+@dataclass(frozen=True)
+class LayoutDemo:
+    """What a demo of a published layout made, and the commands that make the same."""
+
+    run: Run
+    commands: list[str]
+
+
+def run_layout_demo(layout: str, folder: Path, progress: Progress | None = None) -> LayoutDemo:
+    """Write three small sections in a published layout into `folder`, and go from their files to a table.
+
+    Raises UsageError for a layout that is not known.
+    """
+    from nh2st_pipe.datasets.generated import generate_layout
+
+    progress = progress or Progress()
+    data, manifest, store, run = (folder / name for name in (layout, "manifest.csv", "store.zarr", "run"))
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir(parents=True)
+    generate_layout(layout, data)
+    weights = _lite0_weights(folder)
+    made = import_dataset(layout, data, manifest, progress.say)
+    if made.failed:
+        raise ExpressionError("; ".join(f"{name}: {cause}" for name, cause in made.failed.items()))
+    side = 224.0 if layout == "spared" else 40.0  # px of a tile; SpaRED's patches have 224
+    shutil.rmtree(store, ignore_errors=True)
+    embed(manifest, encoder="efficientnet-lite0", weights=weights, store=store, tile_px=side, progress=progress)
+    shutil.rmtree(run, ignore_errors=True)
+    trained = train(store, recipe="ridge-context", genes=6, folds="slide", out=run, progress=progress)
+    return LayoutDemo(
+        trained,
+        [
+            f"nh2st-pipe manifest {layout} {data} --out {manifest}",
+            f"nh2st-pipe embed --slides {manifest} --encoder efficientnet-lite0 --weights {weights} "
+            f"--tile-px {side:g} --store {store}",
+            f"nh2st-pipe train ridge-context --embeddings {store} --genes 6 --folds slide --out {run}",
+        ],
+    )
 
 
 def standing(groups: list[dict[str, Any]]) -> list[str]:

@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 
 from nh2st_pipe import demo, synthetic
-from nh2st_pipe.demo import run_demo, standing
+from nh2st_pipe.core.errors import UsageError
+from nh2st_pipe.datasets import LAYOUTS
+from nh2st_pipe.datasets.generated import SECTIONS
+from nh2st_pipe.demo import run_demo, run_layout_demo, standing
 from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.encoders.load import load_encoder
 from nh2st_pipe.recipes.encoder import load_encoder_recipe
@@ -41,6 +44,21 @@ def test_the_demo_goes_from_drawn_slides_to_a_report(tmp_path: Path, monkeypatch
     assert {key for group in made.groups for key in group} == {"head", "local", "neigh", "noise"}
     again = run_demo(tmp_path)  # slides and embeddings are kept, the run is new
     assert again.run.path == made.run.path
+
+
+def test_every_layout_that_can_be_imported_has_a_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def quicker(manifest: Path, **options: Any) -> Any:
+        return embed(manifest, **{**options, "encoder": "fake", "weights": None})
+
+    assert set(LAYOUTS) == set(SECTIONS)
+    monkeypatch.setattr(demo, "embed", quicker)
+    monkeypatch.setattr(demo, "_lite0_weights", lambda folder: Path("w.safetensors"))
+    for layout in ("xenium", "spared"):
+        made = run_layout_demo(layout, tmp_path)
+        assert made.run.metrics["summary"]["pcc"] > 0.1
+        assert made.commands[0] == f"nh2st-pipe manifest {layout} {tmp_path / layout} --out {tmp_path / 'manifest.csv'}"
+    with pytest.raises(UsageError, match=r"no layout is called 'heste'; did you mean 'hest'\?"):
+        run_layout_demo("heste", tmp_path)
 
 
 def test_the_demos_weights_are_those_of_its_encoder(tmp_path: Path) -> None:

@@ -113,11 +113,23 @@ def reproduce(
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for slides, store, run and report.")] = Path("demo"),
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Small sections in a published layout instead (hest, visium, …), imported and all."),
+    ] = None,
 ) -> None:
     """Make small slides whose expression follows a known rule, and run everything on them."""
     from nh2st_pipe.core.progress import progress_for_terminal
-    from nh2st_pipe.demo import run_demo, standing
+    from nh2st_pipe.demo import run_demo, run_layout_demo, standing
 
+    if layout is not None:
+        with progress_for_terminal() as progress:
+            shown = run_layout_demo(layout, out, progress)
+        say_run(shown.run)
+        typer.echo("\nThe same by hand:")
+        for command in shown.commands:
+            typer.echo(f"  {command}")
+        return
     with progress_for_terminal() as progress:
         done = run_demo(out, progress)
     say_run(done.run)

@@ -46,6 +46,10 @@ def _spearman(predicted: NDArray[Any], target: NDArray[Any]) -> float | None:
     return _mean(gene_metrics(*ranks)["pcc"])
 
 
+def _of_genes(predicted: NDArray[Any], target: NDArray[Any]) -> float | None:
+    return _mean(gene_metrics(predicted, target)["pcc"])
+
+
 def _of_spots(predicted: NDArray[Any], target: NDArray[Any]) -> float | None:
     return _mean(gene_metrics(predicted.T, target.T)["pcc"])
 
@@ -63,6 +67,11 @@ def _of_most(rank: Callable[[NDArray[Any]], NDArray[Any]]) -> Callable[[NDArray[
 
 NAMED: dict[str, Named] = {
     "spearman": Named(_spearman, "mean over genes of Spearman's rank correlation over spots", "Spearman 1904"),
+    "pcc_gene": Named(
+        _of_genes,
+        "mean over genes of Pearson's correlation over spots: the PCC of every table here",
+        "PCC-F, by feature, of SpaRED (Mejia et al. 2024)",
+    ),
     "pcc_spot": Named(
         _of_spots,
         "mean over spots of Pearson's correlation over genes: does a spot have the right profile",

@@ -17,13 +17,9 @@ from PIL import Image
 
 from nh2st_pipe.core.errors import ExpressionError, UsageError
 from nh2st_pipe.datasets import Imported, import_dataset
-from nh2st_pipe.embedding.run import embed
-from nh2st_pipe.slides import open_slide
-from nh2st_pipe.slides.base import read_tile
-from nh2st_pipe.tiles.manifest import read_manifest
-from nh2st_pipe.training.run import train
-from tests.datasets.layouts import (
+from nh2st_pipe.datasets.generated import (
     GENES,
+    SECTIONS,
     Tissue,
     hest,
     original,
@@ -34,10 +30,16 @@ from tests.datasets.layouts import (
     visium,
     xenium,
 )
+from nh2st_pipe.embedding.run import embed
+from nh2st_pipe.slides import open_slide
+from nh2st_pipe.slides.base import read_tile
+from nh2st_pipe.tiles.manifest import read_manifest
+from nh2st_pipe.training.run import train
 
 STNET = ["BC23209_C1", "BC23209_C2", "BC23270_D1"]
 SKIN = ["P2_ST_rep1", "P5_ST_rep1", "P9_ST_rep2"]
 MAKERS: dict[str, Callable[[Path], Path]] = {
+    "her2st": SECTIONS["her2st"],
     "stnet, original": lambda folder: original(folder, STNET),
     "skin, original": lambda folder: original(folder, SKIN, skin=True),
     "stnet": lambda folder: repackaged(folder, STNET, ".tif"),

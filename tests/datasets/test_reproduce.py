@@ -9,10 +9,10 @@ import pytest
 
 from nh2st_pipe.core.errors import RecipeError, RunError
 from nh2st_pipe.datasets import LAYOUTS
+from nh2st_pipe.datasets.generated import hest
 from nh2st_pipe.datasets.reproduce import reproduce
 from nh2st_pipe.recipes import files
 from nh2st_pipe.recipes.dataset import DatasetRecipe, Published, load_dataset_recipe
-from tests.datasets.layouts import hest
 
 
 def small(**changes: object) -> DatasetRecipe:

@@ -1,9 +1,13 @@
-"""Small folders in the layouts of published datasets: tissue wider than high, so that a transposed reading shows."""
+"""Small folders in the layouts of published datasets: tissue wider than high, so that a transposed reading shows.
+
+What `nh2st-pipe demo --layout NAME` runs on, and what the importers are tested with.
+"""
 
 from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +24,22 @@ from anndata.io import write_elem
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-__all__ = ["GENES", "Tissue", "hest", "original", "repackaged", "spared", "spatialdata", "stimage", "visium", "xenium"]
+from nh2st_pipe.core.errors import UsageError, nearest
+
+__all__ = [
+    "GENES",
+    "SECTIONS",
+    "Tissue",
+    "generate_layout",
+    "hest",
+    "original",
+    "repackaged",
+    "spared",
+    "spatialdata",
+    "stimage",
+    "visium",
+    "xenium",
+]
 
 GENES = [f"G{i}" for i in range(12)]
 PITCH = 40
@@ -236,9 +255,9 @@ def spatialdata(folder: Path, names: list[str], *, version: Literal[2, 3] = 3) -
     return folder
 
 
-def xenium(folder: Path, name: str = "A1", *, turned: bool = False, cells: bool = True) -> Path:
+def xenium(folder: Path, name: str = "A1", *, turned: bool = False, cells: bool = True, seed: int = 0) -> Path:
     """Xenium: transcripts and cells of squares of 100 µm; the H&E image as it is, or turned by a quarter."""
-    tissue, section = Tissue(0), folder / name
+    tissue, section = Tissue(seed), folder / name
     outs = section / "outs"
     outs.mkdir(parents=True)
     picture = tissue.drawn()
@@ -335,3 +354,42 @@ def visium(folder: Path, name: str = "A1", *, version: int = 3, bin_um: int | No
         json.dumps({**scales, "microns_per_pixel": 0.4} if bin_um else scales)
     )
     return folder
+
+
+def her2st(folder: Path, names: list[str]) -> Path:
+    """her2st, as its authors published it."""
+    for number, name in enumerate(names):
+        tissue = Tissue(number)
+        tissue.draw(folder / f"ST-imgs/{name[0]}/{name}/section.jpg")
+        spots = [f"{x}x{y}" for x, y in zip(tissue.col, tissue.row, strict=True)]
+        for place in ("ST-cnts", "ST-spotfiles"):
+            (folder / place).mkdir(exist_ok=True)
+        counts = _frame(tissue, spots).write_csv(separator="\t")
+        (folder / f"ST-cnts/{name}.tsv.gz").write_bytes(gzip.compress(counts.encode()))
+        places = zip(tissue.col, tissue.row, tissue.xy, strict=True)
+        lines = [f"{x}\t{y}\t{x + 0.01}\t{y}\t{px}\t{py}\t1" for x, y, (px, py) in places]
+        (folder / f"ST-spotfiles/{name}_selection.tsv").write_text(
+            "\n".join(["x\ty\tnew_x\tnew_y\tpixel_x\tpixel_y\tselected", *lines]) + "\n"
+        )
+    return folder
+
+
+SECTIONS: dict[str, Callable[[Path], Path]] = {
+    "her2st": lambda folder: her2st(folder, ["A1", "B1", "C1"]),
+    "stnet": lambda folder: original(folder, ["BC23209_C1", "BC23209_C2", "BC23270_D1"]),
+    "skin": lambda folder: original(folder, ["P2_ST_rep1", "P5_ST_rep1", "P9_ST_rep2"], skin=True),
+    "stimage": lambda folder: stimage(folder, ["Human_Heart_A", "Human_Heart_B", "Human_Heart_C"]),
+    "hest": lambda folder: hest(folder, ["INT1", "INT2", "INT3"]),
+    "spared": lambda folder: spared(folder, ["A_1", "B_1", "C_1"]),
+    "spatialdata": lambda folder: spatialdata(folder, ["A", "B", "C"]),
+    "visium": lambda folder: visium(visium(visium(folder, "A1"), "B1", version=1), "C1", version=2),
+    "xenium": lambda folder: xenium(xenium(xenium(folder, "A1"), "B1", turned=True, seed=1), "C1", seed=2),
+}
+"""Layout, as `nh2st-pipe manifest` calls it → three sections of it."""
+
+
+def generate_layout(layout: str, folder: Path) -> Path:
+    """Write three small sections in a published layout. Raises UsageError where it is not known."""
+    if layout not in SECTIONS:
+        raise UsageError(f"no layout is called '{layout}'{nearest(layout, SECTIONS)} (there is {', '.join(SECTIONS)})")
+    return SECTIONS[layout](folder)
