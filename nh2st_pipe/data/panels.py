@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,8 +24,20 @@ _SEEN_IN = 0.01
 
 
 def read_gene_file(path: Path) -> tuple[str, ...]:
-    """Return the genes of a text file, one a line; empty lines, a header and lines beginning with # are passed over."""
-    lines = [line.strip().strip('"') for line in read_text(path, UsageError).splitlines()]
+    """Return the genes of a text file, one a line; empty lines, a header and lines beginning with # are passed over.
+
+    Of a JSON file the list in it, or that called "genes", as in HEST-Benchmark's var_50genes.json.
+    """
+    text = read_text(path, UsageError)
+    if path.suffix == ".json":
+        try:
+            values = json.loads(text)
+            named = values["genes"] if isinstance(values, dict) else values
+            lines = [str(name) for name in named] if isinstance(named, list) else []
+        except (ValueError, KeyError) as error:
+            raise UsageError(f"the gene file {path} is no JSON with a list of genes: {error}") from error
+    else:
+        lines = [line.strip().strip('"') for line in text.splitlines()]
     genes = [line for line in lines if line and not line.startswith("#")]
     if genes and genes[0].lower() in _HEADERS:
         del genes[0]

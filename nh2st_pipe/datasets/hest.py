@@ -5,6 +5,9 @@
     metadata/<id>.json      patient, organ, species, st_technology, pixel_size_um_estimated, …
     patches/<id>.h5         optional: the spots on tissue, which are kept then
     HEST_v1_1_0.csv         optional: the same metadata of all samples, for choosing among them
+    <task>/splits/test_<k>.csv, <task>/var_50genes.json    optional: folds and genes of tasks of HEST-Benchmark
+
+`--where task=IDC` takes a task's samples, with the fold that each is judged in as the manifest's column `fold`.
 
 Of the two columns that name pixels, the one of *columns* runs along the width.
 """
@@ -22,9 +25,9 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import ExpressionError
+from nh2st_pipe.core.errors import ExpressionError, listed
 from nh2st_pipe.core.quiet import quiet_warnings
-from nh2st_pipe.datasets.common import Found, Section, files_of, one_image, read_delimited, whole_numbers
+from nh2st_pipe.datasets.common import Found, Section, files_of, needed, one_image, read_delimited, whole_numbers
 
 __all__ = ["find_hest"]
 
@@ -45,13 +48,41 @@ def find_hest(folder: Path, say: Callable[[str], None]) -> list[Found]:
     files = files_of(folder, "st/*.h5ad")
     if not files:
         raise ExpressionError(f"there is no st/<id>.h5ad in {folder}; expected are wsis/, st/ and metadata/")
-    table = _table(folder)
+    table, tasks = _table(folder), _tasks(folder)
     found = []
     for file in files:
         about = {**table.get(file.stem, {}), **_json(folder / f"metadata/{file.stem}.json")}
         words = {key: str(about[key]) for key in _ABOUT if about.get(key) not in (None, "")}
-        found.append(Found(file.stem, partial(_read, folder, file, about, words), words))
+        found.append(Found(file.stem, partial(_read, folder, file, about, words, {}), words))
+        for task, folds in tasks.items():
+            if file.stem in folds:
+                read = partial(_read, folder, file, about, words, {"fold": folds[file.stem]})
+                found.append(Found(file.stem, read, {**words, "task": task}, only_where="task"))
+    for task, folds in tasks.items():
+        lacking = sorted(set(folds).difference(file.stem for file in files))
+        if lacking:
+            say(f"task {task}: {len(lacking)} of its {len(folds)} samples are not in st/: {listed(lacking, 3)}")
+        panel = next(iter(files_of(folder, f"**/{task}/var_50genes.json")), None)
+        said = f" --genes {panel}" if panel else ""
+        say(f"task {task}: --where task={task} takes its samples; then train with --folds fold{said}")
     return found
+
+
+def _tasks(folder: Path) -> dict[str, dict[str, str]]:
+    """Return the tasks of HEST-Benchmark, each with the fold in which a sample is judged.
+
+    Raises ExpressionError where a sample is judged in two folds.
+    """
+    tasks = dict[str, dict[str, str]]()
+    for file in files_of(folder, "**/splits/test_*.csv"):
+        fold = file.stem.removeprefix("test_")
+        table = read_delimited(file, ",")
+        needed(table, ("sample_id",), file)
+        of = tasks.setdefault(file.parent.parent.name, {})
+        for sample in table["sample_id"].cast(str):
+            if of.setdefault(sample, fold) != fold:
+                raise ExpressionError(f"{file}: {sample} is judged in fold {of[sample]} already")
+    return tasks
 
 
 def _table(folder: Path) -> dict[str, dict[str, Any]]:
@@ -73,7 +104,9 @@ def _json(path: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _read(folder: Path, file: Path, about: Mapping[str, Any], words: Mapping[str, str]) -> Section:
+def _read(
+    folder: Path, file: Path, about: Mapping[str, Any], words: Mapping[str, str], more: Mapping[str, str]
+) -> Section:
     name = file.stem
     image = one_image(files_of(folder, f"wsis/{name}.*"), f"for {name} in {folder / 'wsis'}")
     if not about:
@@ -109,7 +142,7 @@ def _read(folder: Path, file: Path, about: Mapping[str, Any], words: Mapping[str
         mpp_source="HEST-1k's metadata",
         gene_ids=None if ids is None else [_text(each) for each in data.var[ids]],
         notes=notes,
-        extra={key: words[key] for key in ("organ", "species", "st_technology") if key in words},
+        extra={**{key: words[key] for key in ("organ", "species", "st_technology") if key in words}, **more},
     )
 
 

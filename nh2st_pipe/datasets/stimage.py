@@ -33,6 +33,7 @@ from nh2st_pipe.datasets.common import (
 
 __all__ = ["find_stimage"]
 
+_STAGE = re.compile(r"(?:^|_)(\d+(?:\.\d+)?(?:-\d+(?:\.\d+)?)?PCW)(?:_|$)")
 _PLACE = re.compile(r"(?:^|_)(-?\d+(?:\.\d+)?)x(-?\d+(?:\.\d+)?)$")
 
 
@@ -48,9 +49,11 @@ def find_stimage(folder: Path, say: Callable[[str], None]) -> list[Found]:
 
 
 def _about(name: str) -> dict[str, str]:
-    """Return what a name says: Human_Heart_… is an organ of a species."""
+    """Return what a name says: Human_Heart_… is an organ of a species, 6.5PCW the weeks after conception."""
     words = name.split("_")
-    return {"species": words[0], "organ": words[1]} if len(words) > 2 else {}
+    known = {"species": words[0], "organ": words[1]} if len(words) > 2 else {}
+    stage = _STAGE.search(name)
+    return {**known, "stage": stage.group(1)} if stage else known
 
 
 def _read(folder: Path, name: str) -> Section:

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from nh2st_pipe.core.errors import ExpressionError, UsageError
+from nh2st_pipe.data.panels import read_gene_file
 from nh2st_pipe.datasets import Imported, import_dataset
 from nh2st_pipe.datasets.generated import (
     GENES,
@@ -213,6 +214,37 @@ def test_hest_is_chosen_from_by_what_is_known_of_its_samples(tmp_path: Path) -> 
         bring("hest", folder, where={"organ": "Skin"})
     with pytest.raises(UsageError, match=r"nothing is called 'organs'; did you mean 'organ'\?"):
         bring("hest", folder, where={"organs": "Skin"})
+
+
+def test_a_task_of_the_hest_benchmark_brings_its_folds_and_genes(tmp_path: Path) -> None:
+    folder = hest(tmp_path / "data", ["INT1", "INT2", "TENX99"])
+    splits = folder / "bench/IDC/splits"
+    splits.mkdir(parents=True)
+    for fold, samples in enumerate((["TENX99"], ["INT2", "MISC1"])):
+        rows = "".join(f"{name},patches/{name}.h5,adata/{name}.h5ad\n" for name in samples)
+        (splits / f"test_{fold}.csv").write_text(f"sample_id,patches_path,expr_path\n{rows}")
+    panel = splits.parent / "var_50genes.json"
+    panel.write_text(json.dumps({"genes": GENES[3:8]}))
+    said = list[str]()
+    made = import_dataset("hest", folder, tmp_path / "out/manifest.csv", said.append, where={"task": "IDC"}, look=False)
+    assert [(row.slide_id, row.extra["fold"]) for row in made.rows] == [("INT2", "1"), ("TENX99", "0")]
+    assert "task IDC: 1 of its 3 samples are not in st/: MISC1" in said
+    assert said[1] == f"task IDC: --where task=IDC takes its samples; then train with --folds fold --genes {panel}"
+    store = tmp_path / "s.zarr"
+    embed(tmp_path / "out/manifest.csv", encoder="fake", store=store, tile_px=40)
+    run = train(store, recipe="ridge", genes=panel, folds="fold", out=tmp_path / "run", settings=["baselines=[]"])
+    assert [fold["fold"] for fold in run.metrics["folds"]] == ["0", "1"]
+    assert len(bring("hest", folder, look=False).rows) == 3  # without a task, each sample once
+    panel.write_text("{")
+    with pytest.raises(UsageError, match="no JSON with a list of genes"):
+        read_gene_file(panel)
+
+
+def test_stages_after_conception_are_read_from_names(tmp_path: Path) -> None:
+    folder = stimage(tmp_path / "data", ["Human_Heart_4.5-5PCW_1", "Human_Heart_9PCW_2", "Human_Heart_A"])
+    rows = bring("stimage", folder, look=False).rows
+    assert [row.extra.get("stage", "") for row in rows] == ["4.5-5PCW", "9PCW", ""]
+    assert len(bring("stimage", folder, where={"stage": "9*"}, look=False).rows) == 1
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,7 @@ def test_every_dataset_that_is_described_can_be_imported() -> None:
         ("stnet", 0.161),
         ("skin", 0.208),
         ("mouse", 0.039),
+        ("pcw", 0.029),
         ("int", 0.22),
         ("zen", 0.108),
     }
