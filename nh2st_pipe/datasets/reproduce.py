@@ -5,6 +5,7 @@ Every step is kept and gone on with: the manifest, the embeddings, each run.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 
 from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.core.progress import Progress
+from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.datasets import import_dataset
 from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.recipes.dataset import DatasetRecipe, load_dataset_recipe
@@ -66,11 +68,18 @@ def reproduce(
     dataset = name if isinstance(name, DatasetRecipe) else load_dataset_recipe(name)
     progress = progress or Progress()
     done = Reproduced(Path(out) if out is not None else Path("reproduce") / dataset.name)
-    manifest = done.out / "manifest.csv"
+    manifest, imported = done.out / "manifest.csv", done.out / "imported.json"
     if not manifest.is_file():
         made = import_dataset(dataset.importer, Path(data), manifest, progress.say, where=dataset.where)
-        done.failed |= made.failed
-        done.notes += [f"{slide_id}: {words}" for slide_id, doubts in made.doubts.items() for words in doubts]
+        notes = [f"{slide_id}: {words}" for slide_id, doubts in made.doubts.items() for words in doubts]
+        with written_whole(imported) as part:
+            part.write_text(json.dumps({"failed": made.failed, "notes": notes}, indent=1) + "\n", "utf-8")
+    if imported.is_file():
+        said = json.loads(imported.read_text("utf-8"))
+        done.failed |= said["failed"]
+        done.notes += said["notes"]
+        if said["failed"]:
+            done.notes.append(f"delete {manifest} to import again what was left out, where its files are right by now")
     embedded = embed(
         manifest,
         encoder=encoder,

@@ -41,6 +41,7 @@ def test_a_dataset_goes_from_its_files_to_a_table_and_every_step_is_kept(
 
     hest(tmp_path / "data", ["INT1", "INT2", "INT3", "ZEN40"])
     (tmp_path / "data/wsis/INT2.tif").write_bytes(b"junk")
+    (tmp_path / "data/st/INT4.h5ad").write_bytes(b"junk")
     monkeypatch.setattr("nh2st_pipe.datasets.reproduce._HEADS", ("nh2st", "ridge"))
     out = tmp_path / "out"
     trained = list[Path]()
@@ -71,10 +72,12 @@ def test_a_dataset_goes_from_its_files_to_a_table_and_every_step_is_kept(
         ("ridge", "nested, folds by patient"),
     ]
     assert all(row["mse"] > 0 for row in rows)
-    assert set(done.failed) == {"INT2"}
+    assert set(done.failed) == {"INT2", "INT4"}
     assert (out / "spots.png").is_file()
     again = reproduce(small(), tmp_path / "data", out=out, encoder="fake")
     assert again.rows == done.rows
+    assert again.failed == done.failed  # what the import left out is said every time
+    assert any("to import again what was left out" in note for note in again.notes)
     assert len(trained) == 4
 
 
