@@ -16,6 +16,7 @@ from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.data.targets import targets
+from nh2st_pipe.evaluation.intervals import LEVELS, Intervals, Level
 from nh2st_pipe.heads.base import HeadModel, Prediction
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.runs.about import About
@@ -60,6 +61,7 @@ def predict(
     out: str | Path = "predictions",
     weights: str | Path | None = None,
     device: str = "auto",
+    level: float = 0.9,
     any_mpp: bool = False,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
@@ -69,14 +71,19 @@ def predict(
     Exactly one of `embeddings` (a store) and `slides` (a manifest) is given. Slides are embedded first, with the
     model's own encoder and tile size, into <out>/store.zarr; `weights` is then the encoder's file where the hub's is
     not wanted. Each <out>/<slide_id>.h5ad holds X n × G, the mean over the store's views, layers["target"] where the
-    store has expression, var["cv_pcc"] and var["half_pcc"] (each gene's PCC out of fold, and between halves of the
-    training tissue), obs["likeness"] where the head can tell how like a spot is to the training spots, and in
+    store has expression, layers["low"] and layers["high"] (an interval at `level`, 0.5, 0.8, 0.9 or 0.95, from what was
+    off on patients or slides held out; see `evaluation.intervals`), var["cv_pcc"], var["cv_low"], var["cv_high"] and
+    var["half_pcc"] (each gene's PCC out of fold with its 95 % interval, and between halves of the training tissue),
+    var["trusted"] (that interval lies above 0, and ridge-context does no better), obs["likeness"] where the head can
+    tell how like a spot is to the training spots, and in
     uns["nh2st_pipe"] what the numbers are and whether the head was trained on this slide. A slide whose tiles would
     show another size of tissue fails, unless `any_mpp`. `trust_remote_code` lets an encoder's repository
     run its code.
 
     Raises RunError where the model cannot be read, StoreError where the store is another encoder's.
     """
+    if level not in LEVELS:
+        raise UsageError(f"--level takes {', '.join(f'{each:g}' for each in LEVELS)}, not {level:g}")
     if (embeddings is None) == (slides is None):
         raise UsageError("give either --embeddings (a store) or --slides (a manifest)")
     head = load_model(model)
@@ -106,7 +113,14 @@ def predict(
         "version": nh2st_pipe.__version__,
         **_model_hash(model),
     }
-    by_gene = {"cv_pcc": about.cv_pcc, "half_pcc": about.half_pcc}
+    by_gene = {name: getattr(about, name) for name in ("cv_pcc", "cv_low", "cv_high", "trusted", "half_pcc")}
+    reach, at_the_end = about.intervals.levels.get(f"{level:g}"), list[str]()
+    if reach is not None:
+        words = _about_intervals(about.intervals, level, reach)
+        fixed |= {"interval_level": level, "intervals": words}
+        if head.genes and about.trusted:
+            words += f"; {sum(about.trusted.values()):,} of {len(head.genes):,} genes are trusted"
+        at_the_end.append(words)
     progress.start("predicting", len(names), "slides")
     for number, name in enumerate(names):
         progress.advance(number, len(names), name)
@@ -131,9 +145,18 @@ def predict(
         path = summary.out / f"{name}.h5ad"
         said = {**fixed, **{key: words for key, words in notices.items() if words}}
         truth = _truth(slide, head.genes, about.targets)
-        write_prediction(path, slide, head.genes, predicted, truth, about.targets, said, by_gene)
+        width = None if reach is None else reach.half_width
+        write_prediction(path, slide, head.genes, predicted, truth, about.targets, said, by_gene, width)
         summary.files[name] = path
+    summary.notices += at_the_end
     return summary
+
+
+def _about_intervals(of: Intervals, level: float, reach: Level) -> str:
+    """Say in words what intervals were made from, and what they reached."""
+    reached = "" if reach.coverage is None else f"; made without each, they cover {reach.coverage:.0%} of its values"
+    words = f"intervals at {level:.0%} are from {of.groups} {of.by}{'s' if of.groups > 1 else ''} held out{reached}"
+    return words if reach.promised else f"{words}. That is too few to promise {level:.0%} on a new one"
 
 
 def _caution(head: HeadModel, predicted: Prediction, about: About) -> str | None:

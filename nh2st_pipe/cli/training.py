@@ -218,6 +218,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for one .h5ad per slide.")] = Path("predictions"),
     weights: Weights = None,
     device: Device = "auto",
+    level: Annotated[float, typer.Option(help="Of the intervals around each value: 0.5, 0.8, 0.9 or 0.95.")] = 0.9,
     any_mpp: Annotated[
         bool, typer.Option("--any-mpp", help="Predict slides of another resolution too, with tiles of as many px.")
     ] = False,
@@ -236,6 +237,7 @@ def predict(
             out=out,
             weights=weights,
             device=device,
+            level=level,
             any_mpp=any_mpp,
             trust_remote_code=trust_remote_code,
             progress=progress,

@@ -8,6 +8,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from nh2st_pipe.core.errors import RunError
+from nh2st_pipe.evaluation.intervals import Intervals
 from nh2st_pipe.recipes.train import FeatureRecipe, TargetRecipe
 from nh2st_pipe.recipes.values import faults_in_words
 from nh2st_pipe.store.format import Contract
@@ -45,6 +46,13 @@ class About(BaseModel):
     """Gene → mean PCC out of fold, None where it is not defined."""
     half_pcc: dict[str, float | None] = Field(default_factory=dict)
     """Gene → mean PCC between halves of the training tissue, which tells best which genes to trust on a new slide."""
+    cv_low: dict[str, float] = Field(default_factory=dict)
+    """Gene → lower end of the 95 % interval of its PCC over patients (or slides) held out, where there are several."""
+    cv_high: dict[str, float] = Field(default_factory=dict)
+    trusted: dict[str, bool] = Field(default_factory=dict)
+    """Gene → whether that interval lies above 0, and its PCC is no lower than that of ridge-context."""
+    intervals: Intervals = Field(default_factory=Intervals)
+    """How far predictions were off on what was held out."""
     likeness: dict[str, float] = Field(default_factory=dict)
     """slide_id → median likeness of a training slide to the others, when it was held out; where the head can tell."""
     version: str = ""

@@ -31,6 +31,7 @@ def write_prediction(
     made: TargetRecipe | None,
     about: dict[str, Any],
     by_gene: Mapping[str, Mapping[str, float | None]] | None = None,
+    half_width: Mapping[str, float] | None = None,
 ) -> None:
     """Write one slide's predictions: X n × G, layers["target"] where the truth is known, obsm["spatial"] in
     level-0 px, the spots' neighbours and the thumbnail where scanpy and squidpy look for them, and `about` in
@@ -38,7 +39,8 @@ def write_prediction(
     spots have several.
 
     obs["likeness"] tells how like each spot is to the training spots (its median stands in uns). `by_gene` are columns
-    of var, each a value by gene: cv_pcc, half_pcc; those that are empty are left out.
+    of var, each a value by gene: cv_pcc, half_pcc …; those that are empty are left out. With the `half_width` of each
+    gene's interval, layers["low"] and layers["high"] are its ends.
     """
     obs = pd.DataFrame(index=pd.Index(slide.barcodes, name="barcode", dtype=object))
     for name, values in (("array_row", slide.array_row), ("array_col", slide.array_col)):
@@ -51,7 +53,10 @@ def write_prediction(
     for column, known in (by_gene or {}).items():
         if known:
             of_genes = [known.get(gene) for gene in genes]
-            var[column] = np.array([np.nan if value is None else value for value in of_genes])
+            if all(isinstance(value, bool) for value in known.values()):
+                var[column] = np.array([bool(value) for value in of_genes])
+            else:
+                var[column] = np.array([np.nan if value is None else value for value in of_genes])
     if predicted.likeness is not None:
         obs["likeness"] = predicted.likeness
         about["likeness"] = float(np.median(predicted.likeness))
@@ -63,6 +68,9 @@ def write_prediction(
         data.obsp[name] = matrix
     if target is not None:
         data.layers["target"] = target
+    if half_width:
+        reach = np.array([half_width.get(gene, np.nan) for gene in genes], np.float32)
+        data.layers["low"], data.layers["high"] = predicted.values - reach, predicted.values + reach
     data.uns["nh2st_pipe"] = about
     if "spatial" in slide.uns:
         data.uns["spatial"] = slide.uns["spatial"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from nh2st_pipe.evaluation.intervals import Intervals, intervals, mean_interval, sketch
 from nh2st_pipe.evaluation.metrics import gene_metrics, mean_of, summarise
 from nh2st_pipe.training.fold import FoldResult
 
@@ -13,9 +15,10 @@ __all__ = ["Outcome"]
 
 
 class Outcome:
-    """What one head reached, fold by fold."""
+    """What one head reached, fold by fold; with `keep_off` also how far off it was, by slide and gene."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep_off: bool = True) -> None:
+        self._keep_off = keep_off
         self.folds: list[dict[str, Any]] = []
         self.epochs: list[int] = []
         self.history: list[dict[str, Any]] = []
@@ -25,6 +28,8 @@ class Outcome:
         """Why a test slide's prediction should be believed less, by slide_id."""
         self._genes: dict[str, list[dict[str, float]]] = {}
         self._slides: list[dict[str, Any]] = []
+        self._off: list[tuple[str, str, list[str], NDArray[np.float32], NDArray[np.float64]]] = []
+        """Of each test slide: its name and patient, and by gene how far it was off (`sketch`) and the PCC."""
 
     def add(
         self,
@@ -56,6 +61,10 @@ class Outcome:
             row["target_mean"] = float(np.mean(t[:, i])) if len(t) else float("nan")
             self._genes.setdefault(gene, []).append(row)
         for name in fold.test:
+            if self._keep_off:
+                off = sketch(predicted[name].values - target[name])
+                pcc = gene_metrics(predicted[name].values, target[name])["pcc"]
+                self._off.append((name, result.patients[name], list(result.panel), off, pcc))
             row = summarise(predicted[name].values, target[name])
             like = predicted[name].likeness
             likeness = None if like is None else float(np.median(like))
@@ -80,6 +89,40 @@ class Outcome:
     def likeness(self) -> dict[str, float]:
         """Return the median likeness of each slide to the slides it was held out from, where the head can tell."""
         return {row["slide_id"]: row["likeness"] for row in self._slides if row["likeness"] is not None}
+
+    def _held_out(self) -> tuple[str, dict[str, list[int]]]:
+        """Return what was held out, and the rows of `_off` of each: patients where there are several, else slides."""
+        of_patients, of_slides = dict[str, list[int]](), dict[str, list[int]]()
+        for i, (name, patient, *_) in enumerate(self._off):
+            of_patients.setdefault(patient, []).append(i)
+            of_slides.setdefault(name, []).append(i)
+        if len(of_patients) > 1:
+            return "patient", of_patients
+        return "block" if any("#" in name for name in of_slides) else "slide", of_slides
+
+    def intervals(self) -> Intervals:
+        """Return how far predictions were off on what was held out (see `evaluation.intervals`)."""
+        by, groups = self._held_out()
+        genes = list(dict.fromkeys(gene for _, _, panel, *_ in self._off for gene in panel))
+        place = {gene: i for i, gene in enumerate(genes)}
+        found = []
+        for rows in groups.values():
+            points = np.full((len(genes), len(rows), len(self._off[0][3][0])), np.nan, np.float32)
+            for j, i in enumerate(rows):
+                _, _, panel, off, _ = self._off[i]
+                points[[place[gene] for gene in panel], j] = off
+            found.append(points[:, 0] if len(rows) == 1 else sketch(points.reshape(len(genes), -1).T))
+        return intervals(by, found, genes)
+
+    def pcc_intervals(self) -> dict[str, tuple[float, float] | None]:
+        """Return each gene's PCC as an interval over what was held out, at 95 %; None where there is a single one."""
+        _, groups = self._held_out()
+        of_gene = dict[str, dict[str, list[float]]]()
+        for group, rows in groups.items():
+            for i in rows:
+                for gene, value in zip(self._off[i][2], self._off[i][4], strict=True):
+                    of_gene.setdefault(gene, {}).setdefault(group, []).append(float(value))
+        return {gene: mean_interval(values) for gene, values in of_gene.items()}
 
     def record(self) -> dict[str, Any]:
         """Return `summary` (None without folds) and `folds`."""

@@ -19,7 +19,7 @@ from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.training.fold import FoldResult
 from nh2st_pipe.training.outcome import Outcome
 
-__all__ = ["PROTOCOLS", "about", "gene_table", "metrics_of", "write_predictions"]
+__all__ = ["PROTOCOLS", "about", "gene_table", "metrics_of", "trusted_of", "write_predictions"]
 
 PROTOCOLS = {
     "nested": "gene panel, scaling, epochs and penalties chosen on training slides alone; each test fold touched once",
@@ -27,9 +27,11 @@ PROTOCOLS = {
 }
 
 
-def about(study: Study, recipe: TrainRecipe, outcome: Outcome) -> dict[str, Any]:
-    """Return what a model says about itself."""
+def about(study: Study, recipe: TrainRecipe, outcome: Outcome, rival: Outcome | None = None) -> dict[str, Any]:
+    """Return what a model says about itself; a gene is trusted that is predicted no worse than by `rival`."""
     slides = study.slides.values()
+    cv_pcc = {row["gene"]: row["pcc"] for row in outcome.per_gene(recipe.name)}
+    ends = {gene: ends for gene, ends in outcome.pcc_intervals().items() if ends is not None}
     return About(
         format=RUN_FORMAT,
         recipe=recipe.name,
@@ -41,9 +43,25 @@ def about(study: Study, recipe: TrainRecipe, outcome: Outcome) -> dict[str, Any]
             TrainedOn(slide_id=s.slide_id, patient=s.patient, image=s.image_fingerprint, mpp=s.mpp) for s in slides
         ),
         likeness=outcome.likeness(),
-        cv_pcc={row["gene"]: row["pcc"] for row in outcome.per_gene(recipe.name)},
+        cv_pcc=cv_pcc,
+        cv_low={gene: low for gene, (low, _) in ends.items()},
+        cv_high={gene: high for gene, (_, high) in ends.items()},
+        trusted=trusted_of(outcome, recipe.name, rival),
+        intervals=outcome.intervals(),
         version=nh2st_pipe.__version__,
     ).model_dump(mode="json")
+
+
+def trusted_of(outcome: Outcome, head: str, rival: Outcome | None) -> dict[str, bool]:
+    """Return of each gene whether its PCC is surely above 0 on what was held out, and no lower than the rival's; empty
+    where a single slide or patient was held out.
+    """
+    own = {row["gene"]: row["pcc"] or 0.0 for row in outcome.per_gene(head)}
+    theirs = {} if rival is None else {row["gene"]: row["pcc"] or 0.0 for row in rival.per_gene(head)}
+    ends = outcome.pcc_intervals()
+    return {
+        gene: each[0] > 0 and own[gene] >= theirs.get(gene, -1.0) for gene, each in ends.items() if each is not None
+    }
 
 
 def gene_table(outcomes: dict[str, Outcome], own: str, half_pcc: dict[str, float | None]) -> list[dict[str, Any]]:

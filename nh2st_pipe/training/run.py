@@ -53,6 +53,9 @@ class Run:
         return [{"head": name, **(values["summary"] or {})} for name, values in heads.items()]
 
 
+_RIVAL = "ridge-context"  # what a head has to be worth the trouble beside
+
+
 def train(
     embeddings: str | Path,
     *,
@@ -104,7 +107,7 @@ def train(
         def tell(words: str) -> None:
             progress.advance(fits, fits + 1, f"{resolved.name}, {words}")
 
-        final = fit_all(study, resolved, own.epochs, about(study, resolved, own), tell)
+        final = fit_all(study, resolved, own.epochs, about(study, resolved, own, outcomes.get(_RIVAL)), tell)
         wanted = resolved.targets.genes
         if isinstance(wanted, int) and len(final.model.genes) < wanted:
             notes.append(f"{wanted:,} genes were asked for, and the slides have {len(final.model.genes):,} in common")
@@ -137,7 +140,7 @@ def _run_folds(
     progress: Progress,
 ) -> dict[str, Outcome]:
     """Train and judge every head on every fold; the first head's predictions are kept."""
-    outcomes = {recipe.name: Outcome() for recipe in heads}
+    outcomes = {recipe.name: Outcome(keep_off=recipe is heads[0]) for recipe in heads}
     tasks = [FoldTask(str(store.location), each, fold, str(study.device)) for each in heads for fold in folds]
     own: list[FoldResult] = []
     progress.start("training", len(tasks) + 1, "fits")

@@ -12,16 +12,22 @@ from unittest import mock
 
 import anndata
 import numpy as np
+import polars as pl
 import pytest
 
 from nh2st_pipe import NH2ST
-from nh2st_pipe.core.errors import RecipeError, RunError, StoreError
+from nh2st_pipe.core.errors import RecipeError, RunError, StoreError, UsageError
+from nh2st_pipe.data.folds import Fold
+from nh2st_pipe.heads.base import Prediction
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.reporting.page import report
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.card import model_card
 from nh2st_pipe.runs.folder import RunFolder
 from nh2st_pipe.runs.model import load_model
+from nh2st_pipe.training.fold import FoldResult
+from nh2st_pipe.training.outcome import Outcome
+from nh2st_pipe.training.record import trusted_of
 from nh2st_pipe.training.run import train
 from tests.conftest import Study
 from tests.hub import standing_in
@@ -79,7 +85,48 @@ def test_slides_and_patients_that_were_trained_on_are_named(finished: Path, make
         Image.open(new.folder / f"t{i}.png").rotate(90).save(new.folder / f"s{i}.png")
     new.embed(views=8)
     summary = predict(finished, embeddings=new.folder / "store.zarr", out=new.folder / "p")
-    assert summary.notices == ["s0: trained on other slides of patient P1"]
+    assert summary.notices[:-1] == ["s0: trained on other slides of patient P1"]
+
+
+def test_predictions_have_intervals_and_genes_a_verdict(finished: Path, study: Study) -> None:
+    about, store = About.of(load_model(finished).about, finished), study.folder / "store.zarr"
+    assert (about.intervals.by, about.intervals.groups) == ("patient", 3)
+    fold = {row["gene"]: row for row in pl.read_csv(finished / "per_gene.csv").iter_rows(named=True)}
+    for level, promised in (("0.5", True), ("0.9", False)):
+        summary = predict(finished, embeddings=store, out=study.folder / level, level=float(level))
+        data = anndata.read_h5ad(summary.files["s0"])
+        reach = about.intervals.levels[level]
+        width = np.array([reach.half_width[gene] for gene in data.var_names])
+        assert np.allclose(data.layers["high"] - data.X, width, atol=1e-5)
+        assert np.allclose(data.X - data.layers["low"], width, atol=1e-5)
+        words = f"intervals at {float(level):.0%} are from 3 patients held out; made without each, they cover"
+        assert summary.notices[-1].startswith(words)
+        assert ("too few to promise" in summary.notices[-1]) is not promised
+        assert data.uns["nh2st_pipe"]["interval_level"] == float(level)
+    low, high, pcc = data.var["cv_low"], data.var["cv_high"], data.var["cv_pcc"]
+    assert ((low < pcc) & (pcc < high)).all()
+    assert data.var["trusted"].dtype == bool
+    assert data.var["trusted"].tolist() == (low > 0).tolist()  # no ridge-context among these baselines
+    assert set(fold) >= set(data.var_names)
+    with pytest.raises(UsageError, match=r"--level takes 0\.5, 0\.8, 0\.9, 0\.95, not 0\.7"):
+        predict(finished, embeddings=store, level=0.7)
+
+
+def test_a_gene_that_ridge_context_predicts_better_is_not_trusted() -> None:
+    rng = np.random.default_rng(0)
+    truth = {f"s{i}": rng.standard_normal((50, 2)) for i in range(3)}
+    ours, theirs = Outcome(), Outcome(keep_off=False)
+    for name, values in truth.items():
+        other = rng.standard_normal(values.shape)
+        for outcome, noise in ((ours, (0.3, 0.6)), (theirs, (0.6, 0.3))):
+            guess = Prediction((values + other * noise).astype(np.float32))
+            fold = Fold(name, tuple(set(truth) - {name}), (name,))
+            seen = values.astype(np.float32)
+            outcome.add(
+                FoldResult("h", fold, ["a", "b"], {name: guess}, {name: seen}, {name: name}, 0.0, 0, [], {}, {})
+            )
+    assert trusted_of(ours, "h", None) == {"a": True, "b": True}
+    assert trusted_of(ours, "h", theirs) == {"a": True, "b": False}
 
 
 def test_a_slide_of_another_resolution_is_not_predicted_with_tiles_of_as_many_px(
