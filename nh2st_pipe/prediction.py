@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 import nh2st_pipe
@@ -14,6 +15,7 @@ from nh2st_pipe.core.devices import pick_head_device
 from nh2st_pipe.core.errors import NH2STError, SlideError, StoreError, TrainError, UsageError
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.progress import Progress
+from nh2st_pipe.data.pitch import overlap_for, parted, pitch_in_tiles, sublattice
 from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.data.targets import targets
 from nh2st_pipe.evaluation.intervals import LEVELS, Intervals, Level
@@ -29,6 +31,7 @@ from nh2st_pipe.store.read import SlideData, Store, open_store
 __all__ = ["PredictSummary", "predict"]
 
 _MPP_TOLERANCE = 0.05
+_PITCH_TOLERANCE = 0.15
 
 
 @dataclass
@@ -69,7 +72,8 @@ def predict(
     """Predict expression with the head `model` (a run, its model/, or "hf-hub:owner/name").
 
     Exactly one of `embeddings` (a store) and `slides` (a manifest) is given. Slides are embedded first, with the
-    model's own encoder and tile size, into <out>/store.zarr; `weights` is then the encoder's file where the hub's is
+    model's own encoder and tile size, on a grid of which the pitch of the training spots is a multiple, into
+    <out>/store.zarr (see `data.pitch`); `weights` is then the encoder's file where the hub's is
     not wanted. Each <out>/<slide_id>.h5ad holds X n × G, the mean over the store's views, layers["target"] where the
     store has expression, layers["low"] and layers["high"] (an interval at `level`, 0.5, 0.8, 0.9 or 0.95, from what was
     off on patients or slides held out; see `evaluation.intervals`), var["cv_pcc"], var["cv_low"], var["cv_high"] and
@@ -92,7 +96,7 @@ def predict(
     summary = PredictSummary(Path(out))
     summary.out.mkdir(parents=True, exist_ok=True)
     if slides is not None:
-        embeddings = _embed(slides, about.store, summary, weights, device, trust_remote_code, progress)
+        embeddings = _embed(slides, about.store, about.pitch, summary, weights, device, trust_remote_code, progress)
     assert embeddings is not None
     store = open_store(embeddings)
     differences = about.store.differences(store.contract, one_store=False)
@@ -128,19 +132,13 @@ def predict(
             slide = store.read(name, first_view_only=about.features.views == "first")
             if not any_mpp:
                 _check_mpp(slide, about)
-            samples = Samples.of(
-                [slide],
-                neighbours=about.features.neighbours,
-                device=torch_device,
-                smoothed=about.targets.smooth != "none",
-            )
-            predicted = head.predict_spots(samples)
+            predicted, apart = _predict(head, slide, about, torch_device)
         except (StoreError, SlideError, TrainError) as error:  # one slide that cannot be predicted; the others go on
             summary.failed[name] = str(error)
             progress.say(f"{name} passed over; the end says why")
             continue
         seen = about.in_sample(slide.image_fingerprint, slide.patient)
-        notices = {"in_sample": seen, "caution": _caution(head, predicted, about)}
+        notices = {"in_sample": seen, "caution": _caution(head, predicted, about), "pitch": apart}
         summary.notices += [f"{name}: {words}" for words in notices.values() if words]
         path = summary.out / f"{name}.h5ad"
         said = {**fixed, **{key: words for key, words in notices.items() if words}}
@@ -150,6 +148,37 @@ def predict(
         summary.files[name] = path
     summary.notices += at_the_end
     return summary
+
+
+def _predict(head: HeadModel, slide: SlideData, about: About, device: torch.device) -> tuple[Prediction, str | None]:
+    """Return a head's prediction for a slide, each of its tiles among neighbours at the pitch that was trained on; and
+    what has to be known where that cannot be had.
+    """
+    values = np.empty((len(slide), len(head.genes)), np.float32)
+    likeness: NDArray[np.float32] | None = None
+    step, parts = parted(slide, about.pitch)
+    for rows in parts:
+        samples = Samples.of(
+            [sublattice(slide, rows, step)],
+            neighbours=about.features.neighbours,
+            device=device,
+            smoothed=about.targets.smooth != "none",
+        )
+        said = head.predict_spots(samples)
+        values[rows] = said.values
+        if said.likeness is not None:
+            likeness = np.empty(len(slide), np.float32) if likeness is None else likeness
+            likeness[rows] = said.likeness
+    own = pitch_in_tiles(slide)
+    if own is None or about.pitch is None or slide.counts is not None:
+        return Prediction(values, likeness), None
+    pitch = own * step
+    if abs(pitch / about.pitch - 1) <= _PITCH_TOLERANCE:
+        return Prediction(values, likeness), None
+    return Prediction(values, likeness), (
+        f"its tiles see neighbours {pitch:.2f} tiles away, and the head was trained on spots {about.pitch:.2f} apart; "
+        f"embed it with --overlap {overlap_for(about.pitch):g}"
+    )
 
 
 def _about_intervals(of: Intervals, level: float, reach: Level) -> str:
@@ -194,6 +223,7 @@ def _model_hash(model: str | Path) -> dict[str, str]:
 def _embed(
     slides: str | Path,
     trained_on: Contract,
+    pitch: float | None,
     summary: PredictSummary,
     weights: str | Path | None,
     device: str,
@@ -208,6 +238,7 @@ def _embed(
     path, recipe = summary.out / "store.zarr", recipe_of(trained_on)
     given = None if weights is None else Path(weights)
     there = None if Location(path).is_empty() else open_store(path).contract
+    overlap = overlap_for(pitch) if there is None else None
     found = known_weights(recipe, given, there) or find_weights(recipe, given, trust_remote_code)
     if found.sha256 != trained_on.weights.sha256:
         raise StoreError(
@@ -221,6 +252,7 @@ def _embed(
         weights=weights,
         store=path,
         views=trained_on.views,
+        overlap=overlap,
         tile_um=trained_on.tile["size_um"],
         tile_px=trained_on.tile["size_level0_px"],
         precision=trained_on.precision,

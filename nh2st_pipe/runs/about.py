@@ -53,6 +53,8 @@ class About(BaseModel):
     """Gene → whether that interval lies above 0, and its PCC is no lower than that of ridge-context."""
     intervals: Intervals = Field(default_factory=Intervals)
     """How far predictions were off on what was held out."""
+    pitch: float | None = None
+    """Median pitch of the training slides' spots in sides of a tile; None where it is not known."""
     likeness: dict[str, float] = Field(default_factory=dict)
     """slide_id → median likeness of a training slide to the others, when it was held out; where the head can tell."""
     version: str = ""

@@ -10,6 +10,7 @@ import torch
 
 import nh2st_pipe
 from nh2st_pipe.data.folds import Fold
+from nh2st_pipe.data.pitch import pitch_in_tiles
 from nh2st_pipe.data.study import Study
 from nh2st_pipe.heads.registry import Trained
 from nh2st_pipe.recipes.train import TrainRecipe
@@ -32,6 +33,7 @@ def about(study: Study, recipe: TrainRecipe, outcome: Outcome, rival: Outcome | 
     slides = study.slides.values()
     cv_pcc = {row["gene"]: row["pcc"] for row in outcome.per_gene(recipe.name)}
     ends = {gene: ends for gene, ends in outcome.pcc_intervals().items() if ends is not None}
+    pitches = [pitch for slide in slides if (pitch := pitch_in_tiles(slide)) is not None]
     return About(
         format=RUN_FORMAT,
         recipe=recipe.name,
@@ -42,6 +44,7 @@ def about(study: Study, recipe: TrainRecipe, outcome: Outcome, rival: Outcome | 
         trained_on=tuple(
             TrainedOn(slide_id=s.slide_id, patient=s.patient, image=s.image_fingerprint, mpp=s.mpp) for s in slides
         ),
+        pitch=float(np.median(pitches)) if pitches else None,
         likeness=outcome.likeness(),
         cv_pcc=cv_pcc,
         cv_low={gene: low for gene, (low, _) in ends.items()},
