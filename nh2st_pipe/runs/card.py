@@ -37,7 +37,9 @@ def model_card(metrics: dict[str, Any], about: About) -> str:
         "",
         "`nh2st-pipe predict --model hf-hub:OWNER/NAME --slides manifest.csv`; in Python "
         '`nh2st_pipe.load_model("hf-hub:OWNER/NAME")`. A prediction says how well each gene was predicted out of fold '
-        '(`var["cv_pcc"]`, `var["half_pcc"]`) and how like its spots are to those trained on (`obs["likeness"]`).',
+        '(`var["cv_pcc"]` with its interval, `var["half_pcc"]`, `var["trusted"]`), how far values were off on what was '
+        'held out (`layers["low"]`, `layers["high"]`), and how like its spots are to those trained on '
+        '(`obs["likeness"]`).',
     ]
     return "\n".join(lines) + "\n"
 
