@@ -123,7 +123,8 @@ def predict(
         words = _about_intervals(about.intervals, level, reach)
         fixed |= {"interval_level": level, "intervals": words}
         if head.genes and about.trusted:
-            words += f"; {sum(about.trusted.values()):,} of {len(head.genes):,} genes are trusted"
+            trusted = sum(about.trusted.get(gene, False) for gene in head.genes)
+            words += f"; {trusted:,} of {len(head.genes):,} genes are trusted"
         at_the_end.append(words)
     progress.start("predicting", len(names), "slides")
     for number, name in enumerate(names):

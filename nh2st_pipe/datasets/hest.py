@@ -48,7 +48,7 @@ def find_hest(folder: Path, say: Callable[[str], None]) -> list[Found]:
     files = files_of(folder, "st/*.h5ad")
     if not files:
         raise ExpressionError(f"there is no st/<id>.h5ad in {folder}; expected are wsis/, st/ and metadata/")
-    table, tasks = _table(folder), _tasks(folder)
+    table, tasks = _table(folder), _tasks(folder, say)
     found = []
     for file in files:
         about = {**table.get(file.stem, {}), **_json(folder / f"metadata/{file.stem}.json")}
@@ -68,21 +68,22 @@ def find_hest(folder: Path, say: Callable[[str], None]) -> list[Found]:
     return found
 
 
-def _tasks(folder: Path) -> dict[str, dict[str, str]]:
-    """Return the tasks of HEST-Benchmark, each with the fold in which a sample is judged.
-
-    Raises ExpressionError where a sample is judged in two folds.
+def _tasks(folder: Path, say: Callable[[str], None]) -> dict[str, dict[str, str]]:
+    """Return the tasks of HEST-Benchmark, each with the fold in which a sample is judged; without tasks that judge one
+    in two folds.
     """
-    tasks = dict[str, dict[str, str]]()
+    tasks, twice = dict[str, dict[str, str]](), set[str]()
     for file in files_of(folder, "**/splits/test_*.csv"):
         fold = file.stem.removeprefix("test_")
         table = read_delimited(file, ",")
         needed(table, ("sample_id",), file)
-        of = tasks.setdefault(file.parent.parent.name, {})
+        task = file.parent.parent.name
+        of = tasks.setdefault(task, {})
         for sample in table["sample_id"].cast(str):
-            if of.setdefault(sample, fold) != fold:
-                raise ExpressionError(f"{file}: {sample} is judged in fold {of[sample]} already")
-    return tasks
+            if of.setdefault(sample, fold) != fold and task not in twice:
+                twice.add(task)
+                say(f"task {task} is passed over: {sample} is judged in the folds {of[sample]} and {fold}")
+    return {task: of for task, of in tasks.items() if task not in twice}
 
 
 def _table(folder: Path) -> dict[str, dict[str, Any]]:

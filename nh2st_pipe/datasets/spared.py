@@ -78,7 +78,7 @@ def _read(file: Path, name: str, rows: NDArray[np.int64], key: str, about: dict[
         places = (
             np.asarray(read_elem(opened["obsm/spatial"]), np.float64)[rows] if "spatial" in opened["obsm"] else None
         )
-        patches = np.asarray(opened["obsm"][key][np.sort(rows)])[np.argsort(np.argsort(rows))]
+        patches = np.asarray(opened["obsm"][key][np.sort(rows)], np.uint8)[np.argsort(np.argsort(rows))]
     scale = _SCALE.fullmatch(key)
     assert scale is not None
     try:

@@ -230,12 +230,14 @@ class Readers:
         return self._tiles_known * len(self._jobs) / known
 
     def _plan(self) -> None:
+        slides = ahead(self._opened(), lambda _: None, self._stop.is_set, len(self._jobs))
         try:
-            for job, prepared in ahead(self._opened(), lambda _: None, self._stop.is_set, len(self._jobs)):
+            for job, prepared in slides:
                 self._take(job, prepared)
             self._queue.put(None)
         except BaseException as error:  # handed to the calling thread, which raises it
             self._queue.put(error)
+        slides.close()  # not before: it waits for the thread that claims, which waits for the end to be asked for
 
     def _opened(self) -> Iterator[tuple[Job, Future[None]]]:
         """Yield the jobs as this process has their claims, each with its preparation under way."""
@@ -287,8 +289,10 @@ class Readers:
                 self._claims.wait(_LOOK_SECONDS)
 
     def _seconds_to_read(self) -> float:
-        """Return how long the tiles of prepared slides will last, at the pace until now."""
-        if not self._tiles_begun:
+        """Return how long the tiles of claimed slides will last, at the pace until now; infinity where one is not
+        prepared yet, or nothing was read.
+        """
+        if not self._tiles_begun or self._to_read > len(self._left):
             return float("inf")
         pace = self._tiles_begun / (time.monotonic() - self._began)
         return sum(list(self._left.values())) / pace

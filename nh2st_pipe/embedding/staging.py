@@ -11,7 +11,7 @@ import queue
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -118,7 +118,9 @@ def _files(slide: Path) -> list[Path] | None:
     return [slide] if suffix in _ONE_FILE else None
 
 
-def ahead(items: Iterator[T], prepare: Callable[[T], None], stopped: Callable[[], bool], most: int = 1) -> Iterator[T]:
+def ahead(
+    items: Iterator[T], prepare: Callable[[T], None], stopped: Callable[[], bool], most: int = 1
+) -> Generator[T, None, None]:
     """Yield `items` in their order; a thread takes and prepares the next, `most` of them, while one is at work."""
     ready: queue.Queue[T | BaseException | None] = queue.Queue(most)
 

@@ -235,6 +235,10 @@ def test_a_task_of_the_hest_benchmark_brings_its_folds_and_genes(tmp_path: Path)
     run = train(store, recipe="ridge", genes=panel, folds="fold", out=tmp_path / "run", settings=["baselines=[]"])
     assert [fold["fold"] for fold in run.metrics["folds"]] == ["0", "1"]
     assert len(bring("hest", folder, look=False).rows) == 3  # without a task, each sample once
+    said.clear()
+    (splits / "test_2.csv").write_text("sample_id\nINT2\n")
+    import_dataset("hest", folder, tmp_path / "b/manifest.csv", said.append, look=False)
+    assert said[0] == "task IDC is passed over: INT2 is judged in the folds 1 and 2"
     panel.write_text("{")
     with pytest.raises(UsageError, match="no JSON with a list of genes"):
         read_gene_file(panel)

@@ -44,14 +44,16 @@ def actors() -> list[psutil.Process]:
 
 
 class Striking(Progress):
-    """Calls `strike` once when slides are under way, and keeps what is said."""
+    """Calls `strike` when slides are under way, and keeps what is said; again after a while unless `until` was said."""
 
-    def __init__(self, strike: Callable[[], object]) -> None:
-        self._strike, self.said, self.struck = strike, list[str](), False
+    def __init__(self, strike: Callable[[], object], until: str = "") -> None:
+        self._strike, self._until, self._at = strike, until, 0.0
+        self.said, self.struck = list[str](), False
 
     def advance(self, done: float, total: float, now: str = "") -> None:
-        if done >= 5 and not self.struck:
-            self.struck = True
+        heard = self.struck and any(self._until in words for words in self.said)
+        if done >= 5 and not heard and time.monotonic() > self._at + 5:
+            self.struck, self._at = True, time.monotonic()
             self._strike()
 
     def say(self, text: str) -> None:
@@ -98,7 +100,7 @@ def test_a_killed_actors_slides_go_to_another(
     study.embed(store=study.folder / "alone.zarr", stain_shift="off")
     store = study.folder / "store.zarr" if where == "folder" else "s3://bucket/ray/store.zarr"
     slow(monkeypatch)
-    progress = Striking(lambda: [each.kill() for each in actors()])  # one of them may have no slide yet
+    progress = Striking(lambda: actors()[0].kill(), until="takes over")  # an actor may have no slide yet
     summary = study.embed(store=store, engine="ray", batch_size=2, stain_shift="off", progress=progress)
     assert progress.struck
     assert [words for words in progress.said if "the process that was at it is gone; another takes over" in words]

@@ -46,10 +46,10 @@ def test_more_readers_have_more_slides_open(workers: int, slides: int) -> None:
 
 def test_one_batch_is_read_by_all_readers(make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch) -> None:
     study = make_study(1, 9)  # 81 tiles: three parts of a single batch
-    study.embed(store=study.folder / "plain.zarr", batch_size=7)
+    study.embed(stain_shift="off", store=study.folder / "plain.zarr", batch_size=7)
     side = Side(read_tile, 3)
     monkeypatch.setattr(readers, "read_tile", side)
-    study.embed(workers=3, batch_size=256)
+    study.embed(stain_shift="off", workers=3, batch_size=256)
     assert side.most == 3
     assert same(study.folder / "plain.zarr", study.folder / "store.zarr")
 
@@ -58,10 +58,10 @@ def test_slides_are_prepared_side_by_side_and_done_in_order(
     make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study(8)
-    study.embed(store=study.folder / "plain.zarr")
+    study.embed(stain_shift="off", store=study.folder / "plain.zarr")
     side = Side(lay_out, 3)
     monkeypatch.setattr(readers, "lay_out", side)
-    summary = study.embed(workers=16)
+    summary = study.embed(stain_shift="off", workers=16)
     assert 3 <= side.most <= slides_open(16)
     assert summary.done == [f"s{i}" for i in range(8)]
     assert same(study.folder / "plain.zarr", study.folder / "store.zarr")
@@ -91,9 +91,24 @@ def test_half_of_the_slides_that_are_left_are_left_to_other_processes_but_what_i
     monkeypatch.setattr(readers, "read_tile", reading)
     monkeypatch.setattr(readers, "_TILES_AHEAD", 2)  # else all of s0 would wait for the encoder by then
     monkeypatch.setattr(readers, "_SECONDS_AHEAD", 10.0 if soon else 0.0)
-    summary = study.embed(workers=16, batch_size=2)
+    summary = study.embed(stain_shift="off", workers=16, batch_size=2)
     assert other == {"s1": False, "s2": not soon, "s3": not soon}
     assert sorted(summary.done) == ["s0", "s1", "s2", "s3"]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("staged", [False, True])
+def test_a_fault_of_more_than_one_slide_ends_the_run_at_once(
+    make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch, staged: bool
+) -> None:
+    study = make_study(8)
+
+    def broken(*given: Any, **named: Any) -> Any:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(readers, "lay_out", broken)  # while further slides wait to be claimed
+    with pytest.raises(RuntimeError, match="broken"):
+        study.embed(stain_shift="off", workers=2, stage=study.folder / "local" if staged else None)
 
 
 def test_a_slide_that_cannot_be_prepared_fails_alone(
@@ -102,5 +117,5 @@ def test_a_slide_that_cannot_be_prepared_fails_alone(
     study = make_study(6)
     (study.folder / "s2.png").write_bytes(b"no picture")
     (study.folder / "s5.png").write_bytes(b"nor this")
-    summary = study.embed(workers=16)
+    summary = study.embed(stain_shift="off", workers=16)
     assert (summary.done, sorted(summary.failed)) == (["s0", "s1", "s3", "s4"], ["s2", "s5"])
