@@ -13,15 +13,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections import deque
 from collections.abc import Callable
 
-import numpy as np
 import torch
+from embed_share import rate
 
 from nh2st_pipe.embedding.plan import auto_precision
 from nh2st_pipe.encoders.batches import batch_that_fits
-from nh2st_pipe.encoders.encoder import Encoder, Underway
+from nh2st_pipe.encoders.encoder import Encoder
 from nh2st_pipe.encoders.load import build_backbone
 from nh2st_pipe.recipes.encoder import load_encoder_recipe
 
@@ -56,24 +55,6 @@ def alone(encoder: Encoder, size: int) -> float:
         return size / seconds(lambda: encoder._embed(images))
 
 
-def encoding(encoder: Encoder, size: int, rounds: int = 12) -> float:
-    """Return tiles/s of `encode` as `embed` calls it: a batch is begun while the one before is at work."""
-    px, rng = encoder.recipe.input_px, np.random.default_rng(0)
-    batches = [encoder.blank((size, px, px, 3)) for _ in range(3)]
-    for batch in batches:
-        batch[:] = rng.integers(0, 255, batch.shape, np.uint8)
-        encoder.encode(batch)
-    underway = deque[Underway]()
-    began = time.perf_counter()
-    for i in range(rounds):
-        underway.append(encoder.start(batches[i % 3]))
-        if len(underway) > encoder.batches_ahead:
-            underway.popleft().result()
-    while underway:
-        underway.popleft().result()
-    return rounds * size / (time.perf_counter() - began)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoders", nargs="+", default=["lunit-vits16", "uni", "prov-gigapath"])
@@ -90,7 +71,7 @@ def main() -> None:
         patch = getattr(getattr(encoder.backbone, "patch_embed", None), "patch_size", (32, 32))[0]
         operations = 2 * weights * (recipe.input_px / patch) ** 2
         for size in given.batches:
-            free, fed = alone(encoder, size), encoding(encoder, size)
+            free, fed = alone(encoder, size), rate(encoder, 12 * size, size, views=1)
             print(
                 f"{name}, {precision}, batch {size}: backbone {free:,.0f} tiles/s "
                 f"({free * operations / 1e12 / product:.0%} of the product), fed {fed:,.0f} ({fed / free:.2f})",
