@@ -91,12 +91,16 @@ class Outcome:
         return {row["slide_id"]: row["likeness"] for row in self._slides if row["likeness"] is not None}
 
     def _held_out(self) -> tuple[str, dict[str, list[int]]]:
-        """Return what was held out, and the rows of `_off` of each: patients where there are several, else slides."""
+        """Return what was held out, and the rows of `_off` of each: patients where there are several and all slides of
+        one were held out together, else slides.
+        """
         of_patients, of_slides = dict[str, list[int]](), dict[str, list[int]]()
+        folds = {row["slide_id"]: row["fold"] for row in self._slides}
+        whole = {(patient, folds[name]) for name, patient, *_ in self._off}
         for i, (name, patient, *_) in enumerate(self._off):
             of_patients.setdefault(patient, []).append(i)
             of_slides.setdefault(name, []).append(i)
-        if len(of_patients) > 1:
+        if 1 < len(of_patients) == len(whole):
             return "patient", of_patients
         return "block" if any("#" in name for name in of_slides) else "slide", of_slides
 

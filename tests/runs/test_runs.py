@@ -112,6 +112,21 @@ def test_predictions_have_intervals_and_genes_a_verdict(finished: Path, study: S
         predict(finished, embeddings=store, level=0.7)
 
 
+@pytest.mark.parametrize(("together", "by", "groups"), [(True, "patient", 2), (False, "slide", 4)])
+def test_patients_are_the_unit_where_they_were_held_out_whole(together: bool, by: str, groups: int) -> None:
+    rng, outcome = np.random.default_rng(0), Outcome()
+    patients = {"a1": "a", "a2": "a", "b1": "b", "b2": "b"}
+    folds = [("a1", "a2"), ("b1", "b2")] if together else [("a1", "b1"), ("a2", "b2")]
+    for test in folds:
+        fold = Fold("+".join(test), tuple(set(patients) - set(test)), test)
+        seen = {name: rng.standard_normal((20, 1)).astype(np.float32) for name in test}
+        guess = {name: Prediction(values + 0.1) for name, values in seen.items()}
+        of = {name: patients[name] for name in test}
+        outcome.add(FoldResult("h", fold, ["g"], guess, seen, of, 0.0, 0, [], {}, {}))
+    made = outcome.intervals()
+    assert (made.by, made.groups) == (by, groups)
+
+
 def test_a_gene_that_ridge_context_predicts_better_is_not_trusted() -> None:
     rng = np.random.default_rng(0)
     truth = {f"s{i}": rng.standard_normal((50, 2)) for i in range(3)}
