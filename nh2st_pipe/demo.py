@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from nh2st_pipe.core.errors import EncoderError, ExpressionError
+from nh2st_pipe.core.errors import EncoderError, ExpressionError, UsageError
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.datasets import import_dataset
@@ -69,13 +69,15 @@ class LayoutDemo:
 def run_layout_demo(layout: str, folder: Path, progress: Progress | None = None) -> LayoutDemo:
     """Write three small sections in a published layout into `folder`, and go from their files to a table.
 
-    Raises UsageError for a layout that is not known.
+    Raises UsageError for a layout that is not known, or where something of these names lies in `folder`.
     """
     from nh2st_pipe.datasets.generated import generate_layout
 
     progress = progress or Progress()
     data, manifest, store, run = (folder / name for name in (layout, "manifest.csv", "store.zarr", "run"))
-    shutil.rmtree(data, ignore_errors=True)
+    for place in (data, manifest, store, run):
+        if place.exists():
+            raise UsageError(f"{place} is there already; give another --out")
     data.mkdir(parents=True)
     generate_layout(layout, data)
     weights = _lite0_weights(folder)
@@ -83,9 +85,7 @@ def run_layout_demo(layout: str, folder: Path, progress: Progress | None = None)
     if made.failed:
         raise ExpressionError("; ".join(f"{name}: {cause}" for name, cause in made.failed.items()))
     side = 224.0 if layout == "spared" else 40.0  # px of a tile; SpaRED's patches have 224
-    shutil.rmtree(store, ignore_errors=True)
     embed(manifest, encoder="efficientnet-lite0", weights=weights, store=store, tile_px=side, progress=progress)
-    shutil.rmtree(run, ignore_errors=True)
     trained = train(store, recipe="ridge-context", genes=6, folds="slide", out=run, progress=progress)
     return LayoutDemo(
         trained,

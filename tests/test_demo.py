@@ -54,9 +54,15 @@ def test_every_layout_that_can_be_imported_has_a_demo(tmp_path: Path, monkeypatc
     monkeypatch.setattr(demo, "embed", quicker)
     monkeypatch.setattr(demo, "_lite0_weights", lambda folder: Path("w.safetensors"))
     for layout in ("xenium", "spared"):
-        made = run_layout_demo(layout, tmp_path)
+        out = tmp_path / layout
+        made = run_layout_demo(layout, out)
         assert made.run.metrics["summary"]["pcc"] > 0.1
-        assert made.commands[0] == f"nh2st-pipe manifest {layout} {tmp_path / layout} --out {tmp_path / 'manifest.csv'}"
+        assert made.commands[0] == f"nh2st-pipe manifest {layout} {out / layout} --out {out / 'manifest.csv'}"
+    mine = tmp_path / "hest" / "st"  # a dataset of the user's own
+    mine.mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"hest is there already; give another --out"):
+        run_layout_demo("hest", tmp_path)
+    assert mine.is_dir()
     with pytest.raises(UsageError, match=r"no layout is called 'heste'; did you mean 'hest'\?"):
         run_layout_demo("heste", tmp_path)
 

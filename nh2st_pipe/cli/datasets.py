@@ -16,7 +16,7 @@ __all__ = ["demo", "manifest", "reproduce"]
 
 def manifest(
     layout: Annotated[
-        str, typer.Argument(help="Dataset layout: her2st, stnet, skin, stimage, hest or visium (Space Ranger's outs).")
+        str, typer.Argument(help="Layout: her2st, stnet, skin, stimage, hest, spared, visium, spatialdata or xenium.")
     ],
     folder: Annotated[Path, typer.Argument(help="The dataset as it was downloaded.")],
     out: Annotated[Path, typer.Option(help="Manifest to write; expression/*.h5ad and spots.png go beside it.")] = Path(
@@ -54,7 +54,7 @@ def manifest(
 
 
 def reproduce(
-    name: Annotated[str, typer.Argument(help="Dataset by name (her2st, stnet, skin, mouse, int, zen) or YAML file.")],
+    name: Annotated[str, typer.Argument(help="Dataset: her2st, stnet, skin, pcw, mouse, int, zen, or a YAML file.")],
     data: Annotated[Path, typer.Option(help="Folder of its files, as they were downloaded.")],
     out: Annotated[Path | None, typer.Option(help="Folder for all that is made; default: reproduce/NAME.")] = None,
     encoder: Annotated[

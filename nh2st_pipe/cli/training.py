@@ -260,7 +260,7 @@ def evaluate(
     embeddings: Annotated[str, typer.Option(help="Store with the expression of these slides.")],
     out: Annotated[Path | None, typer.Option(help="File to write the figures to, as JSON.")] = None,
     metric: Annotated[
-        list[str] | None, typer.Option(help="More figures, by name: spearman, pcc_spot, pcc_heg, pcc_hvg.")
+        list[str] | None, typer.Option(help="More figures, by name: spearman, pcc_gene, pcc_spot, pcc_heg, pcc_hvg.")
     ] = None,
     gene_sets: Annotated[
         Path | None, typer.Option(help="GMT file: the PCC of each set's mean z-score is given too.")

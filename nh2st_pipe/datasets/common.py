@@ -88,8 +88,8 @@ class Found:
     read: Callable[[], Section]
     about: Mapping[str, str] = field(default_factory=dict)
     """What is known of it beforehand, for choosing among many."""
-    only_where: str = ""
-    """A key without which it is not taken: where it is one of several readings of the same section."""
+    only_where: tuple[str, ...] = ()
+    """Keys without which it is not taken: where it is one of several readings of the same section."""
 
 
 def chosen(found: Sequence[Found], where: Mapping[str, str]) -> list[Found]:
@@ -98,7 +98,7 @@ def chosen(found: Sequence[Found], where: Mapping[str, str]) -> list[Found]:
     Raises UsageError where a key is known of none of them, or nothing is left.
     """
     every = {key for each in found for key in each.about} | {"id"}
-    kept = [each for each in found if not each.only_where or each.only_where in where]
+    kept = [each for each in found if where.keys() >= set(each.only_where)]
     for key, pattern in where.items():
         if key not in every:
             known = listed(sorted(every), 12)
@@ -111,6 +111,13 @@ def chosen(found: Sequence[Found], where: Mapping[str, str]) -> list[Found]:
         if not kept:
             values = sorted({each.slide_id if key == "id" else each.about.get(key, "") for each in found})
             raise UsageError(f"--where {key}={pattern} leaves no section; there is {listed(values, 12)}")
+    readings = dict[str, list[Mapping[str, str]]]()
+    for each in kept:
+        readings.setdefault(each.slide_id, []).append(each.about)
+    for slide_id, abouts in readings.items():
+        if len(abouts) > 1:
+            parts = sorted(key for key in {*abouts[0]} if len({about.get(key) for about in abouts}) > 1)
+            raise UsageError(f"--where leaves several readings of {slide_id}: say one {' and '.join(parts)}")
     return kept
 
 

@@ -57,7 +57,7 @@ def find_hest(folder: Path, say: Callable[[str], None]) -> list[Found]:
         for task, folds in tasks.items():
             if file.stem in folds:
                 read = partial(_read, folder, file, about, words, {"fold": folds[file.stem]})
-                found.append(Found(file.stem, read, {**words, "task": task}, only_where="task"))
+                found.append(Found(file.stem, read, {**words, "task": task}, only_where=("task",)))
     for task, folds in tasks.items():
         lacking = sorted(set(folds).difference(file.stem for file in files))
         if lacking:

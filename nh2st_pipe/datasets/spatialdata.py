@@ -61,7 +61,7 @@ def find_spatialdata(folder: Path, say: Callable[[str], None]) -> list[Found]:
                 name = store.stem if len(regions) == 1 else f"{store.stem}_{region}"
                 for number, picture in enumerate(pictures or [None]):
                     about = {"table": table, "region": str(region), "image": picture.name if picture else ""}
-                    other = "table" if table != usual else "image" if number else ""
+                    other = ("table",) * (table != usual) + ("image",) * (number > 0)
                     read = partial(_read, store, table, str(region), attributes, picture, name)
                     found.append(Found(name, read, about, only_where=other))
     if not found:

@@ -61,7 +61,7 @@ def find_visium(folder: Path, say: Callable[[str], None]) -> list[Found]:
         for um, place in places.items():
             about = {"bin_um": str(um)} if um else {}
             read = partial(_read, section, outs, place)
-            found.append(Found(section.name, read, about, only_where="" if um == taken else "bin_um"))
+            found.append(Found(section.name, read, about, only_where=() if um == taken else ("bin_um",)))
         if section == folder:
             break
     if not found:

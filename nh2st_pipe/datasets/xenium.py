@@ -46,7 +46,7 @@ def find_xenium(folder: Path, say: Callable[[str], None]) -> list[Found]:
             for um in _SQUARES_UM:
                 read = partial(_read, section, outs, um, key == "cells_um")
                 usual = taken and um == _USUAL_UM
-                found.append(Found(section.name, read, {key: str(um)}, only_where="" if usual else key))
+                found.append(Found(section.name, read, {key: str(um)}, only_where=() if usual else (key,)))
         if section == folder:
             break
     if not found:

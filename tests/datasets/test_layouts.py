@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,12 @@ def test_of_a_spatialdata_store_image_and_table_are_chosen(tmp_path: Path) -> No
     made = bring("spatialdata", folder / "A.zarr", where={"image": "a_low"}, look=False)
     assert made.rows[0].slide.name == "a_low"
     assert spots(made, "A").obsm["spatial"].tolist() == (Tissue(0).xy / 4 + (5, 10)).tolist()
+    shutil.copytree(folder / "A.zarr/tables/table", folder / "A.zarr/tables/other")
+    for where, image in (({"table": "other"}, "full"), ({"table": "other", "image": "a_low"}, "a_low")):
+        (row,) = bring("spatialdata", folder, where=where, look=False).rows
+        assert row.slide.name == image
+    with pytest.raises(UsageError, match=r"--where leaves several readings of A: say one image and table"):
+        bring("spatialdata", folder, where={"table": "*", "image": "*"}, look=False)
     (folder / "A.zarr/shapes/spots/shapes.parquet").unlink()
     with pytest.raises(ExpressionError, match=r"there is no .*shapes\.parquet"):
         bring("spatialdata", folder, look=False)
