@@ -28,6 +28,16 @@ on() {  # run a command on one node of the job, for as long as the job lasts
 started=()
 trap 'kill "${started[@]}" 2> /dev/null || true; wait' EXIT
 
+out_of_time='' embed='' told=''
+end() {  # 300 s before the end, whenever it comes: embed, if it runs, keeps what it has encoded; told once
+    out_of_time=yes
+    if [ -n "$embed" ] && [ -z "$told" ]; then
+        told=yes
+        kill -TERM "$embed" 2> /dev/null || true
+    fi
+}
+trap end TERM
+
 on "${nodes[0]}" ray start --head --node-ip-address="$head_ip" --port="${address#*:}" --include-dashboard=false "${have[@]}"
 for _ in $(seq 60); do  # until it listens
     (exec 3<> "/dev/tcp/$head_ip/${address#*:}") 2> /dev/null && break
@@ -45,13 +55,17 @@ for _ in range(60):
     time.sleep(2)
 END
 
-nh2st-pipe embed --engine ray --address "$address" "$@" &
-embed=$!
-trap 'kill -TERM $embed' TERM  # 300 s before the end: it keeps what it has encoded
-status=0
-wait $embed || status=$?
-if kill -0 $embed 2> /dev/null; then  # the signal ended the waiting, and not embed
-    wait $embed || status=$?
+status=143
+if [ -z "$out_of_time" ]; then
+    nh2st-pipe embed --engine ray --address "$address" "$@" &
+    embed=$!
+    if [ -n "$out_of_time" ]; then end; fi  # it came between the lines above
+    status=0
+    wait "$embed" || status=$?
+    while kill -0 "$embed" 2> /dev/null; do  # the signal ended the waiting, and not embed
+        status=0
+        wait "$embed" || status=$?
+    done
 fi
 if [ $status -eq 130 ] || [ $status -eq 143 ]; then
     scontrol requeue "$SLURM_JOB_ID"

@@ -59,8 +59,17 @@ def environment_of(folder: Path, stubs: dict[str, str]) -> dict[str, str]:
     return {**os.environ, **slurm, "PATH": f"{bin_of}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
-def test_a_slurm_job_out_of_time_keeps_what_it_has_and_is_queued_again(tmp_path: Path) -> None:
-    environment = environment_of(tmp_path, {"ray": RAY, "python": "#!/bin/bash\necho x", "nh2st-pipe": EMBED})
+WAIT = """#!/bin/bash
+[ "$1" = - ] || exec echo token
+touch at-work
+while [ ! -e told ]; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize("while_it", ["embeds", "waits for the nodes"])
+def test_a_slurm_job_out_of_time_keeps_what_it_has_and_is_queued_again(tmp_path: Path, while_it: str) -> None:
+    python = "#!/bin/bash\necho x" if while_it == "embeds" else WAIT
+    environment = environment_of(tmp_path, {"ray": RAY, "python": python, "nh2st-pipe": EMBED})
     job = subprocess.Popen(
         ["bash", str(DOCS / "slurm-ray.sh")], stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
     )
@@ -68,8 +77,10 @@ def test_a_slurm_job_out_of_time_keeps_what_it_has_and_is_queued_again(tmp_path:
     while not (tmp_path / "at-work").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     job.send_signal(signal.SIGTERM)
-    assert "kept" in job.communicate(timeout=60)[0]
-    assert job.returncode == 130
+    (tmp_path / "told").touch()
+    said = job.communicate(timeout=60)[0]
+    assert said == ("x\nkept\n" if while_it == "embeds" else "")
+    assert job.returncode == (130 if while_it == "embeds" else 143)
     assert (tmp_path / "requeued").read_text().strip() == str(os.getpid())
 
 
