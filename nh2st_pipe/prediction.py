@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,17 @@ from nh2st_pipe.core.devices import pick_head_device
 from nh2st_pipe.core.errors import NH2STError, SlideError, StoreError, TrainError, UsageError
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.progress import Progress
+from nh2st_pipe.data.panels import read_gene_file
 from nh2st_pipe.data.pitch import overlap_for, parted, pitch_in_tiles, sublattice
 from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.data.targets import targets
 from nh2st_pipe.evaluation.intervals import LEVELS, Intervals, Level
+from nh2st_pipe.evaluation.reference import UNLIKE, Familiarity, Reference
 from nh2st_pipe.heads.base import HeadModel, Prediction
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.checksums import sha256
-from nh2st_pipe.runs.model import HUB, load_model, model_folder
+from nh2st_pipe.runs.model import HUB, load_model, load_reference, model_folder
 from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.store.format import Contract
 from nh2st_pipe.store.read import SlideData, Store, open_store
@@ -32,6 +36,7 @@ __all__ = ["PredictSummary", "predict"]
 
 _MPP_TOLERANCE = 0.05
 _PITCH_TOLERANCE = 0.15
+_UNLIKE_SHARE = 0.1  # of a slide's tiles, from which on it is spoken of
 
 
 @dataclass
@@ -65,6 +70,7 @@ def predict(
     weights: str | Path | None = None,
     device: str = "auto",
     level: float = 0.9,
+    genes: str | Path | Sequence[str] | None = None,
     any_mpp: bool = False,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
@@ -78,13 +84,16 @@ def predict(
     store has expression, layers["low"] and layers["high"] (an interval at `level`, 0.5, 0.8, 0.9 or 0.95, from what was
     off on patients or slides held out; see `evaluation.intervals`), var["cv_pcc"], var["cv_low"], var["cv_high"] and
     var["half_pcc"] (each gene's PCC out of fold with its 95 % interval, and between halves of the training tissue),
-    var["trusted"] (that interval lies above 0, and ridge-context does no better), obs["likeness"] where the head can
-    tell how like a spot is to the training spots, and in
-    uns["nh2st_pipe"] what the numbers are and whether the head was trained on this slide. A slide whose tiles would
-    show another size of tissue fails, unless `any_mpp`. `trust_remote_code` lets an encoder's repository
-    run its code.
+    var["trusted"] (that interval lies above 0, and ridge-context does no better), layers["spread"] (standard deviation
+    over the head's members, where it has several), obs["train_distance"], obs["train_percentile"] and obs["unlike"]
+    (how far a tile lies from the training tiles, see `evaluation.reference`), obs["likeness"] where the head can tell
+    how like a spot is to the training spots, and in uns["nh2st_pipe"] what the numbers are and whether the head was
+    trained on this slide. With `genes` (a file with one a line, names with commas between them, or a sequence) those
+    alone are written. A slide whose tiles would show another size of tissue fails, unless `any_mpp`.
+    `trust_remote_code` lets an encoder's repository run its code.
 
-    Raises RunError where the model cannot be read, StoreError where the store is another encoder's.
+    Raises RunError where the model cannot be read, StoreError where the store is another encoder's, UsageError for a
+    gene that the model does not know.
     """
     if level not in LEVELS:
         raise UsageError(f"--level takes {', '.join(f'{each:g}' for each in LEVELS)}, not {level:g}")
@@ -92,6 +101,8 @@ def predict(
         raise UsageError("give either --embeddings (a store) or --slides (a manifest)")
     head = load_model(model)
     about = About.of(head.about, model)
+    columns = _columns(genes, head.genes, model)
+    reference = load_reference(model)
     progress = progress or Progress()
     summary = PredictSummary(Path(out))
     summary.out.mkdir(parents=True, exist_ok=True)
@@ -122,9 +133,9 @@ def predict(
     if reach is not None:
         words = _about_intervals(about.intervals, level, reach)
         fixed |= {"interval_level": level, "intervals": words}
-        if head.genes and about.trusted:
-            trusted = sum(about.trusted.get(gene, False) for gene in head.genes)
-            words += f"; {trusted:,} of {len(head.genes):,} genes are trusted"
+        if len(columns) and about.trusted:
+            trusted = sum(about.trusted.get(head.genes[i], False) for i in columns)
+            words += f"; {trusted:,} of {len(columns):,} genes are trusted"
         at_the_end.append(words)
     progress.start("predicting", len(names), "slides")
     for number, name in enumerate(names):
@@ -133,30 +144,94 @@ def predict(
             slide = store.read(name, first_view_only=about.features.views == "first")
             if not any_mpp:
                 _check_mpp(slide, about)
-            predicted, apart = _predict(head, slide, about, torch_device)
+            predicted, familiar, apart = _predict(head, slide, about, reference, torch_device)
         except (StoreError, SlideError, TrainError) as error:  # one slide that cannot be predicted; the others go on
             summary.failed[name] = str(error)
             progress.say(f"{name} passed over; the end says why")
             continue
         seen = about.in_sample(slide.image_fingerprint, slide.patient)
-        notices = {"in_sample": seen, "caution": _caution(head, predicted, about), "pitch": apart}
+        notices = {
+            "in_sample": seen,
+            "caution": _caution(head, predicted, about),
+            "unlike": _unlike(familiar),
+            "pitch": apart,
+        }
         summary.notices += [f"{name}: {words}" for words in notices.values() if words]
         path = summary.out / f"{name}.h5ad"
         said = {**fixed, **{key: words for key, words in notices.items() if words}}
         truth = _truth(slide, head.genes, about.targets)
         width = None if reach is None else reach.half_width
-        write_prediction(path, slide, head.genes, predicted, truth, about.targets, said, by_gene, width)
+        write_prediction(
+            path,
+            slide,
+            head.genes,
+            predicted,
+            truth,
+            about.targets,
+            said,
+            by_gene,
+            half_width=width,
+            familiar=familiar,
+            columns=columns,
+        )
         summary.files[name] = path
     summary.notices += at_the_end
     return summary
 
 
-def _predict(head: HeadModel, slide: SlideData, about: About, device: torch.device) -> tuple[Prediction, str | None]:
-    """Return a head's prediction for a slide, each of its tiles among neighbours at the pitch that was trained on; and
-    what has to be known where that cannot be had.
+def _columns(wanted: str | Path | Sequence[str] | None, known: list[str], model: str | Path) -> NDArray[np.int64]:
+    """Return the places of the genes to be written among those of the model."""
+    if wanted is None:
+        return np.arange(len(known))
+    if isinstance(wanted, Path) or (isinstance(wanted, str) and Path(wanted).is_file()):
+        names: Sequence[str] = read_gene_file(Path(wanted))
+    else:
+        names = [name.strip() for name in wanted.split(",") if name.strip()] if isinstance(wanted, str) else wanted
+    place = {gene: i for i, gene in enumerate(known)}
+    strangers = [name for name in dict.fromkeys(names) if name not in place]
+    if strangers:
+        near = "; ".join(f"{name}{_nearest(name, known)}" for name in strangers[:5])
+        more = f" and {len(strangers) - 5:,} more" if len(strangers) > 5 else ""
+        raise UsageError(f"{model} does not predict {near}{more}")
+    if not names:
+        raise UsageError("--genes names no gene")
+    return np.array([place[name] for name in dict.fromkeys(names)], dtype=np.int64)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """Return the known genes whose names are most like one that is not known, in brackets."""
+    by_key = {gene.casefold(): gene for gene in known}
+    near = difflib.get_close_matches(name.casefold(), list(by_key), n=3, cutoff=0.6)
+    return f" (nearest: {', '.join(by_key[key] for key in near)})" if near else " (none is called nearly so)"
+
+
+def _unlike(familiar: Familiarity | None) -> str | None:
+    """Say in words that many of a slide's tiles are unlike those that were trained on, if so."""
+    if familiar is None or not len(familiar.unlike):
+        return None
+    share = float(familiar.unlike.mean())
+    if share <= _UNLIKE_SHARE:
+        return None
+    return (
+        f"{share:.0%} of its tiles lie farther from the training tiles than {UNLIKE:g}% of those lie from each other's "
+        'slides (obs["unlike"]); their values are extrapolated'
+    )
+
+
+def _predict(
+    head: HeadModel, slide: SlideData, about: About, reference: Reference | None, device: torch.device
+) -> tuple[Prediction, Familiarity | None, str | None]:
+    """Return a head's prediction for a slide, each of its tiles among neighbours at the pitch that was trained on; how
+    far they are from the training tiles; and what has to be known where that pitch cannot be had.
     """
-    values = np.empty((len(slide), len(head.genes)), np.float32)
-    likeness: NDArray[np.float32] | None = None
+    columns: dict[str, NDArray[np.float32]] = {}
+
+    def put(name: str, rows: NDArray[np.int64], values: NDArray[np.float32] | None) -> None:
+        if values is not None:
+            if name not in columns:
+                columns[name] = np.empty((len(slide), *values.shape[1:]), np.float32)
+            columns[name][rows] = values
+
     step, parts = parted(slide, about.pitch)
     for rows in parts:
         samples = Samples.of(
@@ -166,17 +241,27 @@ def _predict(head: HeadModel, slide: SlideData, about: About, device: torch.devi
             smoothed=about.targets.smooth != "none",
         )
         said = head.predict_spots(samples)
-        values[rows] = said.values
-        if said.likeness is not None:
-            likeness = np.empty(len(slide), np.float32) if likeness is None else likeness
-            likeness[rows] = said.likeness
+        put("values", rows, said.values)
+        put("likeness", rows, said.likeness)
+        put("spread", rows, said.spread)
+        if reference is not None:
+            familiar = reference.of_tiles(samples)
+            put("distance", rows, familiar.distance)
+            put("percentile", rows, familiar.percentile)
+    predicted = Prediction(columns["values"], columns.get("likeness"), columns.get("spread"))
+    known = Familiarity(columns["distance"], columns["percentile"]) if reference is not None else None
+    return predicted, known, _pitch_apart(slide, about, step)
+
+
+def _pitch_apart(slide: SlideData, about: About, step: int) -> str | None:
+    """Say in words that tiles have their neighbours at another distance than was trained on, if so."""
     own = pitch_in_tiles(slide)
     if own is None or about.pitch is None or slide.counts is not None:
-        return Prediction(values, likeness), None
+        return None
     pitch = own * step
     if abs(pitch / about.pitch - 1) <= _PITCH_TOLERANCE:
-        return Prediction(values, likeness), None
-    return Prediction(values, likeness), (
+        return None
+    return (
         f"its tiles see neighbours {pitch:.2f} tiles away, and the head was trained on spots {about.pitch:.2f} apart; "
         f"embed it with --overlap {overlap_for(about.pitch):g}"
     )

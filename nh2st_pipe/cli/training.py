@@ -219,6 +219,9 @@ def predict(
     weights: Weights = None,
     device: Device = "auto",
     level: Annotated[float, typer.Option(help="Of the intervals around each value: 0.5, 0.8, 0.9 or 0.95.")] = 0.9,
+    genes: Annotated[
+        str | None, typer.Option(help="Write these alone: names with commas between them, or a file with one a line.")
+    ] = None,
     any_mpp: Annotated[
         bool, typer.Option("--any-mpp", help="Predict slides of another resolution too, with tiles of as many px.")
     ] = False,
@@ -238,6 +241,7 @@ def predict(
             weights=weights,
             device=device,
             level=level,
+            genes=genes,
             any_mpp=any_mpp,
             trust_remote_code=trust_remote_code,
             progress=progress,

@@ -58,6 +58,8 @@ class Prediction:
     """N × G."""
     likeness: NDArray[np.float32] | None = None
     """N: how like each spot is to the training spots, 0 to 1; None where the head cannot tell."""
+    spread: NDArray[np.float32] | None = None
+    """N × G: standard deviation over the head's members; None where it has a single one."""
 
 
 class FeatureScaler(nn.Module):

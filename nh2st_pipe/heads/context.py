@@ -291,17 +291,23 @@ class Context(HeadModel):
                 share[part.rows] = self._kernel_share(best[part.rows])
                 out[part.rows] += share[part.rows] * said
             likeness = best.float().cpu().numpy()
+        spread: torch.Tensor | None = None
         if self.recipe.network is not None:
             for part in samples.parts:
                 views = [self._project(x, blur) for _, _, x, blur in self._each_view(samples, [part])]
                 alone = replace(part, start=0, stop=part.stop - part.start)
                 around = self._around(torch.stack(views, 1), [alone]) if self.members.attention is not None else None
-                for features in views:
-                    own = self.members.mean(features, around).double() * self.target_scale
-                    out[part.rows] += (1 - share[part.rows]) * own / samples.n_views
+                own, apart = self.members.agreed(views, around)
+                out[part.rows] += (1 - share[part.rows]) * (own * self.target_scale).double()
+                if apart is not None:
+                    spread = torch.empty_like(out, dtype=torch.float32) if spread is None else spread
+                    spread[part.rows] = (1 - share[part.rows]).float() * apart * self.target_scale
         self._last = None
         values = samples.smooth(out.cpu().numpy()).astype(np.float32)
-        return Prediction(values, likeness)
+        if spread is None:
+            return Prediction(values, likeness)
+        # The mean of neighbours' spreads is never less than the spread of their mean.
+        return Prediction(values, likeness, samples.smooth(spread.cpu().numpy()).astype(np.float32))
 
     def caution(self, predicted: Prediction) -> str | None:
         """See HeadModel."""

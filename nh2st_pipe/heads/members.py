@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Members", "Surroundings", "fit_members", "uniform"]
 
 _AT_ONCE = 4096  # spots of a slide in one prediction, so that what attention gathers stays small
+_FEWEST_AT_ONCE = 64
+_VALUES_AT_ONCE = 1 << 24  # of all members, so that memory stays flat in the genes
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,29 @@ class Members(nn.Module):
         """Return M × b × G."""
         return torch.baddbmm(self.out_bias, F.dropout(hidden_mbh, dropout, self.training), self.out)
 
-    def mean(self, x_bf: torch.Tensor, around: Surroundings | None = None) -> torch.Tensor:
-        """Return b × G: the members' mean for the same spots; with attention, all spots of a slide."""
-        m, parts = len(self.hidden), []
-        for rows in torch.arange(len(x_bf), device=x_bf.device).split(_AT_ONCE):
-            x = x_bf[rows].expand(m, -1, -1)
-            parts.append(self.decode(self.encode(x, 0.0, rows.expand(m, -1), around)).mean(0))
-        return torch.cat(parts) if parts else x_bf.new_zeros(0, self.out.shape[2])
+    def agreed(
+        self, views: Sequence[torch.Tensor], around: Surroundings | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return what the members say of the same b spots, and their standard deviation, b × G each; None for one.
+
+        `views` are the spots' features b × f in each view, over which each member's mean is taken; with attention they
+        are all spots of a slide.
+        """
+        m, genes = len(self.hidden), self.out.shape[2]
+        n, device = len(views[0]), views[0].device
+        mean = torch.empty(n, genes, device=device)
+        spread = torch.empty(n, genes, device=device) if m > 1 else None
+        at_once = max(_FEWEST_AT_ONCE, min(_AT_ONCE, _VALUES_AT_ONCE // (m * genes)))
+        for rows in torch.arange(n, device=device).split(at_once):
+            of_members = torch.zeros(m, len(rows), genes, device=device)
+            for view in views:
+                x = view[rows].expand(m, -1, -1)
+                of_members += self.decode(self.encode(x, 0.0, rows.expand(m, -1), around))
+            of_members /= len(views)
+            mean[rows] = of_members.mean(0)
+            if spread is not None:
+                spread[rows] = of_members.std(0, correction=0)
+        return mean, spread
 
 
 def uniform(members: int, fan_in: int, fan_out: int) -> torch.Tensor:

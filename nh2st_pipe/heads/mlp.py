@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 from torch import nn
 
 from nh2st_pipe.data.samples import Samples
-from nh2st_pipe.heads.base import FeatureScaler, Fit, HeadModel, Plan
+from nh2st_pipe.heads.base import FeatureScaler, Fit, HeadModel, Plan, Prediction
 from nh2st_pipe.heads.members import Members, fit_members
 
 if TYPE_CHECKING:
@@ -87,4 +88,19 @@ class MLP(HeadModel):
 
     def forward_view(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
         """See HeadModel."""
-        return self.target_mean + self.target_scale * self.members.mean(self.features(samples, rows, view))
+        return self.target_mean + self.target_scale * self.members.agreed([self.features(samples, rows, view)])[0]
+
+    @torch.inference_mode()
+    def predict_spots(self, samples: Samples) -> Prediction:
+        """See HeadModel."""
+        self.eval()
+        values = np.empty((len(samples), len(self.genes)), np.float32)
+        spread = np.empty_like(values) if self.recipe.members > 1 else None
+        for part in samples.chunks():
+            rows = torch.arange(part.start, part.stop, device=samples.device)
+            views = [self.features(samples, rows, view) for view in range(samples.n_views)]
+            mean, apart = self.members.agreed(views)
+            values[part] = (self.target_mean + self.target_scale * mean).cpu().numpy()
+            if spread is not None and apart is not None:
+                spread[part] = (self.target_scale * apart).cpu().numpy()
+        return Prediction(values, spread=spread)

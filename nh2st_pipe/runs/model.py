@@ -8,11 +8,12 @@ import json
 from pathlib import Path
 
 from nh2st_pipe.core.errors import HubError, RunError, nearest
+from nh2st_pipe.evaluation.reference import REFERENCE, Reference
 from nh2st_pipe.heads.base import HeadModel
 from nh2st_pipe.heads.registry import head_class
 from nh2st_pipe.runs.checksums import SUMS, check_files, write_sums
 
-__all__ = ["HUB", "load_model", "model_folder", "save_model"]
+__all__ = ["HUB", "load_model", "load_reference", "model_folder", "save_model"]
 
 
 HUB = "hf-hub:"
@@ -24,8 +25,7 @@ def load_model(where: str | Path) -> HeadModel:
     Only the last goes to the network. Its files are held against their SHA-256 where the model has a list of them.
     Raises RunError where there is no model, it has been changed, or it is of a kind that this version does not know.
     """
-    text = str(where)
-    folder = _from_hub(text) if text.startswith(HUB) else model_folder(where)
+    folder = model_files(where)
     if not (folder / "model.safetensors").is_file():
         raise RunError(f"{folder} holds no model.safetensors; weights in other forms are not loaded")
     config_file = folder / "config.json"
@@ -46,6 +46,23 @@ def load_model(where: str | Path) -> HeadModel:
     return model.eval()
 
 
+def load_reference(where: str | Path) -> Reference | None:
+    """Load the training tiles that are kept beside a head; None where it has none, as those of earlier versions.
+
+    Raises RunError where they have been changed or cannot be read.
+    """
+    folder = model_files(where)
+    if (folder / REFERENCE).is_file():
+        check_files(folder, (REFERENCE,))
+    return Reference.load(folder)
+
+
+def model_files(where: str | Path) -> Path:
+    """Return the folder of a head's files, fetched where they are on the hub; see `load_model`."""
+    text = str(where)
+    return _from_hub(text) if text.startswith(HUB) else model_folder(where)
+
+
 def model_folder(where: str | Path) -> Path:
     """Return the folder of a head's files, given a run or that folder. Raises RunError where there is none."""
     folder = Path(where)
@@ -58,9 +75,11 @@ def model_folder(where: str | Path) -> Path:
     raise RunError(f"there is no run at {where}{near} (a model on the Hugging Face hub is {HUB}owner/name)")
 
 
-def save_model(model: HeadModel, folder: Path, card: str) -> None:
-    """Write a head as config.json, model.safetensors and its model `card`, with a list of their hashes."""
+def save_model(model: HeadModel, folder: Path, card: str, reference: Reference | None = None) -> None:
+    """Write a head as config.json, model.safetensors, its model `card` and its `reference`, with a list of hashes."""
     model.cpu().save_pretrained(folder)
+    if reference is not None:
+        reference.save(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")  # in place of the hub's empty one
     write_sums(folder)
 
@@ -72,7 +91,7 @@ def _from_hub(text: str) -> Path:
     if repo.count("/") != 1:
         raise RunError(f"{text} is no model on the hub; {HUB}owner/name is expected")
     try:
-        found = fetch_folder(repo, ["config.json", "model.safetensors", SUMS], revision or None)
+        found = fetch_folder(repo, ["config.json", "model.safetensors", REFERENCE, SUMS], revision or None)
     except HubError as error:
         raise RunError(f"{text} cannot be had: {error}") from error
     if not (found / "config.json").is_file():

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
+from anndata.io import write_elem
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.core.whole import written_whole
+from nh2st_pipe.evaluation.reference import Familiarity
 from nh2st_pipe.heads.base import Prediction
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.store.graph import squidpy_graph
@@ -31,7 +34,10 @@ def write_prediction(
     made: TargetRecipe | None,
     about: dict[str, Any],
     by_gene: Mapping[str, Mapping[str, float | None]] | None = None,
+    *,
     half_width: Mapping[str, float] | None = None,
+    familiar: Familiarity | None = None,
+    columns: NDArray[np.int64] | None = None,
 ) -> None:
     """Write one slide's predictions: X n × G, layers["target"] where the truth is known, obsm["spatial"] in
     level-0 px, the spots' neighbours and the thumbnail where scanpy and squidpy look for them, and `about` in
@@ -40,16 +46,22 @@ def write_prediction(
 
     obs["likeness"] tells how like each spot is to the training spots (its median stands in uns). `by_gene` are columns
     of var, each a value by gene: cv_pcc, half_pcc …; those that are empty are left out. With the `half_width` of each
-    gene's interval, layers["low"] and layers["high"] are its ends.
+    gene's interval, layers["low"] and layers["high"] are its ends; layers["spread"] is the members' where there are
+    several; `familiar` is kept in obs. With `columns`, those genes alone are written. Layers are made and written one
+    after another: besides the prediction, a single n × G array is held.
     """
     obs = pd.DataFrame(index=pd.Index(slide.barcodes, name="barcode", dtype=object))
-    for name, values in (("array_row", slide.array_row), ("array_col", slide.array_col)):
-        if values is not None:
-            obs[name] = values
+    for name, places in (("array_row", slide.array_row), ("array_col", slide.array_col)):
+        if places is not None:
+            obs[name] = places
+    panel = list(genes)
+    cut: Any = slice(None)
+    if columns is not None and len(columns) < len(genes):
+        genes, cut = [panel[i] for i in columns], columns
     var = pd.DataFrame(index=pd.Index(genes, name="gene", dtype=object))
     about = {"slide_id": slide.slide_id, "patient": slide.patient, **about}
     if made is not None:
-        about |= {"targets": json.dumps({**made.model_dump(mode="json"), "genes": len(genes)}), "panel": list(genes)}
+        about |= {"targets": json.dumps({**made.model_dump(mode="json"), "genes": len(panel)}), "panel": panel}
     for column, known in (by_gene or {}).items():
         if known:
             of_genes = [known.get(gene) for gene in genes]
@@ -60,19 +72,30 @@ def write_prediction(
     if predicted.likeness is not None:
         obs["likeness"] = predicted.likeness
         about["likeness"] = float(np.median(predicted.likeness))
-    data = anndata.AnnData(predicted.values, obs=obs, var=var)
+    if familiar is not None:
+        obs["train_distance"], obs["train_percentile"] = familiar.distance, familiar.percentile
+        obs["unlike"] = familiar.unlike
+        about["unlike_share"] = float(familiar.unlike.mean()) if len(familiar.unlike) else 0.0
+    values = predicted.values[:, cut]
+    data = anndata.AnnData(values, obs=obs, var=var)
     data.obsm["spatial"] = slide.xy
     away = np.linalg.norm(slide.xy[slide.neighbours] - slide.xy[:, None], axis=2)
     obsp, data.uns["spatial_neighbors"] = squidpy_graph(slide.neighbours, away)
     for name, matrix in obsp.items():
         data.obsp[name] = matrix
+    layers: dict[str, Callable[[], NDArray[np.float32]]] = {}
     if target is not None:
-        data.layers["target"] = target
+        layers["target"] = lambda: target[:, cut]
     if half_width:
         reach = np.array([half_width.get(gene, np.nan) for gene in genes], np.float32)
-        data.layers["low"], data.layers["high"] = predicted.values - reach, predicted.values + reach
+        layers |= {"low": lambda: values - reach, "high": lambda: values + reach}
+    if (spread := predicted.spread) is not None:
+        layers["spread"] = lambda: spread[:, cut]
     data.uns["nh2st_pipe"] = about
     if "spatial" in slide.uns:
         data.uns["spatial"] = slide.uns["spatial"]
     with written_whole(path) as part, quiet_warnings():
         data.write_h5ad(part, compression="gzip")
+        with h5py.File(part, "r+") as file:
+            for name, made_of in layers.items():
+                write_elem(file["layers"], name, made_of(), dataset_kwargs={"compression": "gzip"})

@@ -22,6 +22,7 @@ from nh2st_pipe.data.folds import Fold, hold_out
 from nh2st_pipe.data.panels import choose_panel
 from nh2st_pipe.data.study import Study
 from nh2st_pipe.data.targets import Targets
+from nh2st_pipe.evaluation.reference import Reference
 from nh2st_pipe.heads import registry
 from nh2st_pipe.heads.base import Prediction
 from nh2st_pipe.recipes.train import TrainRecipe
@@ -209,6 +210,8 @@ class Final(registry.Trained):
 
     half_pcc: dict[str, float | None] = field(default_factory=dict)
     """Gene → mean PCC between halves of the training tissue; see `training.trust`."""
+    reference: Reference | None = None
+    """Training tiles that new ones are held against."""
 
 
 def fit_all(
@@ -244,4 +247,5 @@ def fit_all(
     )
     history += [{"phase": "train", **row} for row in trained.history]
     history = [{"fold": "all slides", **row} for row in history]
-    return Final(trained.model, chosen or 0, history, choice, trained.notice, half)
+    reference = Reference.of(samples, recipe.seed)
+    return Final(trained.model, chosen or 0, history, choice, trained.notice, half, reference)

@@ -118,7 +118,7 @@ def train(
             notes.append(f"{slide_id}, held out: {words}")
         metrics = {**metrics_of(resolved, study, splits, outcomes, final, notes), "jobs": jobs}
         card = model_card(metrics, About.of(final.model.about, folder.part))
-        save_model(final.model, folder.part / "model", card)
+        save_model(final.model, folder.part / "model", card, final.reference)
         folder.write_yaml("recipe.yaml", resolved.model_dump(mode="json"))
         folder.write_json("metrics.json", metrics)
         folder.write_table("per_gene.csv", gene_table(outcomes, resolved.name, final.half_pcc))

@@ -213,7 +213,13 @@ def test_every_member_is_its_own_two_layer_network() -> None:
     for i in range(3):
         hidden = F.relu(F.linear(x[i], model.hidden[i].T, model.hidden_bias[i, 0]))
         assert torch.allclose(out[i], F.linear(hidden, model.out[i].T, model.out_bias[i, 0]), atol=1e-6)
-    assert torch.allclose(model.mean(x[0]), model(x[:1].expand(3, -1, -1)).mean(0), atol=1e-6)
+    first, second = (model(each.expand(3, -1, -1)) for each in x[:2])
+    mean, spread = model.agreed([x[0], x[1]])
+    of_members = (first + second) / 2  # each member's mean over two views
+    assert torch.allclose(mean, of_members.mean(0), atol=1e-6)
+    assert spread is not None
+    assert torch.allclose(spread, of_members.std(0, correction=0), atol=1e-6)
+    assert Members(1, 7, 5, 4).agreed([x[0]])[1] is None
 
 
 def test_both_parts_save_and_load_and_are_the_same_bit_for_bit(tmp_path: Path) -> None:

@@ -18,13 +18,16 @@ import pytest
 from nh2st_pipe import NH2ST
 from nh2st_pipe.core.errors import RecipeError, RunError, StoreError, UsageError
 from nh2st_pipe.data.folds import Fold
+from nh2st_pipe.evaluation.judge import evaluate
+from nh2st_pipe.evaluation.reference import REFERENCE, Reference
 from nh2st_pipe.heads.base import Prediction
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.reporting.page import report
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.card import model_card
+from nh2st_pipe.runs.checksums import write_sums
 from nh2st_pipe.runs.folder import RunFolder
-from nh2st_pipe.runs.model import load_model
+from nh2st_pipe.runs.model import load_model, load_reference
 from nh2st_pipe.training.fold import FoldResult
 from nh2st_pipe.training.outcome import Outcome
 from nh2st_pipe.training.record import trusted_of
@@ -110,6 +113,61 @@ def test_predictions_have_intervals_and_genes_a_verdict(finished: Path, study: S
     assert set(fold) >= set(data.var_names)
     with pytest.raises(UsageError, match=r"--level takes 0\.5, 0\.8, 0\.9, 0\.95, not 0\.7"):
         predict(finished, embeddings=store, level=0.7)
+
+
+def test_tiles_say_how_far_they_are_from_the_training_tiles(finished: Path, study: Study, tmp_path: Path) -> None:
+    store = study.folder / "store.zarr"
+    data = anndata.read_h5ad(predict(finished, embeddings=store, out=tmp_path / "p").files["s0"])
+    assert data.obs["train_percentile"].median() < 60, "it was trained on this slide"
+    assert data.obs["unlike"].dtype == bool
+    reference = load_reference(finished)
+    assert reference is not None
+    Reference(reference.keys + 9, reference.mean, reference.scale, reference.own).save(finished / "model")
+    with pytest.raises(RunError, match=rf"{REFERENCE} has changed since it was written"):
+        predict(finished, embeddings=store, out=tmp_path / "p")
+    write_sums(finished / "model")
+    summary = predict(finished, embeddings=store, out=tmp_path / "p")
+    assert any("s0: 100% of its tiles lie farther from the training tiles" in words for words in summary.notices)
+    far = anndata.read_h5ad(summary.files["s0"])
+    assert far.obs["unlike"].all()
+    assert far.uns["nh2st_pipe"]["unlike_share"] == 1.0
+    (finished / "model" / REFERENCE).unlink()  # as in models of before
+    write_sums(finished / "model")
+    assert "unlike" not in anndata.read_h5ad(predict(finished, embeddings=store, out=tmp_path / "p").files["s0"]).obs
+
+
+def test_chosen_genes_are_written_alone_and_others_are_refused_by_name(
+    finished: Path, study: Study, tmp_path: Path
+) -> None:
+    store = study.folder / "store.zarr"
+    whole = anndata.read_h5ad(predict(finished, embeddings=store, out=tmp_path / "p").files["s0"])
+    one, two = str(whole.var_names[4]), str(whole.var_names[1])
+    (tmp_path / "genes.txt").write_text(f"{one}\n{two}\n")
+    for genes in (f"{one}, {two}", [one, two], tmp_path / "genes.txt", str(tmp_path / "genes.txt")):
+        some = anndata.read_h5ad(predict(finished, embeddings=store, out=tmp_path / "q", genes=genes).files["s0"])
+        assert some.var_names.tolist() == [one, two]
+        for layer in (None, "low", "high", "target"):
+            of = [data.X if layer is None else data.layers[layer] for data in (some, whole)]
+            assert np.array_equal(of[0], of[1][:, [4, 1]])
+    judged = evaluate(tmp_path / "q", store)["slides"]["s0"]
+    assert judged["n_genes"] == 2
+    words = rf"does not predict {one}x \(nearest: {one}.*; ZZZZZ \(none is called nearly so"
+    with pytest.raises(UsageError, match=words):
+        predict(finished, embeddings=store, out=tmp_path / "q", genes=f"{one}x,ZZZZZ")
+    with pytest.raises(UsageError, match="--genes names no gene"):
+        predict(finished, embeddings=store, out=tmp_path / "q", genes=",")
+
+
+@pytest.mark.parametrize(("recipe", "several"), [("mlp", True), ("nh2st-context", True), ("ridge", False)])
+def test_members_that_differ_say_by_how_much(study: Study, recipe: str, several: bool) -> None:
+    study.embed(views=8)
+    store, small = study.folder / "store.zarr", ["head.network.epochs=2", "head.network.members=3"] if several else []
+    run = train(store, recipe=recipe, genes=6, out=study.folder / "run", folds="none", settings=small)
+    data = anndata.read_h5ad(predict(run.path, embeddings=store, out=study.folder / "p").files["s0"])
+    assert ("spread" in data.layers) is several
+    if several:
+        assert data.layers["spread"].shape == data.shape
+        assert (data.layers["spread"] > 0).all()
 
 
 @pytest.mark.parametrize(("together", "by", "groups"), [(True, "patient", 2), (False, "slide", 4)])
