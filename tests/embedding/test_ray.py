@@ -92,7 +92,7 @@ class Slow(_embedder()):  # type: ignore[misc]
         return fault
 
 
-@pytest.mark.parametrize("where", ["folder", "s3"])
+@pytest.mark.parametrize("where", ["s3"])
 def test_a_killed_actors_slides_go_to_another(
     make_study: Callable[..., Study], cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
