@@ -84,12 +84,12 @@ def predict(
     store has expression, layers["low"] and layers["high"] (an interval at `level`, 0.5, 0.8, 0.9 or 0.95, from what was
     off on patients or slides held out; see `evaluation.intervals`), var["cv_pcc"], var["cv_low"], var["cv_high"] and
     var["half_pcc"] (each gene's PCC out of fold with its 95 % interval, and between halves of the training tissue),
-    var["trusted"] (that interval lies above 0, and ridge-context does no better), layers["spread"] (standard deviation
-    over the head's members, where it has several), obs["train_distance"], obs["train_percentile"] and obs["unlike"]
-    (how far a tile lies from the training tiles, see `evaluation.reference`), obs["likeness"] where the head can tell
-    how like a spot is to the training spots, and in uns["nh2st_pipe"] what the numbers are and whether the head was
-    trained on this slide. With `genes` (a file with one a line, names with commas between them, or a sequence) those
-    alone are written. A slide whose tiles would show another size of tissue fails, unless `any_mpp`.
+    var["trusted"] (that interval lies above 0, and ridge-context is not surely better), layers["spread"] (standard
+    deviation over the head's members, where it has several), obs["train_distance"], obs["train_percentile"] and
+    obs["unlike"] (how far a tile lies from the training tiles, see `evaluation.reference`), obs["likeness"] where the
+    head can tell how like a spot is to the training spots, and in uns["nh2st_pipe"] what the numbers are and whether
+    the head was trained on this slide. With `genes` (a file with one a line, names with commas between them, or a
+    sequence) those alone are written. A slide whose tiles would show another size of tissue fails, unless `any_mpp`.
     `trust_remote_code` lets an encoder's repository run its code.
 
     Raises RunError where the model cannot be read, StoreError where the store is another encoder's, UsageError for a

@@ -222,6 +222,9 @@ def predict(
     genes: Annotated[
         str | None, typer.Option(help="Write these alone: names with commas between them, or a file with one a line.")
     ] = None,
+    with_report: Annotated[
+        bool, typer.Option("--report", help="Write OUT/report.html too: maps of every gene.")
+    ] = False,
     any_mpp: Annotated[
         bool, typer.Option("--any-mpp", help="Predict slides of another resolution too, with tiles of as many px.")
     ] = False,
@@ -247,14 +250,25 @@ def predict(
             progress=progress,
         )
 
+    page = _report(summary.out, summary.files) if with_report and summary.files else None
+
     def say() -> None:
         for notice in summary.notices:
             typer.echo(f"note: {notice}")
         typer.echo(f"{len(summary.files)} slides predicted into {summary.out}")
+        if page is not None:
+            typer.echo(f"report: {page}")
         say_failed(summary.failed)
 
-    show(summary.record(), as_json, say)
+    show({**summary.record(), **({} if page is None else {"report": str(page)})}, as_json, say)
     exit_for(summary.failed)
+
+
+def _report(out: Path, files: dict[str, Path]) -> Path:
+    """Write the report of the predictions that were just made, whatever else lies in their folder."""
+    from nh2st_pipe.reporting.page import report as write
+
+    return write(out, only=list(files.values()))
 
 
 def evaluate(
@@ -329,10 +343,10 @@ def _figure(value: float | None, digits: int, sign: str = "") -> str:
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: Annotated[Path, typer.Argument(help="Run folder, one that was interrupted, or a folder of predictions.")],
     out: Annotated[Path | None, typer.Option(help="File to write; default: RUN/report.html.")] = None,
 ) -> None:
-    """Write one self-contained report.html for a run: figures, genes, true and predicted maps."""
+    """Write one self-contained report.html for a run or predictions: verdict, genes, measured and predicted maps."""
     from nh2st_pipe.reporting.page import report as write
 
     typer.echo(str(write(run, out)))

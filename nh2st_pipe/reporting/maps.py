@@ -1,21 +1,27 @@
-"""True and predicted maps of a run's slides, packed for the page.
+"""The slides of a report, packed for the page: where their spots lie, and what was measured and predicted there.
 
-Truth and prediction are kept as one byte per spot and gene, zlib-compressed, base64: slide by slide, predicted behind
-true, gene after gene. A byte q stands for lo + q / levels · (hi − lo) of its gene on that slide; 255 is a spot without
-a value. PCCs are computed here, from the values as they are in the run.
+Values are kept as one byte per spot, gene and plane (measured, predicted, spread), zlib-compressed, base64: plane
+behind plane, gene after gene. A byte q stands for lo + q / levels · (hi − lo) of its gene in that plane on that slide;
+255 is a spot without a value. Measured and predicted share their range. How many levels there are, and whether maps are
+kept of the best genes alone, follows from what the page may weigh. PCCs are computed here, from the values as they are
+in the files.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import anndata
+import h5py
 import numpy as np
+from anndata.io import read_elem
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial import cKDTree
@@ -24,103 +30,239 @@ from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.evaluation.metrics import gene_metrics
 
-__all__ = ["slide_maps"]
+__all__ = ["SlideMaps", "packed", "read_slides"]
 
 _NO_VALUE = 255
-
-_FINE, _COARSE = 254, 62
-
-_FINE_UP_TO = 6_000_000  # values; beyond that, 63 steps instead of 255 keep the page below 15 MB
-
-_MOST_VALUES = 16_000_000  # values; beyond that, maps are kept of the best predicted genes alone
-
+_LEVELS = (254, 127, 62, 30)
+_MOST_BYTES = 10_500_000  # of all slides' values, packed; a third more as base64, and the page stays below 15 MB
+_MOST_VALUES = 40_000_000  # of all slides; beyond that, maps are kept of the first genes of the table alone
 _FEWEST_GENES = 20
+_ROWS_AT_ONCE = 4096
 
-_THUMBNAIL_PX = 600
+_THUMBNAIL_PX = 640
+
+_PLANES = {"target": "Measured", "predicted": "Predicted", "spread": "Spread over members"}
 
 
-def slide_maps(folder: Path, genes: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the maps of every prediction in `folder`; genes not in the table are added to it."""
-    files = sorted(folder.glob("*.h5ad"))
-    place = {name: i for i, name in enumerate(genes["names"])}
+@dataclass
+class SlideMaps:
+    """One slide's part of a report."""
+
+    file: Path
+    names: list[str]
+    """All genes of the file."""
+    var: dict[str, list[Any]]
+    """What the file says of its genes, by column."""
+    about: dict[str, Any]
+    """Its uns["nh2st_pipe"]."""
+    kept: NDArray[np.int64]
+    """The genes, as places in `names`, of which maps are kept."""
+    planes: dict[str, NDArray[np.uint8]]
+    """genes × spots each, in 254 levels."""
+    low: dict[str, NDArray[np.float64]]
+    high: dict[str, NDArray[np.float64]]
+    pcc: list[float | None]
+    """Of the kept genes; empty where nothing was measured."""
+    measured: list[bool]
+    half_width: list[float | None]
+    """Of the kept genes' intervals; empty where the file has none."""
+    shown: dict[str, Any]
+    """What else the page is told of the slide."""
+
+    @property
+    def slide_id(self) -> str:
+        """The slide's name."""
+        return str(self.about.get("slide_id", self.file.stem))
+
+
+def read_slides(files: Sequence[Path], order: dict[str, int]) -> list[SlideMaps]:
+    """Read predictions. `order` is the table's place of each gene: where not all genes' maps can be kept, those that
+    stand first are.
+
+    Raises RunError where a file cannot be read, or two are of one slide.
+    """
     shapes = [_shape(file) for file in files]
     spots = sum(n for n, _ in shapes)
     values = 2 * sum(n * g for n, g in shapes)
-    most = None if values <= _MOST_VALUES else max(_FEWEST_GENES, _MOST_VALUES // (2 * spots))
-    levels = _FINE if values <= _FINE_UP_TO else _COARSE
-    slides = []
-    for file in files:
-        data = _read(file)
-        names = [str(name) for name in data.var_names]
-        for name in names:
-            if name not in place:
-                place[name] = len(place)
-                genes["names"].append(name)
-                for column in (genes["mean"], genes["folds"], genes["half"], *genes["pcc"]):
-                    column.append(None)
-        index = np.array([place[name] for name in names], dtype=np.int64)
-        # per_gene.csv is sorted by PCC, so a low place in the table is a well predicted gene.
-        kept = np.argsort(index)[:most]
-        slides.append(_slide(file, data, index, kept, levels))
-    return slides
+    most = None if values <= _MOST_VALUES else max(_FEWEST_GENES, _MOST_VALUES // (2 * max(1, spots)))
+    found = [_read(file, order, most) for file in files]
+    seen: dict[str, Path] = {}
+    for each in found:
+        if each.slide_id in seen:
+            raise RunError(f"{seen[each.slide_id]} and {each.file} are both of slide {each.slide_id}; leave one out")
+        seen[each.slide_id] = each.file
+    return found
 
 
-def _read(file: Path, *, backed: bool = False) -> anndata.AnnData:
-    """Read a prediction; `backed` leaves its values in the file."""
+def packed(slides: Sequence[SlideMaps], place: dict[str, int]) -> list[dict[str, Any]]:
+    """Return the slides for the page, in as many levels as there is room for; `place` is each gene's in its table."""
+    most = max((len(slide.kept) for slide in slides), default=0)
+    for levels in _LEVELS:
+        values = [_pack(slide, levels, most) for slide in slides]
+        if sum(map(len, values)) <= _MOST_BYTES:
+            break
+    while sum(map(len, values)) > _MOST_BYTES and most > 1:
+        most = max(1, min(most - 1, int(0.95 * most * _MOST_BYTES / sum(map(len, values)))))
+        values = [_pack(slide, levels, most) for slide in slides]
+    out = []
+    for slide, packed_values in zip(slides, values, strict=True):
+        kept = slide.kept[:most]
+        out.append(
+            {
+                **slide.shown,
+                "panel": [place[name] for name in slide.names],
+                "genes": [place[slide.names[i]] for i in kept],
+                "pcc": slide.pcc[:most],
+                "measured": slide.measured[:most],
+                "half_width": slide.half_width[:most],
+                "planes": [
+                    {
+                        "key": key,
+                        "label": _PLANES[key],
+                        "low": [_short(v) for v in slide.low[key][:most]],
+                        "high": [_short(v) for v in slide.high[key][:most]],
+                    }
+                    for key in slide.planes
+                ],
+                "levels": levels,
+                "values": base64.b64encode(packed_values).decode("ascii"),
+            }
+        )
+    return out
+
+
+def _pack(slide: SlideMaps, levels: int, most: int) -> bytes:
+    parts = []
+    for values in slide.planes.values():
+        some = values[:most]
+        if levels != _LEVELS[0]:
+            fewer = np.rint(np.arange(256) * (levels / _LEVELS[0])).astype(np.uint8)
+            fewer[_NO_VALUE] = _NO_VALUE
+            some = fewer[some]
+        parts.append(some.tobytes())
+    return zlib.compress(b"".join(parts), 6)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def _opened(file: Path) -> h5py.File:
     try:
-        with quiet_warnings():
-            return anndata.read_h5ad(file, backed="r" if backed else None)
-    except Exception as error:  # whatever h5py or anndata make of a broken file
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"the predictions {file} cannot be read: {reason}") from error
+        return h5py.File(file, "r")
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> RunError:
+    return RunError(f"the predictions {file} cannot be read: {' '.join(str(error).split())[:200]}")
 
 
 def _shape(file: Path) -> tuple[int, int]:
-    data = _read(file, backed=True)
-    shape = int(data.n_obs), int(data.n_vars)
-    data.file.close()
-    return shape
+    with _opened(file) as data:
+        try:
+            n, g = data["X"].shape
+        except Exception as error:
+            raise _unreadable(file, error) from error
+        return int(n), int(g)
 
 
-def _slide(
-    file: Path, data: anndata.AnnData, index: NDArray[np.int64], kept: NDArray[np.int64], levels: int
-) -> dict[str, Any]:
-    """Return one slide: thumbnail, spots in thumbnail px, and the values of the genes at `kept`.
-
-    `index` is the place in the gene table of each of the slide's genes.
-    """
-    about = data.uns.get("nh2st_pipe", {})
+def _read(file: Path, order: dict[str, int], most: int | None) -> SlideMaps:
+    with _opened(file) as data, quiet_warnings():
+        try:
+            obs, var, uns = (read_elem(data[name]) for name in ("obs", "var", "uns"))
+            xy = np.asarray(data["obsm/spatial"], np.float64)
+            about = dict(uns.get("nh2st_pipe", {}))
+            names = [str(name) for name in var.index]
+            last = len(order)
+            kept = np.array(sorted(range(len(names)), key=lambda i: (order.get(names[i], last), i))[:most], np.int64)
+            predicted = _columns(data["X"], kept)
+            layers = data["layers"]
+            target = _columns(layers["target"], kept) if "target" in layers else None
+            spread = _columns(layers["spread"], kept) if "spread" in layers and target is None else None
+            half = _half_width(data, predicted, kept) if "high" in layers else []
+        except Exception as error:  # whatever h5py or anndata make of a broken file
+            raise _unreadable(file, error) from error
+    planes: dict[str, NDArray[np.float32]] = {"predicted": predicted}
+    if target is not None:
+        planes = {"target": target, **planes}
+    low, high = _range([*planes.values()])
+    lows, highs = dict.fromkeys(planes, low), dict.fromkeys(planes, high)
+    if spread is not None:
+        planes["spread"] = spread
+        lows["spread"], highs["spread"] = np.zeros(len(kept)), _range([spread])[1]
+    pcc = [] if target is None else gene_metrics(predicted, target)["pcc"].tolist()
     slide_id = str(about.get("slide_id", file.stem))
-    predicted = np.asarray(data.X, dtype=np.float32)
-    target = (
-        np.asarray(data.layers["target"], np.float32) if "target" in data.layers else np.full_like(predicted, np.nan)
-    )
-    xy = np.asarray(data.obsm["spatial"], dtype=np.float64)
-    view = _background(data, slide_id, xy)
-    pcc = gene_metrics(predicted, target)["pcc"]
-    low, high, packed = _pack(target[:, kept], predicted[:, kept], levels)
-    return {
+    shown = {
         "id": slide_id,
         "patient": str(about.get("patient", "")),
         "fold": str(about.get("fold", "")),
+        "label": _label(about),
+        "in_sample": bool(about.get("in_sample")),
+        "notes": [str(about[key]) for key in ("in_sample", "caution", "unlike", "pitch") if about.get(key)],
         "n": len(xy),
-        **view,
-        "panel": index.tolist(),
-        "genes": index[kept].tolist(),
-        "pcc": [round(float(v), 4) if np.isfinite(v) else None for v in pcc[kept]],
-        "measured": np.isfinite(target[:, kept]).any(axis=0).tolist(),
-        "low": low,
-        "high": high,
-        "levels": levels,
-        "values": packed,
+        **_background(uns, slide_id, xy),
+        "barcodes": _zipped(json.dumps([str(name) for name in obs.index]).encode()),
+        "unlike": np.flatnonzero(obs["unlike"]).tolist() if "unlike" in obs else [],
+        "percentile": (
+            _zipped(np.rint(obs["train_percentile"].to_numpy(np.float64)).clip(0, 100).astype(np.uint8).tobytes())
+            if "train_percentile" in obs
+            else ""
+        ),
     }
+    return SlideMaps(
+        file=file,
+        names=names,
+        var={str(column): var[column].tolist() for column in var.columns},
+        about=about,
+        kept=kept,
+        planes={key: _steps(values, lows[key], highs[key]) for key, values in planes.items()},
+        low=lows,
+        high=highs,
+        pcc=[round(v, 4) if math.isfinite(v) else None for v in pcc],
+        measured=[] if target is None else np.asarray(np.isfinite(target).any(axis=0)).tolist(),
+        half_width=half,
+        shown=shown,
+    )
 
 
-def _background(data: anndata.AnnData, slide_id: str, xy: NDArray[np.float64]) -> dict[str, Any]:
+def _label(about: dict[str, Any]) -> str:
+    """Say in words what a prediction is."""
+    if about.get("in_sample"):
+        return f"in-sample: {about['in_sample']}"
+    if about.get("out_of_fold", "fold" in about):
+        return f"out of fold ({about.get('fold', '')})"
+    return "a slide the head was not trained on"
+
+
+def _columns(values: h5py.Dataset, kept: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return columns of a stored matrix, n × kept, without holding the whole."""
+    n, g = values.shape
+    if len(kept) == g:
+        return np.asarray(values, np.float32)[:, kept]
+    out = np.empty((n, len(kept)), np.float32)
+    for start in range(0, n, _ROWS_AT_ONCE):
+        out[start : start + _ROWS_AT_ONCE] = values[start : start + _ROWS_AT_ONCE][:, kept]
+    return out
+
+
+def _half_width(data: h5py.File, predicted: NDArray[np.float32], kept: NDArray[np.int64]) -> list[float | None]:
+    """Return how far the genes' intervals reach, which is the same at every spot."""
+    if not len(predicted):
+        return []
+    reach = np.asarray(data["layers/high"][0], np.float64)[kept] - predicted[0]
+    return [_short(v) if math.isfinite(v) else None for v in reach.tolist()]
+
+
+def _zipped(raw: bytes) -> str:
+    return base64.b64encode(zlib.compress(raw, 6)).decode("ascii")
+
+
+def _background(uns: dict[str, Any], slide_id: str, xy: NDArray[np.float64]) -> dict[str, Any]:
     """Return what maps are drawn on: the thumbnail around the spots (`image`, a data URI, None where the run has
-    none), its width and height, and in its px the spots' x, y and radius.
+    none), its width and height, and in its px the spots' x, y and radius; `square` where they are tiles side by side.
     """
-    spatial = data.uns.get("spatial", {})
+    spatial = uns.get("spatial", {})
     section: dict[str, Any] = spatial.get(slide_id) or next(iter(spatial.values()), {})
     images = section.get("images", {})
     which = "hires" if "hires" in images else "lowres"  # runs of earlier versions have this one
@@ -128,10 +270,11 @@ def _background(data: anndata.AnnData, slide_id: str, xy: NDArray[np.float64]) -
     factors = section.get("scalefactors", {})
     step = float(np.median(cKDTree(xy).query(xy, k=[2])[0])) if len(xy) > 1 else 0.0
     diameter = float(factors.get("spot_diameter_fullres", 0.0)) or step or 1.0
+    square = bool(step) and diameter >= 0.97 * step
     # Spots may touch and never overlap.
-    radius = 0.48 * min(diameter, step or diameter)
+    radius = 0.5 * step if square else 0.48 * min(diameter, step or diameter)
     margin = 2.0 * max(step, diameter)
-    low, high = xy.min(axis=0) - margin, xy.max(axis=0) + margin
+    low, high = (xy.min(axis=0) - margin, xy.max(axis=0) + margin) if len(xy) else (np.zeros(2), np.ones(2))
     if picture is None:
         image, scale = None, _THUMBNAIL_PX / float((high - low).max())
         width, height = (math.ceil(side * scale) for side in high - low)
@@ -154,21 +297,25 @@ def _background(data: anndata.AnnData, slide_id: str, xy: NDArray[np.float64]) -
         cut.save(buffer, "JPEG", quality=82, optimize=True)
         image = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     x, y = ((xy - low) * scale).round(1).T.tolist()
-    return {"image": image, "width": width, "height": height, "x": x, "y": y, "radius": round(radius * scale, 2)}
+    shape = {"radius": round(radius * scale, 2), "square": square}
+    return {"image": image, "width": width, "height": height, "x": x, "y": y, **shape}
 
 
-def _pack(
-    target: NDArray[np.float32], predicted: NDArray[np.float32], levels: int
-) -> tuple[list[float], list[float], str]:
-    """Return the lowest and highest value of each gene over both n × G arrays, and both as bytes (see above)."""
-    both = np.stack((target, predicted)).astype(np.float64)
-    seen = np.isfinite(both)
-    any_seen = seen.any(axis=(0, 1))
-    low = np.where(any_seen, np.where(seen, both, np.inf).min(axis=(0, 1), initial=np.inf), 0.0)
-    high = np.where(any_seen, np.where(seen, both, -np.inf).max(axis=(0, 1), initial=-np.inf), 0.0)
+def _range(planes: list[NDArray[np.float32]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the lowest and highest value of each gene over n × G arrays; 0 where there is none."""
+    low, high = (np.full(planes[0].shape[1], value, np.float64) for value in (np.inf, -np.inf))
+    for values in planes:
+        seen = np.isfinite(values)
+        low = np.minimum(low, np.where(seen, values, np.inf).min(axis=0, initial=np.inf))
+        high = np.maximum(high, np.where(seen, values, -np.inf).max(axis=0, initial=-np.inf))
+    none = ~np.isfinite(low)
+    return np.where(none, 0.0, low), np.where(none, 0.0, high)
+
+
+def _steps(values: NDArray[np.float32], low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return n × G values as G × n bytes (see above)."""
     spread = np.where(high > low, high - low, 1.0)
-    steps = np.rint((np.where(seen, both, low) - low) / spread * levels)
+    seen = np.isfinite(values)
+    steps = np.rint((np.where(seen, values, low) - low) / spread * _LEVELS[0])
     steps[~seen] = _NO_VALUE
-    raw = np.ascontiguousarray(steps.transpose(0, 2, 1).astype(np.uint8)).tobytes()
-    packed = base64.b64encode(zlib.compress(raw, 9)).decode("ascii")
-    return [float(f"{v:.6g}") for v in low], [float(f"{v:.6g}") for v in high], packed
+    return np.ascontiguousarray(steps.T.astype(np.uint8))

@@ -50,7 +50,7 @@ class About(BaseModel):
     """Gene → lower end of the 95 % interval of its PCC over patients (or slides) held out, where there are several."""
     cv_high: dict[str, float] = Field(default_factory=dict)
     trusted: dict[str, bool] = Field(default_factory=dict)
-    """Gene → whether that interval lies above 0, and its PCC is no lower than that of ridge-context."""
+    """Gene → whether that interval lies above 0, and its PCC not surely below that of ridge-context."""
     intervals: Intervals = Field(default_factory=Intervals)
     """How far predictions were off on what was held out."""
     pitch: float | None = None

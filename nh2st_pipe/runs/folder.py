@@ -20,6 +20,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ import yaml
 from filelock import FileLock, Timeout
 
 from nh2st_pipe.core.errors import RunError, listed
+from nh2st_pipe.evaluation.metrics import mean_of
 from nh2st_pipe.runs.about import RUN_FORMAT
 from nh2st_pipe.runs.checksums import check_files, write_sums
 
-__all__ = ["RunFolder", "read_metrics"]
+__all__ = ["FoundRun", "RunFolder", "find_run", "read_metrics"]
 
 _PART, _LOCK = ".part", ".lock"
 _WHOLE = ("recipe.yaml", "metrics.json", "per_gene.csv", "model/config.json", "model/model.safetensors")
@@ -103,13 +105,81 @@ class RunFolder:
 
 
 def _clear_if_dead(part: Path) -> None:
+    if not _at_work(part):
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _at_work(part: Path) -> bool:
+    """Whether some process is writing a run."""
     lock = FileLock(part / _LOCK)
     try:
         lock.acquire(blocking=False)
     except (Timeout, OSError):
-        return
+        return True
     lock.release()
-    shutil.rmtree(part, ignore_errors=True)
+    return False
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run, or what there is of one that was interrupted."""
+
+    path: Path
+    name: str
+    metrics: dict[str, Any]
+    """As `read_metrics` returns them; of an interrupted run without what comes last ("model")."""
+    report: Path
+    """Where its report goes if nothing else is asked for."""
+    missing: tuple[str, ...] = ()
+    """What an interrupted run lacks, in words."""
+
+
+def find_run(of: Path) -> FoundRun | None:
+    """Return the run at `of`, or what there is of it where it was interrupted or is at work; None where there is none.
+
+    Raises RunError as `read_metrics`.
+    """
+    if (of / "metrics.json").is_file():
+        return FoundRun(of, of.resolve().name, read_metrics(of), of / "report.html")
+    parts = [of] if of.name.endswith(_PART) else [] if of.exists() else sorted(of.parent.glob(f"{of.name}.*{_PART}"))
+    begun = [part for part in parts if (part / "log.jsonl").is_file()]
+    for part in sorted(begun, key=lambda part: part.stat().st_mtime, reverse=True):
+        name = part.name.removesuffix(_PART).rpartition(".")[0]
+        metrics, missing = _so_far(part)
+        if metrics is not None:
+            state = "is still being trained" if _at_work(part) else "was interrupted"
+            words = (f"This run {state}: the page shows what there is of it. {missing}",)
+            return FoundRun(part, name, metrics, part.with_name(f"{name}.report.html"), words)
+    return None
+
+
+def _so_far(part: Path) -> tuple[dict[str, Any] | None, str]:
+    """Return the figures of a run's folds that are done, from its log (None where it had none), and what it lacks."""
+    begun: dict[str, Any] | None = None
+    done: dict[str, list[dict[str, Any]]] = {}
+    for line in (part / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:  # cut off while it was written
+            continue
+        if event.get("event") == "start":
+            begun = event.get("run")
+        elif event.get("event") == "fold" and "figures" in event:
+            done.setdefault(event["head"], []).append(event["figures"])
+    if begun is None:
+        return None, ""
+    folds, heads = begun.pop("fold_names"), begun.pop("heads")
+    records = {
+        name: {"summary": mean_of(done[name]) if name in done else None, "folds": done.get(name, [])} for name in heads
+    }
+    own, *baselines = heads
+    lacking = [
+        f"{name} {len(folds) - len(done.get(name, []))}" for name in heads if len(done.get(name, [])) < len(folds)
+    ]
+    missing = "There is no model, and no figures by gene of the baselines."
+    if lacking:
+        missing += f" Of {len(folds)} folds there are still to be trained: {', '.join(lacking)}."
+    return {**begun, **records[own], "baselines": {name: records[name] for name in baselines}}, missing
 
 
 def read_metrics(run: str | Path) -> dict[str, Any]:

@@ -28,8 +28,10 @@ class Outcome:
         """Why a test slide's prediction should be believed less, by slide_id."""
         self._genes: dict[str, list[dict[str, float]]] = {}
         self._slides: list[dict[str, Any]] = []
-        self._off: list[tuple[str, str, list[str], NDArray[np.float32], NDArray[np.float64]]] = []
-        """Of each test slide: its name and patient, and by gene how far it was off (`sketch`) and the PCC."""
+        self._off: list[NDArray[np.float32]] = []
+        """Of each test slide, by gene, how far it was off (`sketch`)."""
+        self._pcc: list[tuple[str, str, list[str], NDArray[np.float64]]] = []
+        """Of each test slide: its name and patient, its genes and their PCC."""
 
     def add(
         self,
@@ -62,9 +64,9 @@ class Outcome:
             self._genes.setdefault(gene, []).append(row)
         for name in fold.test:
             if self._keep_off:
-                off = sketch(predicted[name].values - target[name])
-                pcc = gene_metrics(predicted[name].values, target[name])["pcc"]
-                self._off.append((name, result.patients[name], list(result.panel), off, pcc))
+                self._off.append(sketch(predicted[name].values - target[name]))
+            pcc = gene_metrics(predicted[name].values, target[name])["pcc"]
+            self._pcc.append((name, result.patients[name], list(result.panel), pcc))
             row = summarise(predicted[name].values, target[name])
             like = predicted[name].likeness
             likeness = None if like is None else float(np.median(like))
@@ -91,13 +93,13 @@ class Outcome:
         return {row["slide_id"]: row["likeness"] for row in self._slides if row["likeness"] is not None}
 
     def _held_out(self) -> tuple[str, dict[str, list[int]]]:
-        """Return what was held out, and the rows of `_off` of each: patients where there are several and all slides of
+        """Return what was held out, and the rows of `_pcc` of each: patients where there are several and all slides of
         one were held out together, else slides.
         """
         of_patients, of_slides = dict[str, list[int]](), dict[str, list[int]]()
         folds = {row["slide_id"]: row["fold"] for row in self._slides}
-        whole = {(patient, folds[name]) for name, patient, *_ in self._off}
-        for i, (name, patient, *_) in enumerate(self._off):
+        whole = {(patient, folds[name]) for name, patient, *_ in self._pcc}
+        for i, (name, patient, *_) in enumerate(self._pcc):
             of_patients.setdefault(patient, []).append(i)
             of_slides.setdefault(name, []).append(i)
         if 1 < len(of_patients) == len(whole):
@@ -107,26 +109,43 @@ class Outcome:
     def intervals(self) -> Intervals:
         """Return how far predictions were off on what was held out (see `evaluation.intervals`)."""
         by, groups = self._held_out()
-        genes = list(dict.fromkeys(gene for _, _, panel, *_ in self._off for gene in panel))
+        genes = list(dict.fromkeys(gene for _, _, panel, _ in self._pcc for gene in panel))
         place = {gene: i for i, gene in enumerate(genes)}
         found = []
         for rows in groups.values():
-            points = np.full((len(genes), len(rows), len(self._off[0][3][0])), np.nan, np.float32)
+            points = np.full((len(genes), len(rows), self._off[0].shape[1]), np.nan, np.float32)
             for j, i in enumerate(rows):
-                _, _, panel, off, _ = self._off[i]
-                points[[place[gene] for gene in panel], j] = off
+                points[[place[gene] for gene in self._pcc[i][2]], j] = self._off[i]
             found.append(points[:, 0] if len(rows) == 1 else sketch(points.reshape(len(genes), -1).T))
         return intervals(by, found, genes)
 
     def pcc_intervals(self) -> dict[str, tuple[float, float] | None]:
         """Return each gene's PCC as an interval over what was held out, at 95 %; None where there is a single one."""
+        return {gene: mean_interval(values) for gene, values in self._pcc_by_group().items()}
+
+    def pcc_against(self, rival: Outcome) -> dict[str, tuple[float, float] | None]:
+        """Return each gene's PCC less the rival's on the same slides, as `pcc_intervals`; undefined ones count as 0."""
+        theirs = rival._pcc_by_group()
+        found = {}
+        for gene, groups in self._pcc_by_group().items():
+            other = theirs.get(gene, {})
+            apart = {
+                group: (np.nan_to_num(values) - np.nan_to_num(other[group])).tolist()
+                for group, values in groups.items()
+                if group in other
+            }
+            found[gene] = mean_interval(apart)
+        return found
+
+    def _pcc_by_group(self) -> dict[str, dict[str, list[float]]]:
+        """Return each gene's PCCs by what was held out, slide by slide."""
         _, groups = self._held_out()
         of_gene = dict[str, dict[str, list[float]]]()
         for group, rows in groups.items():
             for i in rows:
-                for gene, value in zip(self._off[i][2], self._off[i][4], strict=True):
+                for gene, value in zip(self._pcc[i][2], self._pcc[i][3], strict=True):
                     of_gene.setdefault(gene, {}).setdefault(group, []).append(float(value))
-        return {gene: mean_interval(values) for gene, values in of_gene.items()}
+        return of_gene
 
     def record(self) -> dict[str, Any]:
         """Return `summary` (None without folds) and `folds`."""

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 import nh2st_pipe
-from nh2st_pipe.data.folds import Fold
 from nh2st_pipe.data.pitch import pitch_in_tiles
 from nh2st_pipe.data.study import Study
+from nh2st_pipe.heads.base import HeadModel
 from nh2st_pipe.heads.registry import Trained
 from nh2st_pipe.recipes.train import TrainRecipe
 from nh2st_pipe.runs.about import RUN_FORMAT, About, TrainedOn
@@ -20,7 +20,16 @@ from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.training.fold import FoldResult
 from nh2st_pipe.training.outcome import Outcome
 
-__all__ = ["PROTOCOLS", "about", "gene_table", "metrics_of", "trusted_of", "write_predictions"]
+__all__ = [
+    "PROTOCOLS",
+    "about",
+    "gene_table",
+    "metrics_of",
+    "setting_of",
+    "trusted_of",
+    "write_in_sample",
+    "write_predictions",
+]
 
 PROTOCOLS = {
     "nested": "gene panel, scaling, epochs and penalties chosen on training slides alone; each test fold touched once",
@@ -29,7 +38,7 @@ PROTOCOLS = {
 
 
 def about(study: Study, recipe: TrainRecipe, outcome: Outcome, rival: Outcome | None = None) -> dict[str, Any]:
-    """Return what a model says about itself; a gene is trusted that is predicted no worse than by `rival`."""
+    """Return what a model says about itself; a gene is trusted that is not surely predicted worse than by `rival`."""
     slides = study.slides.values()
     cv_pcc = {row["gene"]: row["pcc"] for row in outcome.per_gene(recipe.name)}
     ends = {gene: ends for gene, ends in outcome.pcc_intervals().items() if ends is not None}
@@ -49,22 +58,23 @@ def about(study: Study, recipe: TrainRecipe, outcome: Outcome, rival: Outcome | 
         cv_pcc=cv_pcc,
         cv_low={gene: low for gene, (low, _) in ends.items()},
         cv_high={gene: high for gene, (_, high) in ends.items()},
-        trusted=trusted_of(outcome, recipe.name, rival),
+        trusted=trusted_of(outcome, rival),
         intervals=outcome.intervals(),
         version=nh2st_pipe.__version__,
     ).model_dump(mode="json")
 
 
-def trusted_of(outcome: Outcome, head: str, rival: Outcome | None) -> dict[str, bool]:
-    """Return of each gene whether its PCC is surely above 0 on what was held out, and no lower than the rival's; empty
-    where a single slide or patient was held out.
+def trusted_of(outcome: Outcome, rival: Outcome | None) -> dict[str, bool]:
+    """Return of each gene whether its PCC is surely above 0 on what was held out, and not surely below the rival's;
+    empty where a single slide or patient was held out.
     """
-    own = {row["gene"]: row["pcc"] or 0.0 for row in outcome.per_gene(head)}
-    theirs = {} if rival is None else {row["gene"]: row["pcc"] or 0.0 for row in rival.per_gene(head)}
-    ends = outcome.pcc_intervals()
-    return {
-        gene: each[0] > 0 and own[gene] >= theirs.get(gene, -1.0) for gene, each in ends.items() if each is not None
-    }
+    against = {} if rival is None else outcome.pcc_against(rival)
+
+    def worse(gene: str) -> bool:
+        ends = against.get(gene)
+        return ends is not None and ends[1] < 0
+
+    return {gene: ends[0] > 0 and not worse(gene) for gene, ends in outcome.pcc_intervals().items() if ends is not None}
 
 
 def gene_table(outcomes: dict[str, Outcome], own: str, half_pcc: dict[str, float | None]) -> list[dict[str, Any]]:
@@ -94,15 +104,45 @@ def write_predictions(folder: RunFolder, study: Study, recipe: TrainRecipe, resu
         write_prediction(path, study.slides[name], result.panel, predicted, target, made, {**about, **caution})
 
 
+def write_in_sample(folder: RunFolder, study: Study, recipe: TrainRecipe, model: HeadModel) -> None:
+    """Write what a head says of the slides that it was trained on, labelled so: there are no others without folds."""
+    said = {
+        "recipe": recipe.name,
+        "out_of_fold": False,
+        "in_sample": "trained on this slide",
+        "unit": recipe.targets.unit(),
+        "encoder": study.contract.identity["name"],
+        "weights_sha256": study.contract.weights.sha256,
+        "version": nh2st_pipe.__version__,
+    }
+    half = {"half_pcc": model.about.get("half_pcc", {})}
+    for name, slide in study.slides.items():
+        predicted = model.predict_spots(study.samples([name], recipe, None))
+        truth = study.targets([name], model.genes, recipe)[name].values
+        path = folder.part / "predictions" / f"{name}.h5ad"
+        write_prediction(path, slide, model.genes, predicted, truth, recipe.targets, said, half)
+
+
 def metrics_of(
-    recipe: TrainRecipe,
-    study: Study,
-    folds: list[Fold],
-    outcomes: dict[str, Outcome],
-    final: Trained,
-    notes: list[str],
+    recipe: TrainRecipe, study: Study, outcomes: dict[str, Outcome], final: Trained, notes: list[str]
 ) -> dict[str, Any]:
     """Return what metrics.json holds."""
+    return {
+        **setting_of(recipe, study),
+        "notes": notes,
+        **outcomes[recipe.name].record(),
+        "baselines": {name: o.record() for name, o in outcomes.items() if name != recipe.name},
+        "model": {
+            "genes": len(final.model.genes),
+            "epochs": final.best_epoch,
+            "slides": sorted(study.slides),
+            "chosen": final.chosen,
+        },
+    }
+
+
+def setting_of(recipe: TrainRecipe, study: Study) -> dict[str, Any]:
+    """Return what is known of a run before anything is trained: what is asked of which data."""
     contract, slides = study.contract, study.slides.values()
     return {
         "format": RUN_FORMAT,
@@ -114,15 +154,6 @@ def metrics_of(
         "n_patients": len({slide.patient for slide in slides}),
         "n_spots": sum(map(len, slides)),
         "views": study.cache.n_views,
-        "notes": notes,
-        **outcomes[recipe.name].record(),
-        "baselines": {name: o.record() for name, o in outcomes.items() if name != recipe.name},
-        "model": {
-            "genes": len(final.model.genes),
-            "epochs": final.best_epoch,
-            "slides": sorted(study.slides),
-            "chosen": final.chosen,
-        },
         "store": {
             "path": study.path,
             "encoder": contract.identity["name"],

@@ -32,7 +32,7 @@ from nh2st_pipe.runs.model import save_model
 from nh2st_pipe.store.read import Store, open_store
 from nh2st_pipe.training.fold import FoldResult, FoldTask, fit_all, joined
 from nh2st_pipe.training.outcome import Outcome
-from nh2st_pipe.training.record import about, gene_table, metrics_of, write_predictions
+from nh2st_pipe.training.record import about, gene_table, metrics_of, setting_of, write_in_sample, write_predictions
 from nh2st_pipe.training.side_by_side import run_all
 
 __all__ = ["Run", "resolve", "train"]
@@ -98,7 +98,10 @@ def train(
     notes += _about_folds(judged, splits, resolved.folds)
     heads = [resolved, *(_as_baseline(name, resolved) for name in resolved.baselines)]
     with RunFolder(Path(out) if out is not None else Path("runs") / resolved.name) as folder:
-        folder.log("start", version=nh2st_pipe.__version__, slides=list(study.slides))
+        asked = {"heads": [each.name for each in heads], "fold_names": [fold.name for fold in splits], "notes": notes}
+        begun = {**setting_of(resolved, study), **asked}
+        folder.log("start", version=nh2st_pipe.__version__, slides=list(study.slides), run=begun)
+        folder.write_yaml("recipe.yaml", resolved.model_dump(mode="json"))
         outcomes = _run_folds(folder, store, study, judged, heads, splits, jobs, progress)
         own = outcomes[resolved.name]
         fits = len(splits) * len(heads)
@@ -116,10 +119,11 @@ def train(
             notes.append(f"{resolved.name}, all slides: {final.notice}")
         for slide_id, words in own.cautions.items():
             notes.append(f"{slide_id}, held out: {words}")
-        metrics = {**metrics_of(resolved, study, splits, outcomes, final, notes), "jobs": jobs}
+        metrics = {**metrics_of(resolved, study, outcomes, final, notes), "jobs": jobs}
+        if not splits:
+            write_in_sample(folder, study, resolved, final.model)
         card = model_card(metrics, About.of(final.model.about, folder.part))
         save_model(final.model, folder.part / "model", card, final.reference)
-        folder.write_yaml("recipe.yaml", resolved.model_dump(mode="json"))
         folder.write_json("metrics.json", metrics)
         folder.write_table("per_gene.csv", gene_table(outcomes, resolved.name, final.half_pcc))
         folder.write_table("per_slide.csv", [row for name, o in outcomes.items() for row in o.per_slide(name)])
@@ -150,7 +154,7 @@ def _run_folds(
             write_predictions(folder, study, heads[0], result)
         elif result.head == heads[0].name:
             own.append(result)
-        folder.log("fold", head=result.head, fold=result.fold.name, train_seconds=round(result.train_seconds, 3))
+        folder.log("fold", head=result.head, fold=result.fold.name, figures=outcomes[result.head].folds[-1])
     if own:
         write_predictions(folder, study, heads[0], joined(study, own))
     return outcomes

@@ -185,21 +185,22 @@ def test_patients_are_the_unit_where_they_were_held_out_whole(together: bool, by
     assert (made.by, made.groups) == (by, groups)
 
 
-def test_a_gene_that_ridge_context_predicts_better_is_not_trusted() -> None:
+def test_a_gene_that_ridge_context_surely_predicts_better_is_not_trusted() -> None:
     rng = np.random.default_rng(0)
-    truth = {f"s{i}": rng.standard_normal((50, 2)) for i in range(3)}
+    truth = {f"s{i}": rng.standard_normal((50, 3)) for i in range(3)}
     ours, theirs = Outcome(), Outcome(keep_off=False)
     for name, values in truth.items():
         other = rng.standard_normal(values.shape)
-        for outcome, noise in ((ours, (0.3, 0.6)), (theirs, (0.6, 0.3))):
+        chance = 0.3 + 0.3 * (name == "s1")  # theirs is better at c, but for one slide
+        for outcome, noise in ((ours, (0.3, 0.6, 0.35)), (theirs, (0.6, 0.3, chance))):
             guess = Prediction((values + other * noise).astype(np.float32))
             fold = Fold(name, tuple(set(truth) - {name}), (name,))
             seen = values.astype(np.float32)
             outcome.add(
-                FoldResult("h", fold, ["a", "b"], {name: guess}, {name: seen}, {name: name}, 0.0, 0, [], {}, {})
+                FoldResult("h", fold, ["a", "b", "c"], {name: guess}, {name: seen}, {name: name}, 0.0, 0, [], {}, {})
             )
-    assert trusted_of(ours, "h", None) == {"a": True, "b": True}
-    assert trusted_of(ours, "h", theirs) == {"a": True, "b": False}
+    assert trusted_of(ours, None) == {"a": True, "b": True, "c": True}
+    assert trusted_of(ours, theirs) == {"a": True, "b": False, "c": True}
 
 
 def test_a_slide_of_another_resolution_is_not_predicted_with_tiles_of_as_many_px(

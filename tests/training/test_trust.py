@@ -79,4 +79,4 @@ def test_it_stands_in_the_table_the_predictions_and_the_report(study: Study) -> 
     for gene in own:
         assert var["half_pcc"][gene] == pytest.approx(own[gene])
     assert not np.allclose(var["half_pcc"], var["cv_pcc"])
-    assert '"half":[' in report(run.path).read_text()
+    assert '"key":"half"' in report(run.path).read_text()
