@@ -1,0 +1,336 @@
+"""What a person sees of a report, in headless Chromium; passed over where there is none."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Error, Page, sync_playwright
+
+from nh2st_pipe.evaluation.reference import Familiarity
+from nh2st_pipe.heads.base import Prediction
+from nh2st_pipe.reporting.page import report
+from nh2st_pipe.runs.predictions import write_prediction
+from tests.reporting.test_page import GENES, HOSTILE, SIDE, make_run, slide_data, values
+
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium: the system's, or Playwright's own."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with sync_playwright() as playwright:
+        if found is None and not Path(playwright.chromium.executable_path).is_file():
+            pytest.skip("there is no Chromium on this machine (make browser gets one)")
+        yield (started := playwright.chromium.launch(executable_path=found, args=[*QUIET]))
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def run_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a run of two slides."""
+    return report(make_run(tmp_path_factory.mktemp("report") / "run"))
+
+
+@pytest.fixture(scope="module")
+def prediction_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of predictions without truth: KRT19 is not to be trusted, and the last two tiles are unlike others."""
+    folder = tmp_path_factory.mktemp("predictions")
+    predicted, _ = values(3)
+    far = np.array([5.0] * (SIDE**2 - 2) + [99.9, 100.0], np.float32)
+    write_prediction(
+        folder / "new.h5ad",
+        slide_data("new"),
+        GENES,
+        Prediction(predicted, spread=(np.abs(predicted) / 9).astype(np.float32)),
+        None,
+        None,
+        {"recipe": "nh2st", "out_of_fold": False, "interval_level": 0.9, "intervals": "intervals at 90% …"},
+        {"cv_pcc": dict.fromkeys(GENES, 0.3), "trusted": {GENES[0]: True, GENES[1]: False, GENES[2]: True}},
+        half_width=dict.fromkeys(GENES, 0.25),
+        familiar=Familiarity((far / 50).astype(np.float32), far),
+    )
+    return report(folder)
+
+
+@pytest.fixture
+def seen(browser: Browser) -> Iterator[Page]:
+    """A page of 1280 px; a test in which its script fails, or it asks anything of the network, fails."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    page = context.new_page()
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda asked: faults.append(asked.url) if asked.url.startswith("http") else None)
+    page.on("dialog", lambda dialog: faults.append(dialog.message))
+    yield page
+    context.close()
+    assert faults == []
+
+
+def opened(page: Page, path: Path, words: str = "") -> Page:
+    page.goto(path.as_uri() + words)
+    until(page, "current !== null && at('shown').ariaBusy === 'false'")
+    return page
+
+
+def until(page: Page, condition: str) -> None:
+    """Wait for a condition; Playwright's own way of waiting is refused by the page, which runs no text as a script."""
+    for _ in range(250):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(20)
+    raise AssertionError(condition)
+
+
+def colour(page: Page, key: str, spot: int) -> list[int]:
+    """Return the colour of the middle of a spot on a map."""
+    found: list[int] = page.evaluate(
+        """([key, i]) => {
+            const { canvas } = panels.find((panel) => panel.key === key);
+            const box = canvas.getBoundingClientRect();
+            const { scale, ox, oy } = placed(current.slide, box.width, box.height, state.view);
+            const dense = canvas.width / box.width;
+            const [x, y] = [ox + current.slide.x[i] * scale, oy + current.slide.y[i] * scale];
+            const pen = canvas.getContext("2d");
+            return [...pen.getImageData(Math.round(x * dense), Math.round(y * dense), 1, 1).data].slice(0, 3);
+        }""",
+        [key, spot],
+    )
+    return found
+
+
+def expected(page: Page, key: str, spot: int) -> list[int]:
+    """Return the colour that a spot's value has on its map's scale."""
+    found: list[int] = page.evaluate(
+        """([key, i]) => {
+            const { from, to } = current.scales[key];
+            const q = Math.max(0, Math.min(255, Math.round(((current.found.of[key][i] - from) / (to - from)) * 255)));
+            return LUTS[paletteOf(key)][q].match(/\\d+/g).map(Number);
+        }""",
+        [key, spot],
+    )
+    return found
+
+
+def opaque(page: Page) -> None:
+    page.evaluate("() => { document.getElementById('opacity').value = 100; draw(); }")
+    page.wait_for_timeout(50)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_the_verdict_comes_first_and_nothing_sticks_out(
+    browser: Browser, run_page: Path, width: int, scheme: Any
+) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = opened(context.new_page(), run_page)
+    assert page.locator("h2").first.inner_text() == "Verdict"
+    assert "PCC 0.410" in page.inner_text("#headline")
+    assert "Best by mean PCC is nh2st (0.410)" in page.inner_text("#sentences")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.click("#theme")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+    context.close()
+
+
+def test_the_best_of_each_column_is_bold_and_this_run_is_tagged(seen: Page, run_page: Path) -> None:
+    opened(seen, run_page)
+    own, _, ridge = seen.locator("#heads tbody tr").all()
+    assert "this run" in own.inner_text()
+    assert "this run" not in ridge.inner_text()
+    assert "0.410" in own.locator("td.best").all_inner_texts()
+    assert "0.370" not in ridge.locator("td.best").all_inner_texts()
+    assert own.locator("svg circle").count() == 2, "a dot for each fold"
+
+
+def test_maps_have_the_colours_of_their_values(seen: Page, run_page: Path) -> None:
+    opened(seen, run_page)
+    opaque(seen)
+    for key in ("target", "predicted", "difference"):
+        for spot in (0, 5, 15):
+            assert colour(seen, key, spot) == pytest.approx(expected(seen, key, spot), abs=2)
+    target = seen.evaluate("Array.from(current.found.of.target)")
+    assert target == pytest.approx(values(1)[1][:, 0].tolist(), abs=0.01)
+    shared = seen.evaluate("[current.scales.target.from, current.scales.predicted.from]")
+    assert shared[0] == shared[1]
+    seen.select_option("#scale", "own")
+    own = seen.evaluate("[current.scales.target.from, current.scales.predicted.from]")
+    assert own[0] != own[1]
+    before = colour(seen, "target", 0)
+    seen.keyboard.press("h")
+    assert colour(seen, "target", 0) != before, "the H&E alone"
+    seen.keyboard.press("h")
+    assert colour(seen, "target", 0) == before
+
+
+def test_gene_and_slide_stand_in_the_address(seen: Page, run_page: Path) -> None:
+    opened(seen, run_page)
+    assert "gene=ACTB" in seen.url
+    seen.click("#genes button:text-is('KRT19')")
+    seen.keyboard.press("]")
+    assert seen.url.endswith("#gene=KRT19&slide=s2")
+    assert seen.inner_text("#chosen") == "KRT19 on slide s2"
+    seen.goto("about:blank")
+    again = opened(seen, run_page, "#gene=KRT19&slide=s2")
+    assert again.inner_text("#chosen") == "KRT19 on slide s2"
+    again.evaluate("location.hash = '#gene=KRT91&slide=s9'")
+    until(again, "document.querySelector('#warnings .asked') !== null")
+    asked = again.inner_text("#warnings")
+    assert "no gene KRT91; nearest: KRT19" in asked
+    assert "no slide s9" in asked
+
+
+def test_keys_go_through_genes_and_find_one(seen: Page, run_page: Path) -> None:
+    opened(seen, run_page)
+    seen.keyboard.press("j")
+    assert "KRT19" in seen.inner_text("#chosen")
+    seen.keyboard.press("k")
+    assert "ACTB" in seen.inner_text("#chosen")
+    seen.keyboard.press("/")
+    seen.keyboard.type("krt")
+    assert seen.inner_text("#found") == "1 of 3 genes"
+    seen.keyboard.press("Enter")
+    assert "KRT19" in seen.inner_text("#chosen")
+    assert seen.evaluate("document.activeElement.textContent") == "KRT19"
+
+
+def test_the_gene_table_sorts_by_what_is_clicked(seen: Page, run_page: Path) -> None:
+    opened(seen, run_page)
+    names = seen.locator("#genes tbody tr td:first-child")
+    seen.click("#genes th button >> nth=0")
+    assert names.all_inner_texts() == sorted(GENES, key=str.lower)
+    seen.click("#genes th button >> nth=0")
+    assert names.all_inner_texts() == sorted(GENES, key=str.lower, reverse=True)
+    assert seen.get_attribute("#genes th >> nth=0", "aria-sort") == "descending"
+
+
+def test_a_spot_is_told_of_and_shown_on_every_map_and_the_scatter(seen: Page, run_page: Path) -> None:
+    opened(seen, run_page)
+    box = seen.locator("canvas[data-map=target]").bounding_box()
+    assert box is not None
+    place = seen.evaluate(
+        "() => { const c = panels[0].canvas.getBoundingClientRect();"
+        " const { scale, ox, oy } = placed(current.slide, c.width, c.height, state.view);"
+        " return [ox + current.slide.x[6] * scale, oy + current.slide.y[6] * scale]; }"
+    )
+    seen.locator("canvas[data-map=target]").hover(position={"x": place[0], "y": place[1]})
+    assert seen.evaluate("state.spot") == 6
+    tip = seen.inner_text("#tip")
+    predicted, target = values(1)
+    assert tip.startswith("b6\n")
+    told = [float(line.split(" ")[1]) for line in tip.split("\n")[1:3]]
+    assert told == pytest.approx([target[6, 0], predicted[6, 0]], abs=0.01)
+    assert seen.inner_text("#spot") == " · ".join(tip.split("\n"))
+    seen.mouse.move(1, 1)
+    assert seen.evaluate("state.spot") is None
+    seen.locator("canvas[data-map=predicted]").focus()
+    for key, spot in (("ArrowRight", "b0"), ("ArrowRight", "b1"), ("ArrowDown", f"b{SIDE + 1}")):
+        seen.keyboard.press(key)
+        assert seen.inner_text("#spot").startswith(f"{spot} ")
+    found = "[current.scatter.X(current.found.of.target[9]), current.scatter.Y(current.found.of.predicted[9])]"
+    dot = seen.evaluate(found)
+    seen.locator("#scatter").hover(position={"x": dot[0], "y": dot[1]})
+    assert seen.evaluate("state.spot") == 9
+
+
+def test_zooming_keeps_the_place_under_the_pointer(seen: Page, run_page: Path) -> None:
+    opened(seen, run_page)
+    canvas = seen.locator("canvas[data-map=predicted]")
+    under = """(() => {
+        const box = panels[1].canvas.getBoundingClientRect();
+        const { scale, ox, oy } = placed(current.slide, box.width, box.height, state.view);
+        return [(90 - ox) / scale, (70 - oy) / scale];
+    })()"""
+    before = seen.evaluate(under)
+    canvas.dblclick(position={"x": 90, "y": 70})
+    assert seen.evaluate("state.view.k") == 2
+    assert seen.evaluate(under) == pytest.approx(before, abs=1)
+    canvas.hover(position={"x": 90, "y": 70})
+    seen.mouse.down()
+    box = canvas.bounding_box()
+    assert box is not None
+    seen.mouse.move(box["x"] + 110, box["y"] + 90)
+    seen.mouse.up()
+    assert seen.evaluate(under) != pytest.approx(before, abs=1), "dragged"
+    seen.keyboard.press("0")
+    assert seen.evaluate("state.view") == {"k": 1, "x": 0.5, "y": 0.5}
+
+
+def test_what_is_not_to_be_trusted_is_covered_until_it_is_asked_for(seen: Page, prediction_page: Path) -> None:
+    opened(seen, prediction_page, "#gene=ACTB")
+    opaque(seen)
+    assert "2 of 3 genes are to be trusted" in seen.inner_text("#sentences")
+    assert "2 of 16 tiles (12.5%) are unlike the training tiles" in seen.inner_text("#sentences")
+    assert "2 of 16 tiles are unlike" in seen.inner_text("#note")
+    assert seen.locator(".map canvas").count() == 3, "predicted, spread, percentile"
+    assert colour(seen, "predicted", 2) == pytest.approx(expected(seen, "predicted", 2), abs=2)
+    covered = colour(seen, "predicted", 14)
+    assert seen.locator(".veil:visible").count() == 0
+    seen.keyboard.press("j")
+    assert "KRT19" in seen.inner_text("#chosen")
+    assert seen.locator(".veil:visible").count() == 2
+    assert "KRT19 is not to be trusted: PCC 0.30" in seen.inner_text(".veil:visible >> nth=0")
+    assert colour(seen, "predicted", 2) != pytest.approx(expected(seen, "predicted", 2), abs=2)
+    seen.click(".veil:visible button >> nth=0")
+    assert seen.locator(".veil:visible").count() == 0
+    assert colour(seen, "predicted", 2) == pytest.approx(expected(seen, "predicted", 2), abs=2)
+    seen.keyboard.press("k")
+    assert colour(seen, "predicted", 14) == pytest.approx(expected(seen, "predicted", 14), abs=2) != covered
+    assert seen.get_attribute("#genes tr.untrusted button", "title") == "KRT19"
+
+
+def test_names_of_others_are_shown_and_never_run(seen: Page, tmp_path: Path) -> None:
+    slide_id = "<img src=x onerror=alert(1)>"
+    page = report(make_run(tmp_path / "run", fold_names=(HOSTILE, "s2"), slide_id=slide_id, head=HOSTILE))
+    opened(seen, page)
+    seen.click("#genes tbody tr >> nth=2")
+    assert seen.inner_text("#chosen") == f"{HOSTILE} on slide {slide_id}"
+    assert HOSTILE in seen.inner_text("#heads")
+    assert seen.locator("img").count() == 0
+    assert seen.locator("script").count() == 2
+
+
+def test_what_is_seen_can_be_kept(seen: Page, prediction_page: Path) -> None:
+    opened(seen, prediction_page, "#gene=ACTB")
+    with seen.expect_download() as kept:
+        seen.click("#csv")
+    assert kept.value.suggested_filename == "ACTB_new.csv"
+    rows = list(csv.DictReader(io.StringIO(Path(kept.value.path()).read_text("utf-8"))))
+    assert [row["barcode"] for row in rows] == [f"b{i}" for i in range(SIDE**2)]
+    predicted = values(3)[0][:, 0]
+    assert [float(row["predicted"]) for row in rows] == pytest.approx(predicted.tolist(), abs=0.01)
+    assert float(rows[0]["high"]) - float(rows[0]["low"]) == pytest.approx(0.5, abs=1e-4)
+    assert [row["unlike"] for row in rows].count("true") == 2
+    with seen.expect_download() as kept:
+        seen.click("#png")
+    assert Path(kept.value.path()).read_bytes().startswith(b"\x89PNG")
+
+
+def test_all_slides_of_a_gene_are_small_maps_that_lead_to_the_slide(seen: Page, run_page: Path) -> None:
+    opened(seen, run_page)
+    until(seen, "document.getElementById('multiples').children.length === 2")
+    first, second = seen.locator("#multiples button").all()
+    assert first.get_attribute("aria-current") == "true"
+    assert "s2" in second.inner_text()
+    second.click()
+    assert seen.inner_text("#chosen") == "ACTB on slide s2"
+
+
+def test_a_browser_that_cannot_unpack_says_so(browser: Browser, run_page: Path) -> None:
+    page = browser.new_page()
+    page.add_init_script("delete window.DecompressionStream")
+    page.goto(run_page.as_uri())
+    until(page, "document.getElementById('note').textContent !== ''")
+    assert "it needs DecompressionStream" in page.inner_text("#note")
+    with pytest.raises(Error):
+        page.evaluate("new DecompressionStream('deflate')")
+    page.close()
