@@ -74,11 +74,12 @@ function listenScatter() {
 }
 
 // ---- heads: figures, the best of each column in bold, and a dot per fold
-const FIGURES = [["pcc", "PCC", 3, true], ["pcc_top50", "PCC top 50", 3, true], ["mse", "MSE", 4, false], ["mae", "MAE", 4, false], ["train_seconds", "train s", 1, null]];
+const FIGURES = [["pcc", "PCC", 3, true], ["pcc_top50", "PCC top 50", 3, true], ["mse", "MSE", 4, false], ["mae", "MAE", 4, false]];
+const SECONDS = ["train_seconds", "train s", 1];
 
 function headTables() {
   if (!D.heads.length || !D.heads[0].summary) { at("judged").hidden = true; return; }
-  const best = Object.fromEntries(FIGURES.filter(([, , , more]) => more !== null).map(([key, , digits, more]) => {
+  const best = Object.fromEntries(FIGURES.map(([key, , digits, more]) => {
     const values = D.heads.map((head) => head.summary && head.summary[key]).filter((v) => v !== null && v !== undefined);
     return [key, values.length ? shown(more ? Math.max(...values) : Math.min(...values), digits) : null];
   }));
@@ -123,12 +124,12 @@ function headTables() {
   });
   const rows = make("table", null, at("folds"));
   const head = make("tr", null, make("thead", null, rows));
-  ["Head, fold", ...FIGURES.map(([, title]) => title), "slides", "spots", "genes", "PCC undefined"].forEach((title) => make("th", title, head, { scope: "col" }));
+  ["Head, fold", ...[...FIGURES, SECONDS].map(([, title]) => title), "slides", "spots", "genes", "PCC undefined"].forEach((title) => make("th", title, head, { scope: "col" }));
   const all = make("tbody", null, rows);
   D.heads.forEach((each, i) => each.folds.forEach((fold) => {
     const row = make("tr", null, all, i ? {} : { class: "own" });
     make("th", `${each.name}, ${fold.fold}`, row, { scope: "row" });
-    FIGURES.forEach(([key, , digits]) => make("td", shown(fold[key], digits), row));
+    [...FIGURES, SECONDS].forEach(([key, , digits]) => make("td", shown(fold[key], digits), row));
     [fold.slides, fold.n_spots, fold.n_genes, fold.n_genes_pcc_undefined ?? "–"].forEach((value) => make("td", value, row));
   }));
 }

@@ -1,7 +1,7 @@
 // ---- maps: one canvas for each of what is shown, all of one view, spots linked across them and the scatter
 const PANELS = {
   target: "Measured", predicted: "Predicted", difference: "Predicted − measured", spread: "Spread over members",
-  percentile: "How far from the training tiles (percentile)",
+  percentile: "Distance to training tiles (%)",
 };
 const paletteOf = (key) => (key === "difference" ? "difference" : key === "spread" || key === "percentile" ? "doubt" : "value");
 const panelsOf = (slide) => {
