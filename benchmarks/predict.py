@@ -1,0 +1,77 @@
+"""Predicting a large slide from the cache with the default head: seconds, and peak memory, by views and genes.
+
+    python benchmarks/predict.py [--tiles 10000] [--dim 1536] [--slides 1]
+
+Trains `nh2st-context` on four slides of 300 spots (two epochs) for each number of genes, then predicts slides of random
+embeddings in a process of its own: trust card and files included. Seconds are held against reading the slides.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from random_store import make_store
+
+
+def measure(model: str, store: str, out: str) -> None:
+    """Predict and print seconds and memory as JSON."""
+    from nh2st_pipe import predict
+    from nh2st_pipe.store.read import open_store
+
+    began = time.perf_counter()
+    opened = open_store(store)
+    for name in opened.slides():
+        opened.read(name)
+    read = time.perf_counter() - began
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    began = time.perf_counter()
+    done = predict(model, embeddings=store, out=out)
+    took = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    assert not done.failed
+    print(json.dumps({"read": read, "took": took, "before": before, "peak": peak}))
+
+
+def main(
+    tiles: Annotated[int, typer.Option()] = 10_000,
+    dim: Annotated[int, typer.Option()] = 1536,
+    slides: Annotated[int, typer.Option()] = 1,
+    genes: Annotated[str, typer.Option(help="Numbers, with commas between them.")] = "250,2000",
+    views: Annotated[str, typer.Option(help="1 or 8 or 1,8")] = "1,8",
+) -> None:
+    """Measure and print."""
+    from nh2st_pipe import train
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for n_views in map(int, views.split(",")):
+            both: Literal[1, 8] = 8 if n_views == 8 else 1
+            make_store(folder / f"new-{both}.zarr", [tiles] * slides, dim, both, 2)
+            for n_genes in map(int, genes.split(",")):
+                made = folder / f"{both}-{n_genes}"
+                make_store(made / "store.zarr", [300] * 4, dim, both, n_genes)
+                settings = ["head.network.epochs=2", "baselines=[]", "targets.smooth=none"]
+                train(made / "store.zarr", genes=n_genes, folds=2, out=made / "run", settings=settings)
+                call = [sys.executable, __file__, str(made / "run"), str(folder / f"new-{both}.zarr"), str(made / "p")]
+                said = json.loads(subprocess.run(call, check=True, capture_output=True, text=True).stdout)
+                print(
+                    f"{slides} × {tiles:,} tiles, {both} views, {n_genes:,} genes: {said['took']:.1f} s, "
+                    f"{said['took'] / said['read']:.1f} times reading; peak {said['peak']:.2f} GB, "
+                    f"{said['peak'] - said['before']:.2f} above reading",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 4 and not sys.argv[1].startswith("--"):
+        measure(*sys.argv[1:])
+    else:
+        typer.run(main)
