@@ -119,8 +119,10 @@ def predict(
 
     torch_device = pick_head_device(device)
     head.to(torch_device)
+    seen = about.seen()
     fixed = {
         "recipe": about.recipe,
+        "trained_on": seen.model_dump_json(),
         "out_of_fold": False,
         "unit": about.unit or about.targets.unit(),
         "encoder": about.store.identity["name"],
@@ -149,9 +151,8 @@ def predict(
             summary.failed[name] = str(error)
             progress.say(f"{name} passed over; the end says why")
             continue
-        seen = about.in_sample(slide.image_fingerprint, slide.patient)
         notices = {
-            "in_sample": seen,
+            "in_sample": seen.words(slide.image_fingerprint, slide.patient),
             "caution": _caution(head, predicted, about),
             "unlike": _unlike(familiar),
             "pitch": apart,

@@ -289,7 +289,11 @@ def evaluate(
     from nh2st_pipe.evaluation.judge import evaluate as run
 
     figures = run(predictions, embeddings, out, figures=metric or (), gene_sets=gene_sets)
-    rows = [{"head": name, **values} for name, values in {**figures["slides"], "mean": figures["summary"]}.items()]
+    slides, count = figures["slides"], figures["in_sample"]
+    rows = [{"head": f"{name} (in-sample)" if each["in_sample"] else name, **each} for name, each in slides.items()]
+    rows.append({"head": f"mean ({count} of {len(slides)} in-sample)" if count else "mean", **figures["summary"]})
+    if "summary_new" in figures:
+        rows.append({"head": "mean of the new ones", **figures["summary_new"]})
 
     def say() -> None:
         typer.echo(table(rows).replace("head", "slide", 1))

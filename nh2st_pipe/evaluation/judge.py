@@ -23,6 +23,7 @@ from nh2st_pipe.evaluation.metrics import summarise
 from nh2st_pipe.evaluation.named import Named, gene_set_pcc, named, read_gmt
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.recipes.values import validate
+from nh2st_pipe.runs.about import Seen
 from nh2st_pipe.store.read import SlideData, Store, open_store
 
 __all__ = ["evaluate"]
@@ -39,10 +40,12 @@ def evaluate(
     """Return the figures of the predictions in a folder (or a run folder's own), by slide and as their mean.
 
     `slides` are the figures by slide_id, `summary` their means, `notes` what has to be known of them: slides and
-    patients that the head was trained on, and what was left out. Slides are joined with the store `embeddings` by name,
-    spots by barcode, genes by name. `figures` are more of them by name (see `evaluation.named`); `gene_sets` is a GMT
-    file whose sets are judged by their mean z-score, in `gene_sets` of each slide and their mean. With `out` all are
-    written there as JSON.
+    patients that the head was trained on (found by the images' fingerprints, whatever files are called), and what was
+    left out. Each slide's `in_sample` says so in words, None where it is new to the head; where some are and some are
+    not (`in_sample` counts them), `summary_new` are the means over the new ones alone. Slides are joined with the store
+    `embeddings` by name, spots by barcode, genes by name. `figures` are more of them by name (see `evaluation.named`);
+    `gene_sets` is a GMT file whose sets are judged by their mean z-score, in `gene_sets` of each slide and their mean.
+    With `out` all are written there as JSON.
 
     Raises RunError where there is nothing to judge, or a file is not what prediction writes or not of the store's
     spots; TrainError where the store has expression for none of the slides.
@@ -71,9 +74,12 @@ def evaluate(
     absent = [name for name in known if store.has_expression(name) and name not in slides]
     if absent:
         notes.append(f"not predicted, and so not judged: {listed(absent)}")
-    found: dict[str, Any] = {"slides": slides, "summary": {}, "notes": notes}
-    for key in ("pcc", "pcc_top50", "mse", "mae", *more):
-        found["summary"][key] = _mean(slide[key] for slide in slides.values())
+    keys = ("pcc", "pcc_top50", "mse", "mae", *more)
+    found: dict[str, Any] = {"slides": slides, "summary": _means(slides.values(), keys), "notes": notes}
+    new = [slide for slide in slides.values() if not slide["in_sample"]]
+    found["in_sample"] = len(slides) - len(new)
+    if 0 < len(new) < len(slides):
+        found["summary_new"] = _means(new, keys)
     if more:
         found["definitions"] = {name: f"{each.definition} ({each.source})" for name, each in more.items()}
     if sets:
@@ -87,6 +93,11 @@ def evaluate(
         with written_whole(Path(out)) as part:
             part.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return found
+
+
+def _means(slides: Iterable[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, Any]:
+    every = list(slides)
+    return {key: _mean(slide[key] for slide in every) for key in keys}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -125,7 +136,7 @@ def _judge(
     if missing.any():
         notes.append(f"{slide_id}: {int(missing.sum()):,} predictions are not numbers, and left out")
         truth = np.where(missing, np.nan, truth)
-    seen = str(about.get("in_sample") or "")
+    seen = _seen(file, about).words(slide.image_fingerprint, slide.patient) or str(about.get("in_sample") or "")
     if seen:
         notes.append(f"{slide_id}: {seen}; its figures do not say how good predictions of new slides are")
     predicted = np.where(np.isfinite(predicted), predicted, 0.0)
@@ -133,6 +144,11 @@ def _judge(
     if sets:
         judged["gene_sets"] = gene_set_pcc(predicted, truth, [str(gene) for gene in data.var_names], sets)
     return {**judged, "in_sample": seen or None}
+
+
+def _seen(file: Path, about: Mapping[str, Any]) -> Seen:
+    """Return what the head had seen; nothing where the file does not say, as those of earlier versions."""
+    return validate(Seen, json.loads(str(about.get("trained_on") or "{}")), f"{file}, trained_on")
 
 
 def _read(file: Path) -> tuple[anndata.AnnData, dict[str, Any]]:

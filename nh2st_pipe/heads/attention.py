@@ -77,17 +77,44 @@ class Attention(nn.Module):
         """
         m, b, k = distance_mbk.shape
         query = torch.bmm(own_mbp, self.query_weight).view(m, b, self.heads, self.key)
-        weight = torch.cat((self.key_weight, self.value_weight), 2)
         if place_mbk is None:
+            weight = torch.cat((self.key_weight, self.value_weight), 2)
             both = torch.bmm(around.flatten(1, 2), weight).view(m, b, k, -1)
         else:
             # As a look-up in one table: its gradient is summed many times faster than that of an index.
             of_member = torch.arange(m, device=place_mbk.device)[:, None, None] * len(around)
-            both = F.embedding(place_mbk + of_member, torch.matmul(around, weight).flatten(0, 1))
-        keys, values = both.split((self.heads * self.key, both.shape[-1] - self.heads * self.key), -1)
-        keys, values = keys.view(m, b, k, self.heads, self.key), values.view(m, b, k, self.heads, -1)
+            both = F.embedding(place_mbk + of_member, self.table(around).flatten(0, 1))
+        keys, values = self._keys_and_values(both)
         logits = torch.einsum("mbhc,mbkhc->mbhk", query, keys) / self.key**0.5
-        bias = 0.5 * self.nearness.exp()[:, None, :, None] * distance_mbk[:, :, None].square()
-        weights = F.dropout((logits - bias).softmax(-1), self.dropout, self.training)
+        weights = F.dropout((logits - self._bias(distance_mbk)).softmax(-1), self.dropout, self.training)
         seen = torch.einsum("mbhk,mbkhv->mbhv", weights, values).reshape(m, b, -1)
         return torch.bmm(seen, self.out_weight)
+
+    def table(self, around: torch.Tensor) -> torch.Tensor:
+        """Return what spots u × p are looked at by: keys and values, M × u × c."""
+        return torch.matmul(around, torch.cat((self.key_weight, self.value_weight), 2))
+
+    def of_views(
+        self, own_vbp: torch.Tensor, table: torch.Tensor, place_bk: torch.Tensor, distance_bk: torch.Tensor
+    ) -> torch.Tensor:
+        """Return M × V × b × w, without dropout: the same spots seen in V views, their neighbours `place_bk` of `table`
+        looked up once for all of them.
+        """
+        m, (v, b, _) = len(table), own_vbp.shape
+        query = torch.matmul(own_vbp.flatten(0, 1), self.query_weight).view(m, v, b, self.heads, self.key)
+        both = table.index_select(1, place_bk.flatten()).view(m, *place_bk.shape, -1)
+        keys, values = self._keys_and_values(both)
+        logits = torch.einsum("mvbhc,mbkhc->mbhvk", query, keys) / self.key**0.5
+        bias = self._bias(distance_bk.expand(m, -1, -1))
+        weights = (logits - bias[:, :, :, None]).softmax(-1)
+        seen = torch.einsum("mbhvk,mbkhe->mvbhe", weights, values).reshape(m, v * b, -1)
+        return torch.bmm(seen, self.out_weight).view(m, v, b, -1)
+
+    def _keys_and_values(self, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keys M × b × K × heads × key, and values alike."""
+        keys, values = both.split((self.heads * self.key, both.shape[-1] - self.heads * self.key), -1)
+        return keys.unflatten(-1, (self.heads, self.key)), values.unflatten(-1, (self.heads, -1))
+
+    def _bias(self, distance_mbk: torch.Tensor) -> torch.Tensor:
+        """Return M × b × heads × K: how much less each head looks at what is far."""
+        return 0.5 * self.nearness.exp()[:, None, :, None] * distance_mbk[:, :, None].square()

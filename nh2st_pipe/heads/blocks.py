@@ -8,7 +8,7 @@ Letters: n spots of a slide, V views, d values, B blocks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -126,11 +126,19 @@ def hypergraph_mean(samples: Samples, part: Part, similar: int) -> sp.csr_matrix
     return sp.csr_matrix((weights.flatten().double().cpu().numpy(), (own, others)), shape=(n, n))
 
 
-def centred_views(samples: Samples, part: Part, centring: float, dtype: torch.dtype) -> torch.Tensor:
-    """Return one slide's embeddings n × V × d, less `centring` times their mean over spots and views."""
+def centred_views(samples: Samples, part: Part, centring: float, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    """Yield one slide's embeddings view by view, n × d, less `centring` times their mean over spots and views.
+
+    One view is held at a time, however many there are.
+    """
     rows = torch.arange(part.start, part.stop, device=samples.device)
-    x = samples.gather(rows, slice(None)).to(dtype)
-    return x.sub_(centring * x.mean((0, 1), dtype=torch.float64).to(dtype))
+    views = range(samples.n_views)
+    total = torch.zeros(samples.dim, dtype=torch.float64, device=samples.device)
+    for view in views:
+        total += samples.gather(rows, view).to(dtype).mean(0, dtype=torch.float64)
+    centre = (centring * total / len(views)).to(dtype)
+    for view in views:
+        yield samples.gather(rows, view).to(dtype).sub_(centre)
 
 
 def stain_basis(shifts_sd: torch.Tensor, directions: int) -> torch.Tensor:

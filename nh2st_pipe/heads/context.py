@@ -240,8 +240,11 @@ class Context(HeadModel):
         """
         for part in samples.parts:
             dtype = torch.float64 if part.stop - part.start <= DENSE_SPOTS else torch.float32
-            x = centred_views(samples, part, self.recipe.centring, dtype).mean(1)
-            x = without(x, self._basis(self.recipe.kernel, dtype))
+            each = centred_views(samples, part, self.recipe.centring, dtype)
+            x = next(each)
+            for view in each:
+                x += view
+            x = without(x.div_(samples.n_views), self._basis(self.recipe.kernel, dtype))
             yield part, self._blur(samples, part, dtype)(x, None if rows is None else _inside(rows, part))
 
     def _each_view(
@@ -250,10 +253,9 @@ class Context(HeadModel):
         """Yield each slide's embeddings view by view, float32, and what makes the network's blocks of them."""
         basis = self._basis(self.recipe.network, torch.float32)
         for part in samples.parts if parts is None else parts:
-            x = without(centred_views(samples, part, self.recipe.centring, torch.float32), basis)
             blur = self._blur(samples, part, torch.float32)
-            for view in range(x.shape[1]):
-                yield part, view, x[:, view].contiguous(), blur
+            for view, x in enumerate(centred_views(samples, part, self.recipe.centring, torch.float32)):
+                yield part, view, without(x, basis), blur
 
     def _blur(self, samples: Samples, part: Part, dtype: torch.dtype) -> Blur:
         """Return what makes the blocks of one slide's embeddings; the last is kept for the other part of the head."""

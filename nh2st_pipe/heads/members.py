@@ -104,22 +104,25 @@ class Members(nn.Module):
         """Return what the members say of the same b spots, and their standard deviation, b × G each; None for one.
 
         `views` are the spots' features b × f in each view, over which each member's mean is taken; with attention they
-        are all spots of a slide.
+        are all spots of a slide. For trained members: nothing is dropped out.
         """
         m, genes = len(self.hidden), self.out.shape[2]
         n, device = len(views[0]), views[0].device
         mean = torch.empty(n, genes, device=device)
         spread = torch.empty(n, genes, device=device) if m > 1 else None
-        at_once = max(_FEWEST_AT_ONCE, min(_AT_ONCE, _VALUES_AT_ONCE // (m * genes)))
+        most = max(genes, len(views) * self.hidden.shape[2])
+        at_once = max(_FEWEST_AT_ONCE, min(_AT_ONCE, _VALUES_AT_ONCE // (m * most)))
+        table = None if self.attention is None or around is None else self.attention.table(around.features)
         for rows in torch.arange(n, device=device).split(at_once):
-            of_members = torch.zeros(m, len(rows), genes, device=device)
-            for view in views:
-                x = view[rows].expand(m, -1, -1)
-                of_members += self.decode(self.encode(x, 0.0, rows.expand(m, -1), around))
-            of_members /= len(views)
+            x = torch.stack([view[rows] for view in views])
+            hidden = torch.matmul(x.flatten(0, 1), self.hidden).add_(self.hidden_bias).unflatten(1, x.shape[:2])
+            if table is not None and self.attention is not None and around is not None:
+                near, distance = around.nearest.rows[rows], around.nearest.distance[rows]
+                hidden += self.attention.of_views(x[..., : self.seen], table, near, distance)
+            of_members = self.decode(hidden.relu_().mean(1))  # the mean of what is decoded, as decoding is linear
             mean[rows] = of_members.mean(0)
             if spread is not None:
-                spread[rows] = of_members.std(0, correction=0)
+                spread[rows] = of_members.sub_(mean[rows]).square_().mean(0).sqrt_()
         return mean, spread
 
 

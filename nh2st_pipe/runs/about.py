@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pydantic
@@ -13,7 +14,7 @@ from nh2st_pipe.recipes.train import FeatureRecipe, TargetRecipe
 from nh2st_pipe.recipes.values import faults_in_words
 from nh2st_pipe.store.format import Contract
 
-__all__ = ["RUN_FORMAT", "About", "TrainedOn"]
+__all__ = ["RUN_FORMAT", "About", "Seen", "TrainedOn"]
 
 RUN_FORMAT = 1
 
@@ -27,6 +28,32 @@ class TrainedOn(BaseModel):
     image: str
     """Fingerprint of the image file; empty where it is not known."""
     mpp: float | None = None
+
+
+class Seen(BaseModel):
+    """What a head has seen when it predicted: kept with each prediction, so that whoever judges it can tell."""
+
+    model_config = ConfigDict(frozen=True)
+    images: tuple[str, ...] = ()
+    """Fingerprints of the training slides' images."""
+    patients: tuple[str, ...] = ()
+    blocks: bool = False
+    """Whether parts of slides were held out, and other parts of the same slides trained on."""
+
+    @classmethod
+    def of(cls, slides: Iterable[tuple[str, str]], blocks: bool = False) -> Seen:
+        """Return what a head has seen that was trained on slides of these fingerprints and patients."""
+        known = list(slides)
+        images, patients = (tuple(sorted({each[i] for each in known} - {""})) for i in (0, 1))
+        return cls(images=images, patients=patients, blocks=blocks)
+
+    def words(self, image: str, patient: str) -> str | None:
+        """Say in words how a slide was trained on; None where neither it nor its patient was, or nothing is known."""
+        if image and image in self.images:
+            return "trained on other blocks of this slide" if self.blocks else "trained on this slide"
+        if patient in self.patients:
+            return f"trained on other slides of patient {patient}"
+        return None
 
 
 class About(BaseModel):
@@ -76,13 +103,9 @@ class About(BaseModel):
             )
         return found
 
-    def in_sample(self, image: str, patient: str) -> str | None:
-        """Say in words how a slide was trained on; None where neither it nor its patient was, or nothing is known."""
-        if image and image in {slide.image for slide in self.trained_on}:
-            return "trained on this slide"
-        if patient in {slide.patient for slide in self.trained_on}:
-            return f"trained on other slides of patient {patient}"
-        return None
+    def seen(self) -> Seen:
+        """Return which images and patients it was trained on."""
+        return Seen.of((slide.image, slide.patient) for slide in self.trained_on)
 
     def mpp_range(self) -> tuple[float, float] | None:
         """Return the lowest and highest µm per px of the training slides, None where one does not know it."""

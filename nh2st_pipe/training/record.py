@@ -14,7 +14,7 @@ from nh2st_pipe.data.study import Study
 from nh2st_pipe.heads.base import HeadModel
 from nh2st_pipe.heads.registry import Trained
 from nh2st_pipe.recipes.train import TrainRecipe
-from nh2st_pipe.runs.about import RUN_FORMAT, About, TrainedOn
+from nh2st_pipe.runs.about import RUN_FORMAT, About, Seen, TrainedOn
 from nh2st_pipe.runs.folder import RunFolder
 from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.training.fold import FoldResult
@@ -87,7 +87,9 @@ def gene_table(outcomes: dict[str, Outcome], own: str, half_pcc: dict[str, float
 
 def write_predictions(folder: RunFolder, study: Study, recipe: TrainRecipe, result: FoldResult) -> None:
     """Write the predictions of one fold's test slides, with what they are in uns."""
+    known = ((study.slides[name].image_fingerprint, study.slides[name].patient) for name in result.fold.train)
     about = {
+        "trained_on": Seen.of(known, blocks=recipe.folds == "block").model_dump_json(),
         "recipe": result.head,
         "fold": result.fold.name,
         "out_of_fold": True,
@@ -110,6 +112,7 @@ def write_in_sample(folder: RunFolder, study: Study, recipe: TrainRecipe, model:
         "recipe": recipe.name,
         "out_of_fold": False,
         "in_sample": "trained on this slide",
+        "trained_on": Seen.of((s.image_fingerprint, s.patient) for s in study.slides.values()).model_dump_json(),
         "unit": recipe.targets.unit(),
         "encoder": study.contract.identity["name"],
         "weights_sha256": study.contract.weights.sha256,

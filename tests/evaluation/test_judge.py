@@ -7,6 +7,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pytest
+from PIL import Image
 
 from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.evaluation.judge import evaluate
@@ -172,3 +173,44 @@ def test_more_figures_and_gene_sets_are_given_by_name(study: Study, predicted: P
     wrong = call("evaluate", "--predictions", predicted, "--embeddings", store, "--metric", "pearson")
     assert wrong.returncode == 2
     assert "no figure is called 'pearson'" in wrong.stderr
+
+
+def test_what_was_trained_on_is_found_whatever_it_is_called(
+    study: Study, predicted: Path, make_study: Callable[..., Study]
+) -> None:
+    """A training slide under another name, another slide of a training patient, and a new one."""
+    new = make_study(3, name="again", patients=["X", "P1", "NEW"])
+    for name in ("s1", "s2"):
+        image = Image.open(new.folder / f"{name}.png")
+        image.transpose(Image.Transpose.ROTATE_180).save(new.folder / f"{name}.png")
+    new.embed(views=8)
+    done = predict(study.folder / "run", embeddings=new.folder / "store.zarr", out=new.folder / "p")
+    for file in done.files.values():
+
+        def forget(data: anndata.AnnData) -> None:
+            data.uns["nh2st_pipe"].pop("in_sample", None)
+
+        change(file, forget)
+    figures = evaluate(done.out, new.folder / "store.zarr")
+    said = {name: slide["in_sample"] for name, slide in figures["slides"].items()}
+    assert said == {"s0": "trained on this slide", "s1": "trained on other slides of patient P1", "s2": None}
+    assert figures["in_sample"] == 2
+    assert figures["summary_new"]["pcc"] == figures["slides"]["s2"]["pcc"]
+    table = call("evaluate", "--predictions", done.out, "--embeddings", new.folder / "store.zarr").stdout
+    for label in ("s0 (in-sample)", "s1 (in-sample)", "mean (2 of 3 in-sample)", "mean of the new ones"):
+        assert label in table
+    assert "s2 (in-sample)" not in table
+
+
+def test_folds_that_split_a_patient_or_a_slide_are_labelled(make_study: Callable[..., Study]) -> None:
+    study = make_study(3, patients=["A", "A", "B"])
+    study.embed(views=8)
+    store = study.folder / "store.zarr"
+    for folds, expected in (
+        ("slide", ["trained on other slides of patient A"] * 2 + [None]),
+        ("block", ["trained on other blocks of this slide"] * 3),
+    ):
+        settings = ["baselines=[]", f"folds={folds}"]
+        run = train(store, recipe="ridge", genes=GENES[:4], settings=settings, out=study.folder / folds)
+        judged = evaluate(run.path, store)["slides"]
+        assert [judged[f"s{i}"]["in_sample"] for i in range(3)] == expected
