@@ -228,10 +228,14 @@ def _predict(
     columns: dict[str, NDArray[np.float32]] = {}
 
     def put(name: str, rows: NDArray[np.int64], values: NDArray[np.float32] | None) -> None:
-        if values is not None:
-            if name not in columns:
-                columns[name] = np.empty((len(slide), *values.shape[1:]), np.float32)
-            columns[name][rows] = values
+        if values is None:
+            return
+        if len(parts) == 1:  # all rows, in their order
+            columns[name] = values
+            return
+        if name not in columns:
+            columns[name] = np.empty((len(slide), *values.shape[1:]), np.float32)
+        columns[name][rows] = values
 
     step, parts = parted(slide, about.pitch)
     for rows in parts:

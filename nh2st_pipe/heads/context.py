@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["Context"]
 
 _AXES_FROM = 40_000  # spots times views from which principal axes are found, where there are more
+_AT_ONCE = 1024  # spots whose predictions are taken to float64 at once
 
 _SIMILAR = 3  # most similar spots that join a spot's hyperedge, as in NH2ST
 
@@ -278,7 +279,7 @@ class Context(HeadModel):
         if not samples.parts:
             raise TrainError("nh2st-context predicts whole slides; these samples do not say which slide they are of")
         self.eval()
-        out = self.target_mean.double().repeat(len(samples), 1)
+        out = torch.zeros(len(samples), len(self.genes), dtype=torch.float64, device=samples.device)
         likeness: np.ndarray[Any, np.dtype[np.float32]] | None = None
         share = torch.zeros(len(samples), 1, dtype=torch.float64, device=samples.device)
         if self.recipe.kernel is not None:
@@ -287,11 +288,11 @@ class Context(HeadModel):
             )
             best = torch.empty(len(samples), dtype=torch.float64, device=samples.device)
             for part, blocks in self._view_means(samples):
-                said = torch.empty_like(out[part.rows])
+                of_slide = out[part.rows]
                 for rows, k in kernel.similarities(blocks):
-                    best[part.rows][rows], said[rows] = k.amax(1), k @ kernel.coefficients
+                    best[part.rows][rows], of_slide[rows] = k.amax(1), k @ kernel.coefficients
                 share[part.rows] = self._kernel_share(best[part.rows])
-                out[part.rows] += share[part.rows] * said
+                of_slide *= share[part.rows]
             likeness = best.float().cpu().numpy()
         spread: torch.Tensor | None = None
         if self.recipe.network is not None:
@@ -300,11 +301,15 @@ class Context(HeadModel):
                 alone = replace(part, start=0, stop=part.stop - part.start)
                 around = self._around(torch.stack(views, 1), [alone]) if self.members.attention is not None else None
                 own, apart = self.members.agreed(views, around)
-                out[part.rows] += (1 - share[part.rows]) * (own * self.target_scale).double()
+                rest = (1 - share[part.rows]) * self.target_scale
+                for rows in torch.arange(len(own), device=own.device).split(_AT_ONCE):
+                    out[part.start + rows] += rest[rows] * own[rows].double()
                 if apart is not None:
                     spread = torch.empty_like(out, dtype=torch.float32) if spread is None else spread
-                    spread[part.rows] = (1 - share[part.rows]).float() * apart * self.target_scale
+                    spread[part.rows] = apart.mul_(rest)
+                del own, apart
         self._last = None
+        out += self.target_mean
         values = samples.smooth(out.cpu().numpy()).astype(np.float32)
         if spread is None:
             return Prediction(values, likeness)

@@ -8,11 +8,13 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import RunError
+from nh2st_pipe.evaluation.compare import compare
 from nh2st_pipe.evaluation.metrics import gene_metrics
 from nh2st_pipe.heads.base import Prediction
 from nh2st_pipe.reporting import maps
@@ -20,7 +22,9 @@ from nh2st_pipe.reporting.page import report
 from nh2st_pipe.runs.folder import RunFolder
 from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.store.read import SlideData
-from tests.conftest import grid_positions, picture
+from nh2st_pipe.training.run import train
+from tests.cli.test_commands import call
+from tests.conftest import Study, grid_positions, picture
 
 HOSTILE = "</script><script>alert(1)</script>"
 COMMENT = "<!--<script>"
@@ -363,3 +367,96 @@ def test_without_folds_no_protocol_is_spoken_of(tmp_path: Path) -> None:
     labels = [label for label, _ in page_data(report(make_run(tmp_path / "run", fold_names=())))["facts"]]
     assert "Protocol" not in labels
     assert "Folds" in labels
+
+
+def test_a_run_that_was_interrupted_is_shown_as_far_as_it_went(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    study.embed(views=8)
+    seen: dict[str, Any] = {}
+    path, kept = study.folder / "run", study.folder / "kept.0a1b2c3d.part"
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        seen["at work"] = page_data(report(path))
+        shutil.copytree(next(study.folder.glob("run.*.part")), kept)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nh2st_pipe.training.run.fit_all", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(study.folder / "store.zarr", recipe="ridge", genes=6, out=path, settings=["baselines=[mean]"])
+    assert "This run is still being trained" in seen["at work"]["warnings"][0]
+    lines = (kept / "log.jsonl").read_text().splitlines()
+    folds = [line for line in lines if '"fold"' in line]
+    # One fold of the baseline is still to be trained, and the log was cut off while it was written.
+    (kept / "log.jsonl").write_text("\n".join([lines[0], *folds[:-1], folds[-1][:40]]))
+    page = report(study.folder / "kept")
+    assert page == study.folder / "kept.report.html"
+    data = page_data(page)
+    assert data["warnings"][0] == (
+        "This run was interrupted: the page shows what there is of it. There is no model, and no figures by gene of "
+        "the baselines. Of 3 folds there are still to be trained: mean 1."
+    )
+    assert [len(head["folds"]) for head in data["heads"]] == [3, 2]
+    assert data["heads"][0]["summary"]["pcc"] == pytest.approx(
+        np.mean([fold["pcc"] for fold in data["heads"][0]["folds"]])
+    )
+    assert data["run"] == "kept"
+    assert len(data["slides"]) == 3
+    assert all(value is not None for value in column(data, "cv_pcc"))
+    assert page_data(report(kept))["heads"] == data["heads"]
+
+
+def test_a_run_without_folds_shows_its_maps_as_in_sample(study: Study) -> None:
+    study.embed(views=8)
+    run = train(study.folder / "store.zarr", recipe="ridge", genes=6, out=study.folder / "run", folds="none")
+    data = page_data(report(run.path))
+    assert "Nothing was judged" in data["verdict"]["sentences"][0]
+    assert [slide["label"] for slide in data["slides"]] == ["in-sample: trained on this slide"] * 3
+    assert all(slide["in_sample"] for slide in data["slides"])
+    words = [each["words"] for each in data["genes"]["columns"] if each["key"] == "cv_pcc"]
+    assert words == ["PCC in-sample, of ridge"]
+    assert data["genes"]["trusted"] == []
+
+
+def test_predictions_are_reported_with_what_to_trust(study: Study, tmp_path: Path) -> None:
+    study.embed(views=8)
+    store = study.folder / "store.zarr"
+    run = train(store, recipe="ridge", genes=6, out=study.folder / "run", settings=["baselines=[ridge-context]"])
+    out = tmp_path / "p"
+    said = call("predict", "--model", run.path, "--embeddings", store, "--out", out, "--report").stdout
+    assert f"report: {out / 'report.html'}" in said
+    data = page_data(out / "report.html")
+    var = anndata.read_h5ad(out / "s0.h5ad").var
+    assert data["kind"] == "predictions"
+    assert dict(zip(data["genes"]["names"], data["genes"]["trusted"], strict=True)) == var["trusted"].to_dict()
+    assert f"{int(var['trusted'].sum())} of 6 genes are to be trusted" in data["verdict"]["sentences"][0]
+    assert "s0: trained on this slide" in data["warnings"]
+    cv_pcc = dict(zip(data["genes"]["names"], column(data, "cv_pcc"), strict=True))
+    assert cv_pcc == pytest.approx(var["cv_pcc"].to_dict(), abs=1e-5)
+    slide = data["slides"][0]
+    assert [plane["key"] for plane in slide["planes"]] == ["target", "predicted"]
+    predicted = anndata.read_h5ad(out / "s0.h5ad")
+    half = dict(zip(var.index, (predicted.layers["high"] - predicted.X)[0].tolist(), strict=True))
+    assert slide["half_width"] == pytest.approx([half[data["genes"]["names"][g]] for g in slide["genes"]], abs=1e-4)
+    assert len(unzipped(slide["percentile"])) == slide["n"]
+    assert call("report", out).stdout.strip() == str(out / "report.html")
+
+
+def test_a_judged_run_says_which_differences_are_more_than_chance(study: Study) -> None:
+    study.embed(views=8)
+    settings = ["baselines=[mean, ridge-context]"]
+    run = train(study.folder / "store.zarr", recipe="ridge", genes=6, out=study.folder / "run", settings=settings)
+    data = page_data(report(run.path))
+    compared = compare([run.path])
+    assert data["verdict"]["figure"]["interval"] == pytest.approx(compared.rows[0]["interval"])
+    assert data["verdict"]["figure"]["over"] == "3 patients"
+    sentences = data["verdict"]["sentences"]
+    assert sentences[1].startswith("By PCC, with differences paired over 3 patients, ridge is ")
+    assert sentences[2].startswith("By MSE, with differences paired over 3 patients, ridge is ")
+    for row in compared.rows[1:]:
+        side = "better than" if row["verdict"] == "worse" else "worse than" if row["verdict"] == "better" else "not"
+        place = sentences[1].index(row["head"])
+        assert sentences[1].rindex(side, 0, place) == max(
+            sentences[1].rfind(each, 0, place) for each in ("better than", "worse than", "not distinguishable")
+        )
+    assert "Only 3 patients: the intervals are too narrow to lean on." in sentences
+    assert data["calibration"]["groups"] == 3
+    assert [level["level"] for level in data["calibration"]["levels"]] == [0.5, 0.8, 0.9, 0.95]
