@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +116,9 @@ def grid_positions(side: int, pitch: float) -> tuple[NDArray[np.float64], NDArra
     return np.column_stack((cols, rows)) * pitch + pitch, np.column_stack((rows, cols))
 
 
+_STORED: dict[str, Path] = {}
+
+
 @dataclass(frozen=True)
 class Study:
     """A manifest of generated slides in a folder of its own."""
@@ -128,6 +134,23 @@ class Study:
 
         options = {"encoder": "fake", "store": self.folder / "store.zarr", "tile_px": 48, **options}
         return embed(self.manifest, **options)
+
+    def stored(self, **options: Any) -> None:
+        """As `embed`, for tests of what comes after: where these very slides were embedded before, a copy of that."""
+        files = sorted(self.folder.iterdir())
+        if not all(file.is_file() for file in files):  # there is a store already
+            self.embed(**options)
+            return
+        sha = hashlib.sha256(str(sorted(options.items())).encode())
+        for file in files:
+            sha.update(file.name.encode() + file.read_bytes())
+        kept = _STORED.get(key := sha.hexdigest())
+        if kept is None:
+            self.embed(**options)
+            kept = _STORED[key] = Path(tempfile.mkdtemp(prefix="stored-", dir=self.folder.parents[1]))
+            shutil.copytree(self.folder, kept, dirs_exist_ok=True)
+        else:
+            shutil.copytree(kept, self.folder, dirs_exist_ok=True)  # images with their times, which the store knows
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def refused(status: int, message: str, *arguments: object) -> None:
 
 @pytest.fixture
 def embedded(study: Study) -> Study:
-    study.embed(views=8)
+    study.stored(views=8)
     return study
 
 
@@ -209,7 +209,7 @@ def test_bad_training(embedded: Study, make_study: Callable[..., Study], tmp_pat
     )
     refused(2, "--folds takes patient, slide, block, none", "train", "--embeddings", store, "--folds", "donor")
     one = make_study(1, name="one")
-    one.embed()
+    one.stored()
     refused(1, "folds by patient need at least two patients", "train", "--embeddings", one.folder / "store.zarr")
     refused(1, "is not a finished run", "report", tmp_path / "there")
     refused(1, "there is no run at", "predict", "--model", tmp_path / "gone", "--embeddings", store)

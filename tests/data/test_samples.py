@@ -20,7 +20,7 @@ from tests.conftest import Study as Folder
 
 @pytest.fixture
 def embedded(study: Folder) -> Study:
-    study.embed(views=8)
+    study.stored(views=8)
     store = open_store(study.folder / "store.zarr")
     return Study.load(store, store.slides())
 

@@ -39,7 +39,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_whatever_is_gathered_is_what_a_resident_cache_gives(study: Folder, scratch: Path) -> None:
-    study.embed(views=8)
+    study.stored(views=8)
     store = open_store(study.folder / "store.zarr")
     said = list[str]()
     resident = Study.load(store, store.slides())
@@ -65,7 +65,7 @@ def test_whatever_is_gathered_is_what_a_resident_cache_gives(study: Folder, scra
 
 @pytest.mark.parametrize(("recipe", "jobs"), [("nh2st", 1), ("nh2st-context", 2)])
 def test_a_run_comes_to_the_same_bit_for_bit(study: Folder, scratch: Path, recipe: str, jobs: int) -> None:
-    study.embed(views=8)
+    study.stored(views=8)
     few = ["fit.epochs=2"] if recipe == "nh2st" else ["head.network.epochs=2"]
     made = {}
     for name, most in (("plain", None), ("flat", "0.001MB")):

@@ -19,7 +19,7 @@ from tests.conftest import GENES, Study
 
 def run(study: Study, out: str, **options: Any) -> Path:
     if not (study.folder / "store.zarr").exists():
-        study.embed(views=8)
+        study.stored(views=8)
     options = {"recipe": "ridge", "genes": GENES[:8], "settings": ("baselines=[mean, knn]",), **options}
     return train(study.folder / "store.zarr", out=study.folder / out, **options).path
 

@@ -20,7 +20,7 @@ from tests.conftest import GENES, Study, write_spots
 @pytest.fixture
 def predicted(study: Study) -> Path:
     """Predictions of the slides that were trained on, and the run beside them."""
-    study.embed(views=8)
+    study.stored(views=8)
     run = train(
         study.folder / "store.zarr", recipe="ridge", genes=8, settings=["baselines=[]"], out=study.folder / "run"
     )
@@ -183,7 +183,7 @@ def test_what_was_trained_on_is_found_whatever_it_is_called(
     for name in ("s1", "s2"):
         image = Image.open(new.folder / f"{name}.png")
         image.transpose(Image.Transpose.ROTATE_180).save(new.folder / f"{name}.png")
-    new.embed(views=8)
+    new.stored(views=8)
     done = predict(study.folder / "run", embeddings=new.folder / "store.zarr", out=new.folder / "p")
     for file in done.files.values():
 
@@ -204,7 +204,7 @@ def test_what_was_trained_on_is_found_whatever_it_is_called(
 
 def test_folds_that_split_a_patient_or_a_slide_are_labelled(make_study: Callable[..., Study]) -> None:
     study = make_study(3, patients=["A", "A", "B"])
-    study.embed(views=8)
+    study.stored(views=8)
     store = study.folder / "store.zarr"
     for folds, expected in (
         ("slide", ["trained on other slides of patient A"] * 2 + [None]),

@@ -370,7 +370,7 @@ def test_without_folds_no_protocol_is_spoken_of(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_interrupted_is_shown_as_far_as_it_went(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    study.embed(views=8)
+    study.stored(views=8)
     seen: dict[str, Any] = {}
     path, kept = study.folder / "run", study.folder / "kept.0a1b2c3d.part"
 
@@ -405,7 +405,7 @@ def test_a_run_that_was_interrupted_is_shown_as_far_as_it_went(study: Study, mon
 
 
 def test_a_run_without_folds_shows_its_maps_as_in_sample(study: Study) -> None:
-    study.embed(views=8)
+    study.stored(views=8)
     run = train(study.folder / "store.zarr", recipe="ridge", genes=6, out=study.folder / "run", folds="none")
     data = page_data(report(run.path))
     assert "Nothing was judged" in data["verdict"]["sentences"][0]
@@ -417,7 +417,7 @@ def test_a_run_without_folds_shows_its_maps_as_in_sample(study: Study) -> None:
 
 
 def test_predictions_are_reported_with_what_to_trust(study: Study, tmp_path: Path) -> None:
-    study.embed(views=8)
+    study.stored(views=8)
     store = study.folder / "store.zarr"
     run = train(store, recipe="ridge", genes=6, out=study.folder / "run", settings=["baselines=[ridge-context]"])
     out = tmp_path / "p"
@@ -441,7 +441,7 @@ def test_predictions_are_reported_with_what_to_trust(study: Study, tmp_path: Pat
 
 
 def test_a_judged_run_says_which_differences_are_more_than_chance(study: Study) -> None:
-    study.embed(views=8)
+    study.stored(views=8)
     settings = ["baselines=[mean, ridge-context]"]
     run = train(study.folder / "store.zarr", recipe="ridge", genes=6, out=study.folder / "run", settings=settings)
     data = page_data(report(run.path))

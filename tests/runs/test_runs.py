@@ -41,7 +41,7 @@ V1_STORE = Path(__file__).parents[1] / "stores" / "v1" / "whole"
 
 @pytest.fixture
 def finished(study: Study) -> Path:
-    study.embed(views=8)
+    study.stored(views=8)
     return train(study.folder / "store.zarr", recipe="ridge", genes=6, out=study.folder / "run").path
 
 
@@ -86,7 +86,7 @@ def test_slides_and_patients_that_were_trained_on_are_named(finished: Path, make
 
     for i in range(2):
         Image.open(new.folder / f"t{i}.png").rotate(90).save(new.folder / f"s{i}.png")
-    new.embed(views=8)
+    new.stored(views=8)
     summary = predict(finished, embeddings=new.folder / "store.zarr", out=new.folder / "p")
     assert summary.notices[:-1] == ["s0: trained on other slides of patient P1"]
 
@@ -160,7 +160,7 @@ def test_chosen_genes_are_written_alone_and_others_are_refused_by_name(
 
 @pytest.mark.parametrize(("recipe", "several"), [("mlp", True), ("nh2st-context", True), ("ridge", False)])
 def test_members_that_differ_say_by_how_much(study: Study, recipe: str, several: bool) -> None:
-    study.embed(views=8)
+    study.stored(views=8)
     store, small = study.folder / "store.zarr", ["head.network.epochs=2", "head.network.members=3"] if several else []
     run = train(store, recipe=recipe, genes=6, out=study.folder / "run", folds="none", settings=small)
     data = anndata.read_h5ad(predict(run.path, embeddings=store, out=study.folder / "p").files["s0"])
@@ -211,11 +211,11 @@ def test_a_slide_of_another_resolution_is_not_predicted_with_tiles_of_as_many_px
         folder.manifest.write_text("\n".join([lines[0] + ",mpp", *(f"{line},{mpp}" for line in lines[1:])]) + "\n")
 
     with_mpp(study, 0.5)
-    study.embed()
+    study.stored()
     run = train(study.folder / "store.zarr", recipe="ridge", genes=6, out=study.folder / "run").path
     new = make_study(1, name="new")
     with_mpp(new, 0.25)
-    new.embed()
+    new.stored()
     there = {"embeddings": new.folder / "store.zarr", "out": new.folder / "p"}
     failed = predict(run, **there).failed  # type: ignore[arg-type]
     assert "s0 is of 0.25 µm per px, and the model was trained with tiles of 48 px at 0.5" in failed["s0"]
@@ -361,7 +361,7 @@ def test_what_a_killed_run_left_is_cleared_by_the_next(tmp_path: Path) -> None:
 
 
 def test_names_that_would_collide_or_escape_are_refused(study: Study) -> None:
-    study.embed()
+    study.stored()
     store = study.folder / "store.zarr"
     with pytest.raises(RecipeError, match="ridge would stand twice in one table"):
         train(store, recipe="ridge", settings=["baselines=[ridge]"])

@@ -17,7 +17,7 @@ from nh2st_pipe.store.upgrade import upgrade
 from tests.conftest import Study
 from tests.store.faults import KINDS, Faults, Killed, Kind, struck
 
-STEP = int(os.environ.get("NH2ST_PIPE_FAULT_STEP", "13"))
+STEP = int(os.environ.get("NH2ST_PIPE_FAULT_STEP", "31"))
 """Every so many writes are struck, each with one kind in turn; 0 strikes every write with every kind."""
 
 

@@ -39,7 +39,7 @@ def yaml_recipe(path: Path) -> TrainRecipe:
 
 def run(study: Study, out: str = "run", **options: Any) -> Run:
     if not (study.folder / "store.zarr").exists():
-        study.embed(views=8)
+        study.stored(views=8)
     options = {"recipe": "nh2st", "genes": 10, "settings": SMALL, **options}
     return train(study.folder / "store.zarr", out=study.folder / out, **options)
 
@@ -124,7 +124,7 @@ def test_what_a_test_slide_looks_like_moves_no_prediction_of_another(study: Stud
     settings = {"nh2st": SMALL, "mlp": ("head.network.epochs=2",), "nh2st-context": ("head.network.epochs=2",)}
     resolved = load_train_recipe(recipe, (*settings.get(recipe, ()), "targets.genes=6"))
     fold = Fold("of two", train=("s2",), test=("s0", "s1"))
-    study.embed(views=8)
+    study.stored(views=8)
     first = run_fold(FoldTask(str(study.folder / "store.zarr"), resolved, fold)).predicted
     Image.fromarray(255 - picture(240, 240, 77) // 3).save(study.folder / "s1.png")
     study.embed(views=8, redo_changed=True)
@@ -144,7 +144,7 @@ def test_paper_protocol_says_what_it_does(study: Study) -> None:
 
 
 def test_what_is_asked_for_changes_a_recipe_that_is_a_value_too(study: Study) -> None:
-    study.embed()
+    study.stored()
     recipe = load_train_recipe("ridge")
     made = run(study, recipe=recipe, settings=["head.alpha=7", "choose={}"], genes=["G01", "G03"], folds=2, seed=5)
     used = yaml_recipe(made.path)
@@ -157,7 +157,7 @@ def test_what_is_asked_for_changes_a_recipe_that_is_a_value_too(study: Study) ->
 def test_the_kept_model_is_trained_for_the_median_of_the_folds_epochs(
     study: Study, of_folds: list[int], expected: int
 ) -> None:
-    study.embed()
+    study.stored()
     recipe = load_train_recipe("nh2st", (*SMALL, "targets.genes=6"))
     kept = data_study.Study.load(open_store(study.folder / "store.zarr"), ["s0", "s1"])
     final = fit_all(kept, recipe, of_folds, {})
@@ -190,7 +190,7 @@ def test_a_gene_file_and_genes_that_a_test_slide_lacks(study: Study) -> None:
 
     def with_genes(genes: list[str]) -> None:
         write_spots(study.folder / "s2.h5ad", whole.obsm["spatial"], grid=grid, genes=genes)
-        study.embed(views=8)
+        study.stored(views=8)
 
     with_genes(GENES[:8])
     (study.folder / "genes.txt").write_text("\n".join(GENES[4:10]))
@@ -229,7 +229,7 @@ def test_what_cannot_be_trained_on(make_study: Callable[..., Study]) -> None:
         )
     lines = bare.manifest.read_text().splitlines()
     bare.manifest.write_text("\n".join([lines[0] + ",tissue"] + [f"{x},m{i}.geojson" for i, x in enumerate(lines[1:])]))
-    bare.embed(views=8)
+    bare.stored(views=8)
     with pytest.raises(TrainError, match="holds no expression, so there is nothing to learn from"):
         run(bare)
     with pytest.raises(StoreError, match="there is no store"):
@@ -323,7 +323,7 @@ def test_slides_without_a_stain_shift_are_named(study: Study) -> None:
         folds="none",
         progress=Heard(),
     )
-    study.embed(views=8)
+    study.stored(views=8)
     with_shift = run(study, "on", recipe="nh2st-context", settings=small, folds="none", progress=Heard())
     assert said == []
     assert load_model(with_shift.path).state_dict()["basis"].shape == (96, 16)
@@ -381,7 +381,7 @@ def test_a_single_slide_is_judged_by_blocks(make_study: Callable[..., Study]) ->
     counts[inside] = counts[inside][:, ::-1] + 3
     changed.X = sp.csr_matrix(counts)
     changed.write_h5ad(path)
-    study.embed(views=8)
+    study.stored(views=8)
     again = run(study, "again", settings=("head.network.epochs=2", "baselines=[]"), **options)
     after = anndata.read_h5ad(again.path / "predictions" / "s0.h5ad")
     assert np.array_equal(np.asarray(after.X)[rows], np.asarray(data.X)[rows])
@@ -398,7 +398,7 @@ def test_folds_by_a_column_name_patients_on_both_sides(study: Study) -> None:
     assert [fold["test_slides"] for fold in result.metrics["folds"]] == [["s0"], ["s1", "s2"]]
     assert result.metrics["notes"] == []
     study.manifest.write_text(study.manifest.read_text().replace("P1", "P0"))
-    study.embed(views=8)
+    study.stored(views=8)
     both = run(study, "both", recipe="ridge", settings=("baselines=[]",), folds="site")
     assert "patients on both sides of a fold by site: P0" in both.metrics["notes"][0]
 
@@ -414,7 +414,7 @@ def test_a_slide_without_a_single_count_is_left_out_and_named(study: Study) -> N
     assert result.metrics["model"]["slides"] == ["s0", "s2"]
     for name in ("s0", "s2"):
         shutil.copy(path, study.folder / f"{name}.h5ad")
-    study.embed(views=8)
+    study.stored(views=8)
     with pytest.raises(TrainError, match=r"all counts in .* are zero"):
         run(study, "none", recipe="ridge", settings=())
 
@@ -438,7 +438,7 @@ def test_how_training_ended_early_stands_in_the_run(study: Study, monkeypatch: p
 
 
 def test_genes_named_twice_or_not_at_all_are_refused_before_anything_is_read(study: Study) -> None:
-    study.embed()
+    study.stored()
     with pytest.raises(UsageError, match="genes names genes twice: G01"):
         run(study, genes=["G01", "G02", "G01"], recipe="ridge", settings=())
     with pytest.raises(UsageError, match="genes names no genes"):

@@ -33,7 +33,7 @@ class Fatal(FoldTask):
 
 
 def shared(study: Study) -> studies.Study:
-    study.embed(views=8)
+    study.stored(views=8)
     store = open_store(study.folder / "store.zarr")
     return studies.Study.load(store, store.slides(), shared=True)
 
@@ -44,7 +44,7 @@ def figures(metrics: dict[str, Any]) -> dict[str, list[Any]]:
 
 
 def test_side_by_side_comes_to_what_one_after_another_does(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    study.embed(views=8)
+    study.stored(views=8)
     store = study.folder / "store.zarr"
     one = train(store, genes=6, settings=SMALL, out=study.folder / "one").metrics
     seen: list[int] = []
@@ -113,7 +113,7 @@ def test_every_error_survives_the_way_between_processes() -> None:
 def test_processes_are_started_where_it_pays(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import torch
 
-    study.embed(views=8)
+    study.stored(views=8)
     store = open_store(study.folder / "store.zarr")
     recipe = load_train_recipe("ridge")
     names, cpu = store.slides(), torch.device("cpu")
@@ -133,7 +133,7 @@ def test_too_little_shared_memory_is_said(study: Study, monkeypatch: pytest.Monk
     def full(self: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("unable to allocate shared memory")
 
-    study.embed()
+    study.stored()
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
     with pytest.raises(TrainError, match=r"do not fit into shared memory .* --jobs 1"):
         train(study.folder / "store.zarr", genes=5, settings=SMALL, out=study.folder / "run", jobs=2)

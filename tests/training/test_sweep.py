@@ -23,7 +23,7 @@ from tests.conftest import Study
 
 @pytest.fixture
 def store(study: Study) -> Path:
-    study.embed()
+    study.stored()
     return study.folder / "store.zarr"
 
 
@@ -99,7 +99,7 @@ def test_cells_of_another_question_are_not_mixed_in(store: Path, study: Study, t
     with pytest.raises(RunError, match="was made with other recipe; give another --out"):
         sweep("ridge", store, grid, settings=["choose={}", "seed=3"], **options)
     shutil.copy(study.folder / "s1.h5ad", study.folder / "s0.h5ad")
-    study.embed()
+    study.stored()
     with pytest.raises(RunError, match="was made with other slides"):
         sweep("ridge", store, grid, settings=["choose={}"], **options)
     (tmp_path / "mine").mkdir()
@@ -159,7 +159,7 @@ def test_a_run_is_made_again_bit_for_bit(store: Path, tmp_path: Path, recipe: st
 def test_a_run_that_comes_out_otherwise_is_said_to_and_why(store: Path, study: Study, tmp_path: Path) -> None:
     train(store, recipe="ridge", genes=5, out=tmp_path / "a", settings=["baselines=[]"])
     shutil.copy(study.folder / "s1.h5ad", study.folder / "s0.h5ad")
-    study.embed()
+    study.stored()
     found = repeat(tmp_path / "a", out=tmp_path / "b")
     assert "model/model.safetensors" in found.other
     assert found.reasons == ["versions, device and slides are the same: the numbers in the store may be others"]

@@ -66,7 +66,7 @@ def test_heads_are_trained_in_brief_for_it() -> None:
 
 
 def test_it_stands_in_the_table_the_predictions_and_the_report(study: Study) -> None:
-    study.embed(views=8)
+    study.stored(views=8)
     run = train(
         study.folder / "store.zarr", recipe="ridge", genes=6, out=study.folder / "run", settings=["baselines=[mean]"]
     )
