@@ -215,7 +215,7 @@ def _unlike(familiar: Familiarity | None) -> str | None:
         return None
     return (
         f"{share:.0%} of its tiles lie farther from the training tiles than {UNLIKE:g}% of those lie from each other's "
-        'slides (obs["unlike"]); their values are extrapolated'
+        'slides (obs["unlike"] is "yes"); their values are extrapolated'
     )
 
 

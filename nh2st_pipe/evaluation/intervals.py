@@ -12,6 +12,7 @@ Letters: K groups, G genes, P points.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -93,11 +94,17 @@ def _half_width(groups: Sequence[NDArray[np.float32]], level: float) -> tuple[ND
 
 def mean_interval(by_group: Mapping[str, Sequence[float]], level: float = 0.95) -> tuple[float, float] | None:
     """Return Student's interval of the mean over groups of each group's mean; None for fewer than two groups."""
-    from scipy.stats import t
-
     known = ([each for each in values if np.isfinite(each)] for values in by_group.values())
     means = [np.mean(values) for values in known if values]
     if len(means) < 2:
         return None
-    half = t.ppf(0.5 + level / 2, len(means) - 1) * np.std(means, ddof=1) / np.sqrt(len(means))
+    half = _students(0.5 + level / 2, len(means) - 1) * np.std(means, ddof=1) / np.sqrt(len(means))
     return max(-1.0, float(np.mean(means) - half)), min(1.0, float(np.mean(means) + half))
+
+
+@cache
+def _students(share: float, freedom: int) -> float:
+    """Return a quantile of Student's distribution: the same for thousands of genes."""
+    from scipy.stats import t
+
+    return float(t.ppf(share, freedom))

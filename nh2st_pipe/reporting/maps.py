@@ -34,7 +34,7 @@ __all__ = ["SlideMaps", "packed", "read_slides"]
 
 _NO_VALUE = 255
 _LEVELS = (254, 127, 62, 30)
-_MOST_BYTES = 10_500_000  # of all slides' values, packed; a third more as base64, and the page stays below 15 MB
+_MOST_BYTES = 9_500_000  # of all slides' values, packed; a third more as base64, and the page stays below 15 MB
 _MOST_VALUES = 40_000_000  # of all slides; beyond that, maps are kept of the first genes of the table alone
 _FEWEST_GENES = 20
 _ROWS_AT_ONCE = 4096
@@ -203,7 +203,7 @@ def _read(file: Path, order: dict[str, int], most: int | None) -> SlideMaps:
         "n": len(xy),
         **_background(uns, slide_id, xy),
         "barcodes": _zipped(json.dumps([str(name) for name in obs.index]).encode()),
-        "unlike": np.flatnonzero(obs["unlike"]).tolist() if "unlike" in obs else [],
+        "unlike": np.flatnonzero(obs["unlike"] == "yes").tolist() if "unlike" in obs else [],
         "percentile": (
             _zipped(np.rint(obs["train_percentile"].to_numpy(np.float64)).clip(0, 100).astype(np.uint8).tobytes())
             if "train_percentile" in obs

@@ -77,7 +77,8 @@ def write_prediction(
         about["likeness"] = float(np.median(predicted.likeness))
     if familiar is not None:
         obs["train_distance"], obs["train_percentile"] = familiar.distance, familiar.percentile
-        obs["unlike"] = familiar.unlike
+        words = np.where(familiar.unlike, "yes", "no")  # categories: squidpy cannot colour by what is true or false
+        obs["unlike"] = pd.Categorical(words, categories=["no", "yes"])
         about["unlike_share"] = float(familiar.unlike.mean()) if len(familiar.unlike) else 0.0
     values = predicted.values[:, cut]
     data = anndata.AnnData(values, obs=obs, var=var)

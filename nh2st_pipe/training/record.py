@@ -41,7 +41,8 @@ def about(study: Study, recipe: TrainRecipe, outcome: Outcome, rival: Outcome | 
     """Return what a model says about itself; a gene is trusted that is not surely predicted worse than by `rival`."""
     slides = study.slides.values()
     cv_pcc = {row["gene"]: row["pcc"] for row in outcome.per_gene(recipe.name)}
-    ends = {gene: ends for gene, ends in outcome.pcc_intervals().items() if ends is not None}
+    intervals = outcome.pcc_intervals()
+    ends = {gene: ends for gene, ends in intervals.items() if ends is not None}
     pitches = [pitch for slide in slides if (pitch := pitch_in_tiles(slide)) is not None]
     return About(
         format=RUN_FORMAT,
@@ -58,7 +59,7 @@ def about(study: Study, recipe: TrainRecipe, outcome: Outcome, rival: Outcome | 
         cv_pcc=cv_pcc,
         cv_low={gene: low for gene, (low, _) in ends.items()},
         cv_high={gene: high for gene, (_, high) in ends.items()},
-        trusted=trusted_of(outcome, rival),
+        trusted=trusted_of(intervals, {} if rival is None else outcome.pcc_against(rival)),
         intervals=outcome.intervals(),
         version=nh2st_pipe.__version__,
     ).model_dump(mode="json")
