@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -65,17 +66,19 @@ def about(study: Study, recipe: TrainRecipe, outcome: Outcome, rival: Outcome | 
     ).model_dump(mode="json")
 
 
-def trusted_of(outcome: Outcome, rival: Outcome | None) -> dict[str, bool]:
-    """Return of each gene whether its PCC is surely above 0 on what was held out, and not surely below the rival's;
-    empty where a single slide or patient was held out.
+def trusted_of(
+    pcc: Mapping[str, tuple[float, float] | None], against: Mapping[str, tuple[float, float] | None]
+) -> dict[str, bool]:
+    """Return of each gene whether its PCC is surely above 0 on what was held out, and not surely below the rival's.
+
+    Given are the intervals of its PCC, and of its PCC less the rival's; a gene without the first is left out.
     """
-    against = {} if rival is None else outcome.pcc_against(rival)
 
     def worse(gene: str) -> bool:
         ends = against.get(gene)
         return ends is not None and ends[1] < 0
 
-    return {gene: ends[0] > 0 and not worse(gene) for gene, ends in outcome.pcc_intervals().items() if ends is not None}
+    return {gene: ends[0] > 0 and not worse(gene) for gene, ends in pcc.items() if ends is not None}
 
 
 def gene_table(outcomes: dict[str, Outcome], own: str, half_pcc: dict[str, float | None]) -> list[dict[str, Any]]:
