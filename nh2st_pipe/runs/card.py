@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nh2st_pipe.evaluation.reference import REFERENCE
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.store.format import tile_words
 
@@ -38,8 +39,9 @@ def model_card(metrics: dict[str, Any], about: About) -> str:
         "`nh2st-pipe predict --model hf-hub:OWNER/NAME --slides manifest.csv`; in Python "
         '`nh2st_pipe.load_model("hf-hub:OWNER/NAME")`. A prediction says how well each gene was predicted out of fold '
         '(`var["cv_pcc"]` with its interval, `var["half_pcc"]`, `var["trusted"]`), how far values were off on what was '
-        'held out (`layers["low"]`, `layers["high"]`), and how like its spots are to those trained on '
-        '(`obs["likeness"]`).',
+        'held out (`layers["low"]`, `layers["high"]`), and how far its tiles are from those trained on '
+        f'(`obs["train_percentile"]`). For the last, `{REFERENCE}` holds embeddings of some training tiles; without it '
+        "the head predicts all the same.",
     ]
     return "\n".join(lines) + "\n"
 
