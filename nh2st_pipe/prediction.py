@@ -30,7 +30,7 @@ from nh2st_pipe.runs.checksums import sha256
 from nh2st_pipe.runs.model import HUB, load_model, load_reference, model_folder
 from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.store.format import Contract
-from nh2st_pipe.store.read import SlideData, Store, open_store
+from nh2st_pipe.store.read import SlideData, open_store
 
 __all__ = ["PredictSummary", "predict"]
 
@@ -106,14 +106,18 @@ def predict(
     progress = progress or Progress()
     summary = PredictSummary(Path(out))
     summary.out.mkdir(parents=True, exist_ok=True)
+    wanted: list[str] | None = None
     if slides is not None:
+        from nh2st_pipe.tiles.manifest import read_manifest
+
+        wanted = [row.slide_id for row in read_manifest(slides)]  # its faults come before any work
         embeddings = _embed(slides, about.store, about.pitch, summary, weights, device, trust_remote_code, progress)
     assert embeddings is not None
     store = open_store(embeddings)
     differences = about.store.differences(store.contract, one_store=False)
     if differences:
         raise StoreError(f"{model} was trained on embeddings of {'; '.join(differences)}, as in {store.location}")
-    names = _slides_of(store, slides, summary)
+    names = store.slides() if wanted is None else [name for name in wanted if name not in summary.failed]
     if not names and not summary.failed:
         raise StoreError(f"{store.location} holds no complete slide; run nh2st-pipe embed first")
 
@@ -354,15 +358,6 @@ def _embed(
     )
     summary.failed.update(done.failed)
     return path
-
-
-def _slides_of(store: Store, slides: str | Path | None, summary: PredictSummary) -> list[str]:
-    """Return the slides to predict: the manifest's, or all of the store."""
-    if slides is None:
-        return store.slides()
-    from nh2st_pipe.tiles.manifest import read_manifest
-
-    return [row.slide_id for row in read_manifest(slides) if row.slide_id not in summary.failed]
 
 
 def _truth(slide: SlideData, genes: list[str], recipe: TargetRecipe) -> NDArray[np.float32] | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import anndata
 import numpy as np
@@ -15,7 +16,7 @@ import scipy.sparse as sp
 import yaml
 from PIL import Image
 
-from nh2st_pipe.core.errors import RunError, StoreError, TrainError, UsageError
+from nh2st_pipe.core.errors import ManifestError, RunError, StoreError, TrainError, UsageError
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.data import study as data_study
 from nh2st_pipe.data.folds import Fold
@@ -278,6 +279,11 @@ def test_predictions_for_a_manifest_embed_it_as_the_model_needs(study: Study, ma
     stored = predict(result.path, embeddings=study.folder / "store.zarr", out=study.folder / "pred")
     same = anndata.read_h5ad(summary.files["s1"]).X, anndata.read_h5ad(stored.files["s1"]).X
     assert np.array_equal(*same)  # the same slide, through the same encoder, tile and views
+    lines = new.manifest.read_text().splitlines()
+    new.manifest.write_text("\n".join([*lines, lines[1]]))
+    with pytest.raises(ManifestError, match="s0"), mock.patch("nh2st_pipe.encoders.weights.known_weights") as weights:
+        predict(result.path, slides=new.manifest, out=new.folder / "pred2")
+    weights.assert_not_called()
 
 
 def test_a_model_refuses_embeddings_of_another_encoder(study: Study, tmp_path: Path) -> None:
