@@ -193,6 +193,8 @@ def _columns(wanted: str | Path | Sequence[str] | None, known: list[str], model:
     else:
         names = [name.strip() for name in wanted.split(",") if name.strip()] if isinstance(wanted, str) else wanted
     place = {gene: i for i, gene in enumerate(known)}
+    if len(names) == 1 and names[0] not in place and Path(names[0]).suffix in {".txt", ".csv", ".tsv", ".json"}:
+        raise UsageError(f"there is no gene file {names[0]}")
     strangers = [name for name in dict.fromkeys(names) if name not in place]
     if strangers:
         near = "; ".join(f"{name}{_nearest(name, known)}" for name in strangers[:5])

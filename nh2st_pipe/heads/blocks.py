@@ -129,16 +129,21 @@ def hypergraph_mean(samples: Samples, part: Part, similar: int) -> sp.csr_matrix
 def centred_views(samples: Samples, part: Part, centring: float, dtype: torch.dtype) -> Iterator[torch.Tensor]:
     """Yield one slide's embeddings view by view, n × d, less `centring` times their mean over spots and views.
 
-    One view is held at a time, however many there are.
+    One view is held at a time, however many there are; where they come from a disk they are read once, and held in
+    half precision.
     """
     rows = torch.arange(part.start, part.stop, device=samples.device)
-    views = range(samples.n_views)
-    total = torch.zeros(samples.dim, dtype=torch.float64, device=samples.device)
-    for view in views:
-        total += samples.gather(rows, view).to(dtype).mean(0, dtype=torch.float64)
-    centre = (centring * total / len(views)).to(dtype)
-    for view in views:
-        yield samples.gather(rows, view).to(dtype).sub_(centre)
+    held = None if samples.resident else samples.gather(rows, slice(None))
+
+    def each() -> Iterator[torch.Tensor]:
+        for view in range(samples.n_views):
+            x = samples.gather(rows, view) if held is None else held[:, view]
+            yield x.to(dtype)
+
+    means = [x.mean(0, dtype=torch.float64) for x in each()]
+    centre = (centring * torch.stack(means).mean(0)).to(dtype)
+    for x in each():
+        yield x.sub_(centre)
 
 
 def stain_basis(shifts_sd: torch.Tensor, directions: int) -> torch.Tensor:

@@ -59,7 +59,7 @@ def write_prediction(
             obs[name] = places
     panel = list(genes)
     cut: Any = slice(None)
-    if columns is not None and len(columns) < len(genes):
+    if columns is not None and not np.array_equal(columns, np.arange(len(genes))):
         genes, cut = [panel[i] for i in columns], columns
     var = pd.DataFrame(index=pd.Index(genes, name="gene", dtype=object))
     about = {"slide_id": slide.slide_id, "patient": slide.patient, **about}

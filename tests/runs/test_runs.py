@@ -154,6 +154,12 @@ def test_chosen_genes_are_written_alone_and_others_are_refused_by_name(
     words = rf"does not predict {one}x \(nearest: {one}.*; ZZZZZ \(none is called nearly so"
     with pytest.raises(UsageError, match=words):
         predict(finished, embeddings=store, out=tmp_path / "q", genes=f"{one}x,ZZZZZ")
+    with pytest.raises(UsageError, match=r"there is no gene file gene\.txt"):
+        predict(finished, embeddings=store, out=tmp_path / "q", genes="gene.txt")
+    turned = list(whole.var_names[::-1])
+    every = anndata.read_h5ad(predict(finished, embeddings=store, out=tmp_path / "q", genes=turned).files["s0"])
+    assert every.var_names.tolist() == turned
+    assert np.array_equal(every.X, whole.X[:, ::-1])
     with pytest.raises(UsageError, match="--genes names no gene"):
         predict(finished, embeddings=store, out=tmp_path / "q", genes=",")
 
