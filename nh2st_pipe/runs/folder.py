@@ -178,7 +178,9 @@ def _so_far(part: Path) -> tuple[dict[str, Any] | None, str]:
     ]
     missing = "There is no model, and no figures by gene of the baselines."
     if lacking:
-        missing += f" Of {len(folds)} folds there are still to be trained: {', '.join(lacking)}."
+        missing += (
+            f" Of {len(folds)} folds there are still to be trained: {', '.join(lacking)}; means are over the others."
+        )
     return {**begun, **records[own], "baselines": {name: records[name] for name in baselines}}, missing
 
 
