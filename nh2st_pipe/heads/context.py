@@ -299,7 +299,11 @@ class Context(HeadModel):
             for part in samples.parts:
                 views = [self._project(x, blur) for _, _, x, blur in self._each_view(samples, [part])]
                 alone = replace(part, start=0, stop=part.stop - part.start)
-                around = self._around(torch.stack(views, 1), [alone]) if self.members.attention is not None else None
+                around = (
+                    self._around(torch.stack([view[:, : self.members.seen] for view in views], 1), [alone])
+                    if self.members.attention is not None
+                    else None
+                )
                 own, apart = self.members.agreed(views, around)
                 rest = (1 - share[part.rows]) * self.target_scale
                 for rows in torch.arange(len(own), device=own.device).split(_AT_ONCE):

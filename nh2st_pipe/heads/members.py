@@ -30,7 +30,7 @@ __all__ = ["Members", "Surroundings", "fit_members", "uniform"]
 
 _AT_ONCE = 4096  # spots of a slide in one prediction, so that what attention gathers stays small
 _FEWEST_AT_ONCE = 64
-_VALUES_AT_ONCE = 1 << 24  # of all members, so that memory stays flat in the genes
+_VALUES_AT_ONCE = 1 << 22  # of all members, so that memory stays flat in the genes and views
 
 
 @dataclass(frozen=True)
