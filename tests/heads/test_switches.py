@@ -134,7 +134,15 @@ def test_attention_in_parts_is_attention_at_once(monkeypatch: pytest.MonkeyPatch
     xy = np.random.default_rng(0).uniform(0, 9, (11, 2))
     around = Surroundings(torch.randn(11, 4), nearest_of(xy, 3, torch.device("cpu")))
     x = torch.randn(11, 8)
+    other = torch.randn(11, 8)
     whole, _ = members.agreed([x], around)
+    rows = torch.arange(11).expand(2, -1)
+    trained = [members.decode(members.encode(view.expand(2, -1, -1), 0.0, rows, around)) for view in (x, other)]
+    assert torch.allclose(whole, trained[0].mean(0), atol=1e-6), "prediction sees what training saw"
+    both, spread = members.agreed([x, other], around)
+    assert torch.allclose(both, (trained[0] + trained[1]).mean(0) / 2, atol=1e-6)
+    assert spread is not None
+    assert torch.allclose(spread, ((trained[0] + trained[1]) / 2).std(0, correction=0), atol=1e-6)
     monkeypatch.setattr("nh2st_pipe.heads.members._AT_ONCE", 4)
     monkeypatch.setattr("nh2st_pipe.heads.members._FEWEST_AT_ONCE", 1)
     assert torch.allclose(members.agreed([x], around)[0], whole, atol=1e-6)
