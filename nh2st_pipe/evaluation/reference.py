@@ -1,7 +1,7 @@
 """How far a tile lies from what a head was trained on: training tiles kept beside the model, searched through FAISS.
 
 The distance is that to the tenth nearest training tile: the root mean square difference of the embeddings' values, each
-in standard deviations over the training tiles. (Sun et al., ICML 2022, tell so what is out of distribution; their
+in standard deviations over those that are kept. (Sun et al., ICML 2022, tell so what is out of distribution; their
 embeddings have unit length, while the length of these says something.) What it means is told by the training tiles'
 own: each one's distance to the tiles of the other training slides, as if its slide were new; to as many fewer of them
 as there are fewer tiles. A tile's percentile is the share of training tiles that lie nearer; where most tiles of a
@@ -12,7 +12,7 @@ Letters: R reference tiles, d values per embedding, N tiles that are asked about
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,24 +60,24 @@ class Reference:
     """R × d, float32, scaled."""
     mean: torch.Tensor
     scale: torch.Tensor
-    """d: of the training embeddings."""
+    """d: of these tiles' embeddings."""
     own: NDArray[np.float32]
     """R, rising: how far each of them lies from those of other slides (of its own, where there is one slide)."""
 
     @classmethod
     def of(cls, train: Samples, seed: int) -> Reference:
-        """Keep tiles of `train`, as many of each of its slides, drawn at random."""
-        scaler = FeatureScaler(train.dim, _CLIP).to(train.device)
-        scaler.fit(train)
+        """Keep tiles of `train`, as many of each of its slides, drawn at random; no others are read."""
         draw = torch.Generator().manual_seed(seed)
         of_each = max(_FEWEST, _MOST // max(1, len(train.parts)))
-        rows, slides = [], []
-        for i, part in enumerate(train.parts):
-            some = torch.randperm(part.stop - part.start, generator=draw)[:of_each].sort().values + part.start
-            rows.append(some)
-            slides.append(torch.full((len(some),), i))
-        keys = _keys(scaler, train, torch.cat(rows).to(train.device))
-        return cls(keys, scaler.mean.cpu(), scaler.scale.cpu(), _own(keys, torch.cat(slides)))
+        kept = torch.zeros(len(train), dtype=torch.bool)
+        for part in train.parts:
+            kept[torch.randperm(part.stop - part.start, generator=draw)[:of_each] + part.start] = True
+        tiles = replace(train, target=None, raw=None, depth=None).subset(kept.to(train.device))
+        scaler = FeatureScaler(train.dim, _CLIP).to(train.device)
+        scaler.fit(tiles)
+        keys = _keys(scaler, tiles)
+        slides = torch.cat([torch.full((part.stop - part.start,), i) for i, part in enumerate(tiles.parts)])
+        return cls(keys, scaler.mean.cpu(), scaler.scale.cpu(), _own(keys, slides))
 
     def of_tiles(self, samples: Samples) -> Familiarity:
         """Say how far the tiles of `samples` lie from these."""
@@ -85,7 +85,7 @@ class Reference:
         scaler.mean, scaler.scale = self.mean, self.scale
         scaler.to(samples.device)
         index = _index(self.keys.numpy())
-        keys = _keys(scaler, samples, torch.arange(len(samples), device=samples.device))
+        keys = _keys(scaler, samples)
         squares = index.search(keys.numpy(), min(_NEAREST, index.ntotal))[0][:, -1]
         distance = np.sqrt(np.maximum(squares, 0) / samples.dim).astype(np.float32)
         nearer = np.searchsorted(self.own, distance, side="left")
@@ -113,14 +113,13 @@ class Reference:
             raise RunError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
 
 
-def _keys(scaler: FeatureScaler, samples: Samples, rows: torch.Tensor) -> torch.Tensor:
-    """Return the tiles `rows` as they are compared: scaled, the mean over views; on the CPU."""
-    out = torch.empty(len(rows), samples.dim)
-    step = samples.chunks()[0].stop if len(rows) else 1
+def _keys(scaler: FeatureScaler, samples: Samples) -> torch.Tensor:
+    """Return tiles as they are compared: scaled, the mean over views; on the CPU."""
+    out = torch.empty(len(samples), samples.dim)
     with torch.no_grad():
-        for start in range(0, len(rows), step):
-            views = scaler(samples.gather(rows[start : start + step], slice(None)))
-            out[start : start + step] = views.mean(1)
+        for part in samples.chunks():
+            rows = torch.arange(part.start, part.stop, device=samples.device)
+            out[part] = scaler(samples.gather(rows, slice(None))).mean(1)
     return out
 
 
