@@ -41,12 +41,14 @@ def gene_metrics(predicted: NDArray[Any], target: NDArray[Any]) -> dict[str, NDA
     return {"pcc": pcc, "mse": mse, "mae": mae}
 
 
-def summarise(predicted: NDArray[Any], target: NDArray[Any]) -> dict[str, Any]:
+def summarise(
+    predicted: NDArray[Any], target: NDArray[Any], genes: dict[str, NDArray[np.float64]] | None = None
+) -> dict[str, Any]:
     """Return the figures of one fold: means over genes; `pcc_top50` is the mean of the 50 best genes.
 
-    A figure that is undefined for every gene is None.
+    A figure that is undefined for every gene is None. `genes` are the genes' own figures, where they are known already.
     """
-    genes = gene_metrics(predicted, target)
+    genes = gene_metrics(predicted, target) if genes is None else genes
     defined = np.sort(genes["pcc"][np.isfinite(genes["pcc"])])[::-1]
     return {
         "pcc": float(defined.mean()) if len(defined) else None,

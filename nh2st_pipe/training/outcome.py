@@ -41,10 +41,11 @@ class Outcome:
         fold, predicted, target = result.fold, result.predicted, result.target
         p = np.concatenate([predicted[name].values for name in fold.test])
         t = np.concatenate([target[name] for name in fold.test])
+        by_gene = gene_metrics(p, t)
         figures = {
             "fold": fold.name,
             "test_slides": list(fold.test),
-            **summarise(p, t),
+            **summarise(p, t, by_gene),
             "train_seconds": result.train_seconds,
         }
         if result.best_epoch:
@@ -57,7 +58,6 @@ class Outcome:
         if result.notice:
             self.notices.append(f"{result.head}, {fold.name}: {result.notice}")
         self.history += [{"fold": fold.name, **row} for row in result.history]
-        by_gene = gene_metrics(p, t)
         for i, gene in enumerate(result.panel):
             row = {key: float(values[i]) for key, values in by_gene.items()}
             row["target_mean"] = float(np.mean(t[:, i])) if len(t) else float("nan")
@@ -65,9 +65,9 @@ class Outcome:
         for name in fold.test:
             if self._keep_off:
                 self._off.append(sketch(predicted[name].values - target[name]))
-            pcc = gene_metrics(predicted[name].values, target[name])["pcc"]
-            self._pcc.append((name, result.patients[name], list(result.panel), pcc))
-            row = summarise(predicted[name].values, target[name])
+            of_slide = gene_metrics(predicted[name].values, target[name])
+            self._pcc.append((name, result.patients[name], list(result.panel), of_slide["pcc"]))
+            row = summarise(predicted[name].values, target[name], of_slide)
             like = predicted[name].likeness
             likeness = None if like is None else float(np.median(like))
             place = {"fold": fold.name, "slide_id": name, "patient": result.patients[name]}
