@@ -27,7 +27,7 @@ from nh2st_pipe.heads.base import HeadModel, Prediction
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.checksums import sha256
-from nh2st_pipe.runs.model import HUB, load_model, load_reference, model_folder
+from nh2st_pipe.runs.model import HUB, load_model, load_reference, model_files
 from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.store.format import Contract
 from nh2st_pipe.store.read import SlideData, open_store
@@ -99,10 +99,11 @@ def predict(
         raise UsageError(f"--level takes {', '.join(f'{each:g}' for each in LEVELS)}, not {level:g}")
     if (embeddings is None) == (slides is None):
         raise UsageError("give either --embeddings (a store) or --slides (a manifest)")
-    head = load_model(model)
+    files = model_files(model)  # fetched once, where it is on the hub
+    head = load_model(files)
     about = About.of(head.about, model)
     columns = _columns(genes, head.genes, model)
-    reference = load_reference(model)
+    reference = load_reference(files)
     progress = progress or Progress()
     summary = PredictSummary(Path(out))
     summary.out.mkdir(parents=True, exist_ok=True)
@@ -132,7 +133,11 @@ def predict(
         "encoder": about.store.identity["name"],
         "weights_sha256": about.store.weights.sha256,
         "version": nh2st_pipe.__version__,
-        **_model_hash(model),
+        **(
+            {"model": str(model)}
+            if str(model).startswith(HUB)
+            else {"model_sha256": sha256(files / "model.safetensors")}
+        ),
     }
     by_gene = {name: getattr(about, name) for name in ("cv_pcc", "cv_low", "cv_high", "trusted", "half_pcc")}
     reach, at_the_end = about.intervals.levels.get(f"{level:g}"), list[str]()
@@ -309,12 +314,6 @@ def _check_mpp(slide: SlideData, about: About) -> None:
             f"{about.store.tile['size_level0_px']:g} px at {trained[0]:g} to {trained[1]:g}: its tiles show another "
             "size of tissue. Give its mpp in the manifest, train with --tile-um, or predict all the same with --any-mpp"
         )
-
-
-def _model_hash(model: str | Path) -> dict[str, str]:
-    if str(model).startswith(HUB):
-        return {"model": str(model)}
-    return {"model_sha256": sha256(model_folder(model) / "model.safetensors")}
 
 
 def _embed(

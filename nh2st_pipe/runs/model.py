@@ -13,7 +13,7 @@ from nh2st_pipe.heads.base import HeadModel
 from nh2st_pipe.heads.registry import head_class
 from nh2st_pipe.runs.checksums import SUMS, check_files, write_sums
 
-__all__ = ["HUB", "load_model", "load_reference", "model_folder", "save_model"]
+__all__ = ["HUB", "load_model", "load_reference", "model_files", "model_folder", "save_model"]
 
 
 HUB = "hf-hub:"
