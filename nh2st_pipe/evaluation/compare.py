@@ -7,7 +7,7 @@ resamples with a fixed seed; where it covers zero, the two are not distinguishab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,15 +63,16 @@ class _Entry:
     genes: dict[str, float]
 
 
-def compare(runs: Sequence[str | Path]) -> Comparison:
+def compare(runs: Sequence[str | Path], *, read: Callable[[Path], dict[str, Any]] = read_metrics) -> Comparison:
     """Hold the head of the first of `runs` against the heads of the others and the baselines of all of them.
 
-    A baseline that several runs have is taken from the first. Raises UsageError without a run, and RunError where runs
+    A baseline that several runs have is taken from the first. `read` returns a run's metrics.json; by default every
+    file of the run is checked then. Raises UsageError without a run, and RunError where runs
     were judged on different targets or genes, or have no slide in common: their figures do not answer one question.
     """
     if not runs:
         raise UsageError("compare takes at least one run folder")
-    found = [_read(Path(run)) for run in runs]
+    found = [_read(Path(run), read(Path(run))) for run in runs]
     _same_question([run for run, _ in found])
     heads = [heads[0] for _, heads in found]
     twice = {head.name for head in heads if [other.name for other in heads].count(head.name) > 1}
@@ -161,9 +162,8 @@ def _by_unit(slides: pl.DataFrame, unit: dict[str, str], units: list[str]) -> di
     return out
 
 
-def _read(run: Path) -> tuple[tuple[Path, dict[str, Any], TargetRecipe], list[_Entry]]:
+def _read(run: Path, metrics: dict[str, Any]) -> tuple[tuple[Path, dict[str, Any], TargetRecipe], list[_Entry]]:
     """Return a run's metrics and targets, and its heads, its own first."""
-    metrics = read_metrics(run)
     if metrics["summary"] is None:
         raise RunError(f"{run} was trained without folds: nothing in it was judged, so there is nothing to compare")
     try:

@@ -28,6 +28,7 @@ def judged_run(found: FoundRun) -> tuple[GeneTable, list[SlideMaps], dict[str, A
     """Return the genes, the slides, and all else that the page shows of a run."""
     run, metrics = found.path, found.metrics
     recipe_text, recipe = _recipe(run)
+    unit = _unit(recipe)
     heads = heads_of(metrics)
     rows = table(run / "per_gene.csv")
     listed = list(dict.fromkeys(row["gene"] for row in rows))
@@ -36,7 +37,7 @@ def judged_run(found: FoundRun) -> tuple[GeneTable, list[SlideMaps], dict[str, A
     genes = _genes(rows, listed, [head["name"] for head in heads], slides, metrics, about)
     if about is not None:
         genes.trusted = about.trusted
-    comparison = words.comparison_of(run) if not found.missing else None
+    comparison = words.comparison_of(run, metrics) if not found.missing else None
     against = {} if comparison is None else {row["head"]: row for row in comparison.rows}
     for head in heads:
         head["against"] = against.get(head["name"])
@@ -46,18 +47,17 @@ def judged_run(found: FoundRun) -> tuple[GeneTable, list[SlideMaps], dict[str, A
         if level is not None and not slide.half_width:
             slide.half_width = [level.half_width.get(slide.names[i]) for i in slide.kept]
     data = {
-        "kind": "run",
         "run": found.name,
         "head": metrics["head"],
         "about": str(recipe.get("about") or ""),
-        "facts": words.facts(metrics, _unit(recipe)),
+        "facts": words.facts(metrics, unit),
         "warnings": [*found.missing, *words.warnings(metrics)],
         "verdict": {
             "figure": words.figure(metrics, comparison),
-            "sentences": words.verdict(heads, comparison),
+            "sentences": words.verdict(heads, comparison, finished=not found.missing),
         },
         "heads": heads,
-        "unit": _unit(recipe),
+        "unit": unit,
         "level": float(_LEVEL) if level is not None else None,
         "calibration": None if about is None else _calibration(about),
         "history": history_of(table(run / "history.csv"), chosen),

@@ -41,8 +41,6 @@ _ROWS_AT_ONCE = 4096
 
 _THUMBNAIL_PX = 640
 
-_PLANES = {"target": "Measured", "predicted": "Predicted", "spread": "Spread over members"}
-
 
 @dataclass
 class SlideMaps:
@@ -118,7 +116,6 @@ def packed(slides: Sequence[SlideMaps], place: dict[str, int]) -> list[dict[str,
                 "planes": [
                     {
                         "key": key,
-                        "label": _PLANES[key],
                         "low": [_short(v) for v in slide.low[key][:most]],
                         "high": [_short(v) for v in slide.high[key][:most]],
                     }
@@ -196,7 +193,6 @@ def _read(file: Path, order: dict[str, int], most: int | None) -> SlideMaps:
     shown = {
         "id": slide_id,
         "patient": str(about.get("patient", "")),
-        "fold": str(about.get("fold", "")),
         "label": _label(about),
         "in_sample": bool(about.get("in_sample")),
         "notes": [str(about[key]) for key in ("in_sample", "caution", "unlike", "pitch") if about.get(key)],

@@ -22,7 +22,6 @@ def predicted_folder(folder: Path, files: Sequence[Path]) -> tuple[GeneTable, li
         genes,
         slides,
         {
-            "kind": "predictions",
             "run": folder.resolve().name,
             "head": str(about.get("recipe", "")),
             "about": "",

@@ -12,10 +12,13 @@ from nh2st_pipe.evaluation.compare import Comparison, compare
 __all__ = ["comparison_of", "facts", "figure", "provenance", "verdict", "warnings"]
 
 
-def comparison_of(run: Path) -> Comparison | None:
-    """Hold a run's head against its baselines; None where nothing was judged, or an earlier version kept too little."""
+def comparison_of(run: Path, metrics: dict[str, Any]) -> Comparison | None:
+    """Hold a run's head against its baselines; None where nothing was judged, or an earlier version kept too little.
+
+    `metrics` are those of the run, whose files have been checked by then.
+    """
     try:
-        return compare([run])
+        return compare([run], read=lambda _: metrics)
     except RunError:
         return None
 
@@ -30,8 +33,10 @@ def figure(metrics: Mapping[str, Any], comparison: Comparison | None) -> dict[st
     return {"pcc": summary["pcc"], "mse": summary.get("mse"), "interval": interval, "over": over}
 
 
-def verdict(heads: Sequence[Mapping[str, Any]], comparison: Comparison | None) -> list[str]:
+def verdict(heads: Sequence[Mapping[str, Any]], comparison: Comparison | None, *, finished: bool = True) -> list[str]:
     """Say which head is best by mean PCC, whoever that is, and which differences are more than chance."""
+    if not finished and heads[0]["summary"] is None:
+        return [f"Nothing has been judged yet: no fold of {heads[0]['name']} is done."]
     if comparison is None or len(comparison.rows) < 2:
         return [_best(heads)]
     found = [_best(heads)]

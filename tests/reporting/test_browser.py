@@ -325,6 +325,23 @@ def test_all_slides_of_a_gene_are_small_maps_that_lead_to_the_slide(seen: Page, 
     assert seen.inner_text("#chosen") == "ACTB on slide s2"
 
 
+def test_figures_of_slides_that_were_trained_on_say_so(seen: Page, tmp_path: Path) -> None:
+    for number, said in enumerate(({"in_sample": "trained on this slide"}, {})):
+        predicted, target = values(number)
+        file, about = tmp_path / f"s{number}.h5ad", {"recipe": "nh2st", "out_of_fold": False, **said}
+        write_prediction(file, slide_data(f"s{number}"), GENES, Prediction(predicted), target, None, about)
+    opened(seen, report(tmp_path), "#gene=ACTB&slide=s0")
+    until(seen, "at('multiples').textContent.includes('s1: PCC')")
+    first, second = seen.locator("#multiples button").all_inner_texts()
+    assert "(in-sample)" in first
+    assert "(in-sample)" not in second
+    for place in ("#note", "#scatter-title"):
+        assert "(in-sample)" in seen.inner_text(place)
+    seen.keyboard.press("]")
+    for place in ("#note", "#scatter-title"):
+        assert "in-sample" not in seen.inner_text(place)
+
+
 def test_a_browser_that_cannot_unpack_says_so(browser: Browser, run_page: Path) -> None:
     page = browser.new_page()
     page.add_init_script("delete window.DecompressionStream")

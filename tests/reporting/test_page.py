@@ -19,7 +19,9 @@ from nh2st_pipe.evaluation.metrics import gene_metrics
 from nh2st_pipe.heads.base import Prediction
 from nh2st_pipe.reporting import maps
 from nh2st_pipe.reporting.page import report
+from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.folder import RunFolder
+from nh2st_pipe.runs.model import load_model
 from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.store.read import SlideData
 from nh2st_pipe.training.run import train
@@ -45,7 +47,8 @@ def figures(pcc: float | None) -> dict[str, Any]:
 
 
 def record(fold_names: list[str], pcc: float | None) -> dict[str, Any]:
-    folds = [{"fold": name, "test_slides": [name], **figures(pcc), "n_genes_pcc_undefined": 0} for name in fold_names]
+    more = {"n_genes_pcc_undefined": 0, "epochs": 3}
+    folds = [{"fold": name, "test_slides": [name], **figures(pcc), **more} for name in fold_names]
     return {"summary": figures(pcc) if folds else None, "folds": folds}
 
 
@@ -210,6 +213,7 @@ def test_the_page_holds_the_figures(tmp_path: Path) -> None:
     assert len(data["history"]) == 6
     assert data["history"][0]["loss"] == pytest.approx([1, 1 / 2, 1 / 3])
     assert data["history"][1]["pcc"] == [None] * 3
+    assert [curve["chosen"] for curve in data["history"]] == [3, None, 3, None, None, None]
 
 
 def test_maps_are_the_predictions_to_a_255th_of_their_range(tmp_path: Path) -> None:
@@ -402,6 +406,8 @@ def test_a_run_that_was_interrupted_is_shown_as_far_as_it_went(study: Study, mon
     assert len(data["slides"]) == 3
     assert all(value is not None for value in column(data, "cv_pcc"))
     assert page_data(report(kept))["heads"] == data["heads"]
+    (kept / "log.jsonl").write_text(lines[0])
+    assert page_data(report(kept))["verdict"]["sentences"] == ["Nothing has been judged yet: no fold of ridge is done."]
 
 
 def test_a_run_without_folds_shows_its_maps_as_in_sample(study: Study) -> None:
@@ -425,7 +431,7 @@ def test_predictions_are_reported_with_what_to_trust(study: Study, tmp_path: Pat
     assert f"report: {out / 'report.html'}" in said
     data = page_data(out / "report.html")
     var = anndata.read_h5ad(out / "s0.h5ad").var
-    assert data["kind"] == "predictions"
+    assert data["heads"] == []
     assert dict(zip(data["genes"]["names"], data["genes"]["trusted"], strict=True)) == var["trusted"].to_dict()
     assert f"{int(var['trusted'].sum())} of 6 genes are to be trusted" in data["verdict"]["sentences"][0]
     assert "s0: trained on this slide" in data["warnings"]
@@ -458,5 +464,11 @@ def test_a_judged_run_says_which_differences_are_more_than_chance(study: Study) 
             sentences[1].rfind(each, 0, place) for each in ("better than", "worse than", "not distinguishable")
         )
     assert "Only 3 patients: the intervals are too narrow to lean on." in sentences
+    about = About.of(load_model(run.path).about, run.path)
+    assert dict(zip(data["genes"]["names"], data["genes"]["trusted"], strict=True)) == about.trusted
+    assert data["level"] == 0.9
+    for slide in data["slides"]:
+        expected = [about.intervals.levels["0.9"].half_width[data["genes"]["names"][g]] for g in slide["genes"]]
+        assert slide["half_width"] == expected
     assert data["calibration"]["groups"] == 3
     assert [level["level"] for level in data["calibration"]["levels"]] == [0.5, 0.8, 0.9, 0.95]

@@ -50,7 +50,7 @@ function drawScatter() {
   }
   current.scatter = { rows, X, Y };
   const pcc = slide.pcc[found.place];
-  const words = pcc === null ? "PCC undefined" : `PCC ${shown(pcc, 3)}`;
+  const words = pcc === null ? "PCC undefined" : `PCC ${shown(pcc, 3)}${inSample(slide)}`;
   const covers = inside === null ? "" : `; the ${Math.round(100 * D.level)} % interval (band) covers ${Math.round(100 * inside)} %`;
   at("scatter-title").textContent = `Measured against predicted: ${words}${covers}`;
   at("scatter").setAttribute("aria-label", `Scatter of measured against predicted ${name} at ${rows.length} spots of slide ${slide.id}: ${words}${covers}`);

@@ -172,11 +172,14 @@ function describe(slide, found, name) {
   const words = [];
   if (found.of.target) {
     if (!slide.measured[found.place]) words.push("not measured on this slide: there is only the prediction");
-    else words.push(slide.pcc[found.place] === null ? "PCC undefined" : `PCC ${shown(slide.pcc[found.place], 3)} on this slide`);
+    else words.push(slide.pcc[found.place] === null ? "PCC undefined" : `PCC ${shown(slide.pcc[found.place], 3)} on this slide${inSample(slide)}`);
   }
   if (slide.unlike.length) words.push(`${slide.unlike.length} of ${slide.n} tiles are unlike the training tiles (crosses)`);
   return words;
 }
+
+// No figure of a slide that the head was trained on stands without saying so.
+const inSample = (slide) => (slide.in_sample ? " (in-sample)" : "");
 
 const covering = () => state.mask && trustedGene(state.gene) === false;
 
@@ -278,7 +281,7 @@ async function drawMultiples() {
     paint(pen, width, height, slide, ready.get(s), found && found.of[key], scale, paletteOf(key), { k: 1, x: 0.5, y: 0.5 },
       { opacity: Number(at("opacity").value) / 100, tissue: state.tissue || veiled, cover: state.mask && doubtful(key), spot: null });
     const pcc = found && slide.pcc.length ? slide.pcc[found.place] : undefined;
-    caption.textContent = slide.id + (!found ? ": absent" : veiled ? ": covered" : pcc === undefined ? "" : pcc === null ? ": PCC –" : `: PCC ${shown(pcc, 2)}`);
+    caption.textContent = slide.id + (!found ? ": absent" : veiled ? ": covered" : pcc === undefined ? "" : pcc === null ? ": PCC –" : `: PCC ${shown(pcc, 2)}${inSample(slide)}`);
     button.setAttribute("aria-current", String(s === state.slide));
   });
 }
