@@ -20,7 +20,7 @@ from nh2st_pipe.datasets import import_dataset
 from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.reporting.page import report
-from nh2st_pipe.synthetic import generate
+from nh2st_pipe.synthetic import GENES, generate
 from nh2st_pipe.training.run import Run, train
 
 __all__ = ["Demo", "LayoutDemo", "run_demo", "run_layout_demo", "standing"]
@@ -53,7 +53,7 @@ def run_demo(folder: Path, progress: Progress | None = None) -> Demo:
     if summary.failed:
         raise EncoderError("; ".join(f"{name}: {cause}" for name, cause in summary.failed.items()))
     shutil.rmtree(folder / "run", ignore_errors=True)
-    run = train(store, genes=60, settings=_SETTINGS, out=folder / "run", jobs=None, progress=progress)
+    run = train(store, genes=GENES, settings=_SETTINGS, out=folder / "run", jobs=None, progress=progress)
     predicted = predict(run.path, embeddings=store, out=folder / "predictions", progress=progress)
     return Demo(run, report(run.path), predicted.out, _by_group(run.path / "per_gene.csv"))
 

@@ -24,7 +24,6 @@ from nh2st_pipe.data.targets import targets
 from nh2st_pipe.evaluation.intervals import LEVELS, Intervals, Level
 from nh2st_pipe.evaluation.reference import UNLIKE, Familiarity, Reference
 from nh2st_pipe.heads.base import HeadModel, Prediction
-from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.checksums import sha256
 from nh2st_pipe.runs.model import HUB, load_model, load_reference, model_files
@@ -84,8 +83,9 @@ def predict(
     store has expression, layers["low"] and layers["high"] (an interval at `level`, 0.5, 0.8, 0.9 or 0.95, from what was
     off on patients or slides held out; see `evaluation.intervals`), var["cv_pcc"], var["cv_low"], var["cv_high"] and
     var["half_pcc"] (each gene's PCC out of fold with its 95 % interval, and between halves of the training tissue),
-    var["trusted"] (that interval lies above 0, and ridge-context is not surely better), layers["spread"] (standard
-    deviation over the head's members, where it has several), obs["train_distance"], obs["train_percentile"] and
+    var["trusted"] and var["judged"] (the verdict on a gene, see `evaluation.trust`, and whether there is one),
+    layers["spread"] (standard deviation over the head's members, where it has several), obs["train_distance"],
+    obs["train_percentile"] and
     obs["unlike"] (how far a tile lies from the training tiles, see `evaluation.reference`), obs["likeness"] where the
     head can tell how like a spot is to the training spots, and in uns["nh2st_pipe"] what the numbers are and whether
     the head was trained on this slide. With `genes` (a file with one a line, names with commas between them, or a
@@ -146,7 +146,7 @@ def predict(
         fixed |= {"interval_level": level, "intervals": words}
         if len(columns) and about.trusted:
             trusted = sum(about.trusted.get(head.genes[i], False) for i in columns)
-            words += f"; {trusted:,} of {len(columns):,} genes are trusted"
+            words += f"; {trusted:,} of {len(columns):,} genes are trusted: {about.trusted_in_words}"
         at_the_end.append(words)
     progress.start("predicting", len(names), "slides")
     for number, name in enumerate(names):
@@ -169,7 +169,7 @@ def predict(
         summary.notices += [f"{name}: {words}" for words in notices.values() if words]
         path = summary.out / f"{name}.h5ad"
         said = {**fixed, **{key: words for key, words in notices.items() if words}}
-        truth = _truth(slide, head.genes, about.targets)
+        truth = _truth(slide, head.genes, about)
         width = None if reach is None else reach.half_width
         write_prediction(
             path,
@@ -183,6 +183,8 @@ def predict(
             half_width=width,
             familiar=familiar,
             columns=columns,
+            scale_genes=about.scale_genes,
+            n_scale_genes=about.n_scale_genes,
         )
         summary.files[name] = path
     summary.notices += at_the_end
@@ -285,9 +287,12 @@ def _pitch_apart(slide: SlideData, about: About, step: int) -> str | None:
 
 def _about_intervals(of: Intervals, level: float, reach: Level) -> str:
     """Say in words what intervals were made from, and what they reached."""
-    reached = "" if reach.coverage is None else f"; made without each, they cover {reach.coverage:.0%} of its values"
-    words = f"intervals at {level:.0%} are from {of.groups} {of.by}{'s' if of.groups > 1 else ''} held out{reached}"
-    return words if reach.promised else f"{words}. That is too few to promise {level:.0%} on a new one"
+    reached = (
+        "" if reach.coverage is None else f", and cover {reach.coverage:.0%} of a new one's values by leaving one out"
+    )
+    units = f"{of.groups} {of.by}{'s' if of.groups > 1 else ''}"
+    words = f"intervals at {level:.0%} are from {units} held out{reached}"
+    return words if reach.promised else f"{words}; {level:.0%} is not promised ({units})"
 
 
 def _caution(head: HeadModel, predicted: Prediction, about: About) -> str | None:
@@ -361,11 +366,11 @@ def _embed(
     return path
 
 
-def _truth(slide: SlideData, genes: list[str], recipe: TargetRecipe) -> NDArray[np.float32] | None:
+def _truth(slide: SlideData, genes: list[str], about: About) -> NDArray[np.float32] | None:
     """Return the targets where the slide has counts and they can be made from them."""
     if slide.counts is None:
         return None
     try:
-        return targets(slide, genes, recipe).values
+        return targets(slide, genes, about.targets, about.scale_genes or None).values
     except NH2STError:  # no grid to smooth over: a prediction needs no truth
         return None

@@ -14,6 +14,10 @@ s on the grid, without s itself. Sixty genes in three groups, the same on every 
     NEIGH01..20   rate[s, g] = exp(base[g] + weight[g] · m[s])     only the tiles around it show it
     NOISE01..20   rate[s, g] = exp(base[g])                        nothing shows it
 
+Beside them 940 genes OTHER001..940 that nothing shows either: the rest of a transcriptome, so that the sixty are a
+small part of a spot's counts. Scaled over the sixty alone the NOISE genes would follow the image, as what the others
+leave.
+
 Counts are Poisson(depth[s] · rate[s, g]), with a depth per spot that the image does not show. f and m are
 correlated (about 0.65), as they are in tissue. Targets that are smoothed over the grid (`smooth: grid8`) mix the
 groups: a smoothed LOCAL gene depends on the neighbours too.
@@ -39,12 +43,13 @@ from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.datasets.common import Section, write_section
 from nh2st_pipe.tiles.manifest import SlideRow, write_manifest
 
-__all__ = ["generate", "neighbour_mean"]
+__all__ = ["GENES", "OTHERS", "generate", "neighbour_mean"]
 
 PITCH_PX = 224
 """Distance of spots and side of a tile, level-0 px."""
 MPP = 0.5
 GENES = [f"{group}{i:02d}" for group in ("LOCAL", "NEIGH", "NOISE") for i in range(1, 21)]
+OTHERS = [f"OTHER{i:03d}" for i in range(1, 941)]
 
 _LEVELS = 3
 _CELLS = 4  # lattice cells of a field per spot pitch
@@ -146,7 +151,8 @@ def _write_expression(
     log_rate[:, 20:40] += around @ weights[20:40].T
     rate = np.exp(log_rate)
     depth = rng.lognormal(0.0, 0.3, len(own))
-    counts = rng.poisson(depth[:, None] * rate).astype(np.float32)
+    others = np.tile(np.random.default_rng(0).uniform(2, 20, len(OTHERS)), (len(own), 1))
+    counts = np.hstack([rng.poisson(depth[:, None] * each) for each in (rate, others)]).astype(np.float32)
     array_row, array_col = (axis.ravel().astype(np.int64) for axis in np.mgrid[:grid, :grid])
     uns: dict[str, Any] = {
         "expected_rate": rate.astype(np.float32),
@@ -160,7 +166,7 @@ def _write_expression(
         image=row.slide,
         counts=sp.csr_matrix(counts),
         barcodes=[f"{r}x{c}" for r, c in zip(array_row, array_col, strict=True)],
-        genes=GENES,
+        genes=[*GENES, *OTHERS],
         xy=(np.column_stack((array_col, array_row)) + 1.0) * PITCH_PX,
         array_row=array_row,
         array_col=array_col,

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from nh2st_pipe.benching.pilot import Pilot, make_pilot
+from nh2st_pipe.benching.pilot import make_pilot
 from nh2st_pipe.core.errors import OF_ONE_SLIDE, NH2STError, UsageError, listed
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.whole import written_whole
+from nh2st_pipe.data.folds import usual_folds
 from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.evaluation.compare import compare
 from nh2st_pipe.recipes.encoder import EncoderRecipe, load_encoder_recipe
@@ -44,7 +45,7 @@ class Benched:
     unit: str = "slide"
     """What the interval is over: patient or slide."""
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """One per encoder, the best first: `encoder`, `dim`, `pcc` (mean over units), `low`, `high` (its 95 % bootstrap
+    """One per encoder, the best first: `encoder`, `dim`, `pcc` (mean over units), `low`, `high` (its 95 %
     interval, None for a single unit), `behind` (by how much PCC is less than the best's, with `behind_low`,
     `behind_high`), `verdict`, `tiles_per_second` (reading, encoding and writing, on this machine), `tiles` and `hours`
     (the whole manifest), `commercial` and `gated`."""
@@ -99,7 +100,7 @@ def bench(
     tried = make_pilot(rows, found.out, pilot, pilot_slides, seed)
     found.left_out |= tried.failed
     found.slides = len(tried.rows)
-    protocol = folds or _folds(tried)
+    protocol = folds or usual_folds((row.slide_id, row.patient) for row in tried.rows)[0]
     runs: dict[str, Path] = {}
     rates: dict[str, float | None] = {}
     for recipe in recipes:
@@ -146,12 +147,6 @@ def bench(
     with written_whole(found.out / "bench.json") as part:
         part.write_text(json.dumps(found.record(), indent=2) + "\n", "utf-8")
     return found
-
-
-def _folds(tried: Pilot) -> str:
-    if len({row.patient for row in tried.rows}) > 1:
-        return "patient"
-    return "slide" if len(tried.rows) > 1 else "block"
 
 
 def _rate(store: Path) -> float | None:

@@ -80,7 +80,7 @@ def bench(
 def _say(found: Benched) -> None:
     if found.rows:
         of = f"{found.spots:,} spots of {found.slides} slides"
-        typer.echo(f"{of}; PCC: mean over {found.unit}s, 95% bootstrap interval")
+        typer.echo(f"{of}; PCC: mean over {found.unit}s, 95% interval (Student's)")
         wide = max(len("encoder"), *(len(row["encoder"]) for row in found.rows))
         head = f"{'encoder':{wide}}  {'values':>6}  {'PCC':>6}  {'interval':>16}  {'behind the best':>25}"
         typer.echo(f"{head}  {'tiles/s':>8}  {'whole study':>26}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from nh2st_pipe.core.errors import UsageError, listed
 if TYPE_CHECKING:
     from nh2st_pipe.training.run import Run
 
-__all__ = ["compare", "evaluate", "predict", "report", "say_run", "sweep", "table", "train"]
+__all__ = ["KEY", "aligned", "compare", "evaluate", "predict", "report", "say_run", "sweep", "table", "train"]
 
 
 Genes = Annotated[
@@ -66,6 +67,10 @@ def train(
     device: Device = "auto",
     jobs: Jobs = None,
     max_memory: MaxMemory = None,
+    trust_from: Annotated[
+        float | None,
+        typer.Option(help="PCC from which on a gene is usefully predicted, for the verdict on it; default: 0.2."),
+    ] = None,
     again: Annotated[
         Path | None,
         typer.Option("--repeat", help="Run to make again: its recipe, seed, genes, folds and device; held against it."),
@@ -95,6 +100,7 @@ def train(
             device=device,
             jobs=jobs,
             max_memory=max_memory,
+            trust_from=trust_from,
             progress=progress,
         )
     show({"path": str(result.path), **result.metrics}, as_json, lambda: say_run(result))
@@ -171,8 +177,17 @@ def sweep(
     exit_for(found.failed)
 
 
+KEY = (
+    "interval: Student's, over patients, slides or blocks as said; best 50: genes picked on training slides; top 50: "
+    "picked by these very PCCs, as in papers; its null: what that reads on maps without any tie"
+)
+"""What the columns of a table are."""
+
+
 def say_run(run: Run) -> None:
     """Print a run's table and where it is."""
+    from nh2st_pipe.evaluation.statistics import headline
+
     metrics = run.metrics
     if metrics["summary"] is not None:
         by = metrics["folds_by"].partition(":")[0]
@@ -180,6 +195,8 @@ def say_run(run: Run) -> None:
             f"{len(metrics['folds'])} folds by {by}, protocol {metrics['protocol']}: {metrics['protocol_in_words']}"
         )
         typer.echo(table(run.table()))
+        typer.echo(f"{metrics['head']}: {headline(metrics['summary'])}")
+        typer.echo(KEY)
     for note in metrics["notes"]:
         typer.echo(f"note: {note}")
     typer.echo(f"run: {run.path} (model/ is trained on all {metrics['n_slides']} slides; nh2st-pipe report {run.path})")
@@ -192,21 +209,42 @@ def table(rows: list[dict[str, Any]], what: str = "head") -> str:
         "neigh": "neigh",
         "noise": "noise",
         "pcc": "PCC",
-        "pcc_sd": "± (folds)",
-        "pcc_top50": "PCC top 50",
+        "interval": "95 % interval",
+        "pcc_top50_train": "best 50",
+        "pcc_top50": "top 50",
+        "pcc_top50_null": "its null",
         "mse": "MSE",
         "mae": "MAE",
         "train_seconds": "train s",
     }
+    rows = [_with_interval(row) for row in rows]
     keys = {key: title for key, title in keys.items() if any(key in row for row in rows)}
-    width = max(len(what), *(len(row["head"]) for row in rows))
-    lines = ["  ".join([f"{what:<{width}}", *(f"{title:>10}" for title in keys.values())])]
+    lines = [(what, *keys.values())]
     for row in rows:
-        cells = [
-            "–" if row.get(k) is None else f"{row[k]:.1f}" if k == "train_seconds" else f"{row[k]:.4f}" for k in keys
-        ]
-        lines.append("  ".join([f"{row['head']:<{width}}", *(f"{cell:>10}" for cell in cells)]))
-    return "\n".join(lines)
+        cells = (row.get(key) for key in keys)
+        lines.append((row["head"], *(_cell(key, cell) for key, cell in zip(keys, cells, strict=True))))
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Return rows of as many cells as text: the first column to the left, the others to the right."""
+    wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ("  ".join((f"{head:<{wide[0]}}", *(f"{c:>{w}}" for c, w in zip(cells, wide[1:], strict=True))))
+            for head, *cells in lines)  # fmt: skip
+    return "\n".join(row.rstrip() for row in rows)
+
+
+def _with_interval(row: dict[str, Any]) -> dict[str, Any]:
+    if "pcc_low" not in row:
+        return row
+    low, high = row["pcc_low"], row["pcc_high"]
+    return {**row, "interval": "–" if low is None else f"{low:.3f} to {high:.3f}"}
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or "–"
+    return f"{value:.1f}" if key == "train_seconds" else f"{value:.4f}"
 
 
 def predict(
@@ -320,17 +358,21 @@ def compare(
     def say() -> None:
         typer.echo(
             f"{found.reference} against the others, over {found.n_units} {found.unit}s and {found.n_genes} genes; "
-            "Δ: its PCC less theirs, with a 95% bootstrap interval"
+            "Δ: its PCC less theirs, with Student's 95 % interval"
         )
-        lines = [("head", "PCC", "top 50", "MSE", "Δ PCC", "interval", f"{found.unit}s won", "genes won", "")]
+        lines = [
+            ("head", "PCC", "best 50", "top 50", "MSE", "Δ PCC", "interval", "p", f"{found.unit}s won", "genes won", "")
+        ]
         for row in found.rows:
-            figures = (_figure(row["pcc"], 3), _figure(row["pcc_top50"], 3), _figure(row["mse"], 4))
-            against = [""] * 5
+            means = [_figure(row[key], 3) for key in ("pcc", "pcc_top50_train", "pcc_top50")]
+            figures = (*means, _figure(row["mse"], 4))
+            against = [""] * 6
             if "difference" in row:
                 of = row["difference"]["pcc"]
                 interval = "–" if of["low"] is None else f"{of['low']:+.3f} to {of['high']:+.3f}"
                 won = (f"{row['units_won']}/{found.n_units}", f"{row['genes_won']}/{row['genes']}")
-                against = [_figure(of["mean"], 3, "+"), interval, *won, row["verdict"]]
+                p = "–" if of["p"] is None else f"{of['p']:.3f}"
+                against = [_figure(of["mean"], 3, "+"), interval, p, *won, row["verdict"]]
             lines.append((row["head"], *figures, *against))
         wide = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         for head, *cells, verdict in lines:

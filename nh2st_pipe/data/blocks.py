@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nh2st_pipe.core.errors import TrainError
 from nh2st_pipe.store.read import SlideData
 
-__all__ = ["BLOCKS", "FEWEST_SPOTS", "block_name", "cut", "part_of", "slide_of"]
+__all__ = ["BLOCKS", "FEWEST_SPOTS", "cut", "part_of"]
 
 BLOCKS = 4
 FEWEST_SPOTS = 4 * BLOCKS
@@ -38,24 +38,14 @@ def cut(slide: SlideData) -> list[NDArray[np.int64]]:
     return [np.sort(block) for block in blocks]
 
 
-def block_name(slide_id: str, number: int) -> str:
-    """Return what block `number` (from 1) of a slide is called: no slide's own name, for those have no #."""
-    return f"{slide_id}#{number}"
-
-
-def slide_of(name: str) -> str:
-    """Return the slide of a block's name."""
-    return name.rpartition("#")[0]
-
-
-def part_of(slide: SlideData, rows: NDArray[np.int64], name: str) -> SlideData:
-    """Return the spots `rows` of a slide as a slide called `name`; its embeddings stay where they are."""
+def part_of(slide: SlideData, rows: NDArray[np.int64], block: int) -> SlideData:
+    """Return the spots `rows` of a slide as block number `block` (from 1); its embeddings stay where they are."""
     place = np.full(len(slide) + 1, -1, np.int32)  # the last is that of "no neighbour", -1
     place[rows] = np.arange(len(rows), dtype=np.int32)
     around = place[slide.neighbours[rows]]
     return replace(
         slide,
-        slide_id=name,
+        block=block,
         barcodes=[slide.barcodes[i] for i in rows],
         xy=slide.xy[rows],
         array_row=None if slide.array_row is None else slide.array_row[rows],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +11,12 @@ from nh2st_pipe.core.errors import TrainError, UsageError, listed
 from nh2st_pipe.data.blocks import BLOCKS
 from nh2st_pipe.store.read import SlideData
 
-__all__ = ["Fold", "hold_out", "kfold", "make_folds", "on_both_sides"]
+__all__ = ["Fold", "hold_out", "kfold", "make_folds", "on_both_sides", "usual_folds"]
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One split, by slide_id."""
+    """One split, by the names of slides, or of blocks of them."""
 
     name: str
     train: tuple[str, ...]
@@ -41,9 +41,9 @@ def make_folds(slides: Sequence[SlideData], by: str, seed: int) -> list[Fold]:
     if by == "none":
         return []
     if by == "block":
-        return [_fold(f"block {n}", slides, lambda s, n=n: s.slide_id.endswith(f"#{n}")) for n in range(1, BLOCKS + 1)]  # type: ignore[misc]
+        return [_fold(f"block {n}", slides, lambda s, n=n: s.block == n) for n in range(1, BLOCKS + 1)]  # type: ignore[misc]
     column, number = _parsed(by, slides)
-    group = {slide.slide_id: _group(slide, column) for slide in slides}
+    group = {slide.name: _group(slide, column) for slide in slides}
     names = sorted(set(group.values()))
     what = column if column in ("patient", "slide") else f"{column} group"
     if number is not None and len(names) < number:
@@ -60,17 +60,33 @@ def make_folds(slides: Sequence[SlideData], by: str, seed: int) -> list[Fold]:
             "--folds none trains on everything without judging"
         )
     if number is None:
-        return [_fold(name, slides, lambda s, name=name: group[s.slide_id] == name) for name in names]  # type: ignore[misc]
+        return [_fold(name, slides, lambda s, name=name: group[s.name] == name) for name in names]  # type: ignore[misc]
     parts = [{names[j] for j in part} for part in kfold(len(names), number, seed)]
     return [
-        _fold(f"fold {i}", slides, lambda s, part=part: group[s.slide_id] in part)  # type: ignore[misc]
+        _fold(f"fold {i}", slides, lambda s, part=part: group[s.name] in part)  # type: ignore[misc]
         for i, part in enumerate(parts, start=1)
     ]
 
 
+def usual_folds(slides: Iterable[tuple[str, str]]) -> tuple[str, str]:
+    """Return by what to leave out where nothing is asked for, and why not by patient, from (slide_id, patient) pairs.
+
+    Patients where there are several, else slides where there are several, else blocks of the one slide.
+    """
+    known = list(slides)
+    if len({patient for _, patient in known}) > 1:
+        return "patient", ""
+    if len(known) > 1:
+        return "slide", (
+            f"all {len(known)} slides are of one patient: folds leave out slides, and the figures say nothing of "
+            "new patients"
+        )
+    return "block", "there is one slide: folds leave out blocks of it"
+
+
 def on_both_sides(slides: Sequence[SlideData], folds: Sequence[Fold]) -> list[str]:
     """Return the patients that stand on both sides of a fold."""
-    patient = {slide.slide_id: slide.patient for slide in slides}
+    patient = {slide.name: slide.patient for slide in slides}
     both = [{patient[name] for name in fold.train} & {patient[name] for name in fold.test} for fold in folds]
     return sorted(set().union(*both))
 
@@ -100,11 +116,11 @@ def _group(slide: SlideData, column: str) -> str:
 
 def _fold(name: str, slides: Sequence[SlideData], held: Callable[[SlideData], bool]) -> Fold:
     """Return the fold whose test slides are those that are `held`; groups stay together, by patient and slide."""
-    order = sorted(slides, key=lambda s: (s.patient, s.slide_id))
+    order = sorted(slides, key=lambda s: (s.patient, s.name))
     return Fold(
         name,
-        tuple(slide.slide_id for slide in order if not held(slide)),
-        tuple(slide.slide_id for slide in order if held(slide)),
+        tuple(slide.name for slide in order if not held(slide)),
+        tuple(slide.name for slide in order if held(slide)),
     )
 
 
@@ -116,6 +132,6 @@ def hold_out(slides: Sequence[SlideData], seed: int) -> tuple[str, ...]:
     patients = sorted({slide.patient for slide in slides})
     if len(patients) > 1:
         chosen = patients[int(np.random.default_rng(seed).integers(len(patients)))]
-        return tuple(sorted(slide.slide_id for slide in slides if slide.patient == chosen))
-    ids = sorted(slide.slide_id for slide in slides)
+        return tuple(sorted(slide.name for slide in slides if slide.patient == chosen))
+    ids = sorted(slide.name for slide in slides)
     return (ids[int(np.random.default_rng(seed).integers(len(ids)))],) if len(ids) > 1 else ()

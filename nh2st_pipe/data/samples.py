@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nh2st_pipe.data.counts import Counts
 from nh2st_pipe.data.smoothing import grid_mean, near_mean
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cache", "Part", "ResidentCache", "Samples"]
 
+_GENES_AT_ONCE = 2048  # whose smoothed values are held in double precision
 _CHUNK_VALUES = 1 << 21  # of all views together: 16 MiB where they are taken to float64
 
 
@@ -104,6 +106,15 @@ class Part:
     """n × 2: array_row, array_col."""
     stain_shift: NDArray[np.float32] | None = None
     """S × d: mean shift of its embeddings under synthetic stains, where that is known."""
+    block: int | None = None
+    """Which block of the slide it is; None for all of it."""
+    counts: Counts | None = None
+    """Where its raw counts are; None where it has none."""
+
+    @property
+    def name(self) -> str:
+        """The slide's, with the number of the block where it is one."""
+        return self.slide_id if self.block is None else f"{self.slide_id}, block {self.block}"
 
     @property
     def rows(self) -> slice:
@@ -125,7 +136,7 @@ class Samples:
     raw: torch.Tensor | None = None
     """N × G, float32: the target before smoothing (`target` itself where nothing is smoothed)."""
     depth: torch.Tensor | None = None
-    """N, float64: counts of the panel's genes in each spot."""
+    """N, float64: counts of each spot over all genes that slides have in common."""
     parts: tuple[Part, ...] = ()
     smoothed: bool = False
     """Whether the target is a mean over grid neighbours."""
@@ -182,7 +193,10 @@ class Samples:
             table = slide.neighbours[:, :neighbours].astype(np.int64)
             tables.append(np.where(table < 0, np.arange(n)[:, None], table) + offset)
             rows.append(place)
-            parts.append(Part(slide.slide_id, offset, offset + n, slide.xy, slide.grid, slide.stain_shift))
+            counts = None if slide.counts is None else Counts.of(slide.counts, slide.genes)
+            parts.append(
+                Part(slide.slide_id, offset, offset + n, slide.xy, slide.grid, slide.stain_shift, slide.block, counts)
+            )
             offset += n
         made = targets or []
         values, raw = ([getattr(each, name) for each in made] for name in ("values", "raw"))
@@ -202,6 +216,20 @@ class Samples:
     def gather(self, rows: torch.Tensor, views: int | torch.Tensor | slice) -> torch.Tensor:
         """Return the embeddings of `rows` of these samples, each in its view; see Cache.gather."""
         return self.cache.gather(self.rows[rows], views)
+
+    def counts(self, rows: torch.Tensor, genes: Sequence[str]) -> torch.Tensor:
+        """Return the raw counts of `rows` of these samples, b × len(genes), float32; NaN for what a slide lacks.
+
+        Of any genes, also beyond the panel: for losses that need counts. They are read from the slides' sparse
+        matrices, on the CPU.
+        """
+        asked = rows.cpu().numpy()
+        out = np.full((len(asked), len(genes)), np.nan, np.float32)
+        for part in self.parts:
+            mine = np.flatnonzero((asked >= part.start) & (asked < part.stop))
+            if len(mine) and part.counts is not None:
+                out[mine] = part.counts.values(asked[mine] - part.start, genes)
+        return torch.from_numpy(out).to(rows.device)
 
     def chunks(self) -> list[slice]:
         """Return slices of the spots, small enough that work in float64 takes little beside the cache."""
@@ -236,38 +264,53 @@ class Samples:
             groups.append((genes, replace(spots, target=target, raw=raw)))
         return groups
 
-    def subset(self, kept: torch.Tensor) -> Samples:
-        """Return the spots that the N booleans `kept` mark; a spot stands in for neighbours that were left out."""
+    def subset(self, kept: torch.Tensor, *, smooth_anew: bool = True) -> Samples:
+        """Return the spots that the N booleans `kept` mark; a spot stands in for neighbours that were left out.
+
+        Where part of a slide is left out, the target of the others is smoothed anew over those that are kept, so that
+        no count on one side of a border reaches the other; not so with `smooth_anew=False`, for a sample of spots that
+        nothing is judged by.
+        """
         rows = torch.nonzero(kept)[:, 0]
         own = torch.arange(len(rows), device=rows.device)
         place = torch.full((len(self),), -1, dtype=torch.int64, device=rows.device)
         place[rows] = own
         around = place[self.neighbours[rows]]
-        parts, offset = [], 0
+        parts, apart, offset = list[Part](), list[Part](), 0
         for part in self.parts:
             inside = kept[part.rows].cpu().numpy()
             n = int(inside.sum())
             if not n:
                 continue
             grid = None if part.grid is None else part.grid[inside]
-            parts.append(replace(part, start=offset, stop=offset + n, xy=part.xy[inside], grid=grid))
+            counts = None if part.counts is None else part.counts.subset(inside)
+            cut = replace(part, start=offset, stop=offset + n, xy=part.xy[inside], grid=grid, counts=counts)
+            parts.append(cut)
+            if n < part.stop - part.start:
+                apart.append(cut)
             offset += n
+        raw = None if self.raw is None else self.raw[rows]
+        target = raw if self.raw is self.target else None if self.target is None else self.target[rows]
+        if smooth_anew and self.smoothed and raw is not None and target is not None and target is not raw:
+            for part in apart:
+                smoothed = _mean_of(part) @ raw[part.rows].double().cpu().numpy()
+                target[part.rows] = torch.from_numpy(smoothed).to(target)
         return replace(
             self,
             rows=self.rows[rows],
             neighbours=torch.where(around < 0, own[:, None], around),
-            target=None if self.target is None else self.target[rows],
-            raw=None if self.raw is None else self.raw[rows],
+            target=target,
+            raw=raw,
             depth=None if self.depth is None else self.depth[rows],
             parts=tuple(parts),
         )
 
     @cached_property
-    def _means(self) -> list[tuple[Part, object]]:
-        return [(p, grid_mean(p.grid) if p.grid is not None else near_mean(p.xy)) for p in self.parts]
+    def _means(self) -> list[tuple[Part, Any]]:
+        return [(part, _mean_of(part)) for part in self.parts]
 
-    def smooth(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return N × G predictions of the raw target as predictions of the target: smoothed where that is.
+    def smooth(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return N × G predictions, of the same kind, smoothed as the target is: not at all where that is not.
 
         On a slide without array positions the spots within 1.5 pitches stand in for the grid neighbours.
         """
@@ -275,5 +318,11 @@ class Samples:
             return values
         out = np.empty_like(values)
         for part, mean in self._means:
-            out[part.rows] = mean @ values[part.rows]  # type: ignore[operator]
+            for start in range(0, values.shape[1], _GENES_AT_ONCE):
+                place = part.rows, slice(start, start + _GENES_AT_ONCE)
+                out[place] = mean @ values[place]
         return out
+
+
+def _mean_of(part: Part) -> Any:
+    return grid_mean(part.grid) if part.grid is not None else near_mean(part.xy)

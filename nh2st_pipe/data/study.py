@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import TrainError
 from nh2st_pipe.core.machine import memory
-from nh2st_pipe.data.blocks import block_name, cut, part_of
+from nh2st_pipe.data.blocks import cut, part_of
 from nh2st_pipe.data.samples import Cache, ResidentCache, Samples
 from nh2st_pipe.data.streamed import scratch_file
 from nh2st_pipe.data.targets import Targets, targets
@@ -29,7 +30,7 @@ _LEAST_KEPT = 64 << 20  # bytes
 
 @dataclass(frozen=True)
 class Study:
-    """Slides by slide_id, their embeddings behind each other in one cache. Nothing of it is copied per head or fold."""
+    """Slides by name, their embeddings behind each other in one cache. Nothing of it is copied per head or fold."""
 
     path: str
     contract: Contract
@@ -95,8 +96,8 @@ class Study:
         slides, places = {}, {}
         for slide_id, slide in self.slides.items():
             for number, rows in enumerate(cut(slide), start=1):
-                name = block_name(slide_id, number)
-                slides[name], places[name] = part_of(slide, rows, name), self.places[slide_id][rows]
+                block = part_of(slide, rows, number)
+                slides[block.name], places[block.name] = block, self.places[slide_id][rows]
         return replace(self, slides=slides, places=places)
 
     @property
@@ -104,9 +105,22 @@ class Study:
         """Where the embeddings lie."""
         return self.cache.device
 
+    @cached_property
+    def common_genes(self) -> tuple[str, ...] | None:
+        """The genes that all slides measure, in the first one's order; None where all measure the same.
+
+        What a slide measures is known before any of its values is.
+        """
+        first, *others = self.slides.values()
+        if all(slide.genes == first.genes for slide in others):
+            return None
+        common = set(first.genes).intersection(*(slide.genes for slide in others))
+        return tuple(gene for gene in first.genes if gene in common)
+
     def targets(self, names: Sequence[str], panel: Sequence[str], recipe: TrainRecipe) -> dict[str, Targets]:
-        """Return the targets of slides by slide_id."""
-        return {name: targets(self.slides[name], panel, recipe.targets) for name in names}
+        """Return the targets of slides by name."""
+        over = self.common_genes
+        return {name: targets(self.slides[name], panel, recipe.targets, over) for name in names}
 
     def samples(self, names: Sequence[str], recipe: TrainRecipe, target: Mapping[str, Targets] | None) -> Samples:
         """Return the spots of slides, with their targets where they are given."""

@@ -6,7 +6,7 @@ never zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +29,17 @@ class Targets:
     raw: NDArray[np.float32]
     """n × G: the same before smoothing; `values` itself where nothing is smoothed."""
     depth: NDArray[np.float64]
-    """n: each spot's counts over the panel."""
+    """n: each spot's counts over all genes that slides have in common."""
 
 
-def targets(slide: SlideData, panel: Sequence[str], recipe: TargetRecipe) -> Targets:
-    """Return the targets of one slide; NaN for genes the slide does not have."""
+def targets(
+    slide: SlideData, panel: Sequence[str], recipe: TargetRecipe, common: Sequence[str] | None = None
+) -> Targets:
+    """Return the targets of one slide; NaN for genes the slide does not have.
+
+    `common` are the genes that its counts are scaled over, where slides measure different ones: those of them that it
+    has. None takes all of its own.
+    """
     if slide.counts is None:
         raise TrainError(f"slide {slide.slide_id} has no expression in the store")
     place = {gene: i for i, gene in enumerate(slide.genes)}
@@ -45,9 +51,10 @@ def targets(slide: SlideData, panel: Sequence[str], recipe: TargetRecipe) -> Tar
         )
     columns = [place[gene] for gene in panel if gene in place]
     values = slide.counts[:, columns].toarray().astype(np.float64)
-    sums = values.sum(axis=1, keepdims=True)
+    depth = _depth(slide, place, common)
     if recipe.scale_to is not None:
-        values *= recipe.scale_to / np.where(sums > 0, sums, 1.0)
+        sums = depth if recipe.scale_over == "all" else values.sum(axis=1)
+        values *= (recipe.scale_to / np.where(sums > 0, sums, 1.0))[:, None]
     if recipe.log != "none":
         values = np.log10(values + 1) if recipe.log == "log10" else np.log1p(values)
 
@@ -58,10 +65,25 @@ def targets(slide: SlideData, panel: Sequence[str], recipe: TargetRecipe) -> Tar
 
     raw = whole(values)
     if recipe.smooth == "none":
-        return Targets(raw, raw, sums[:, 0])
+        return Targets(raw, raw, depth)
     if slide.grid is None:
         raise TrainError(
             f"slide {slide.slide_id} has no array_row and array_col, which smoothing over grid neighbours needs; "
             "add them to the .h5ad's obs, or train with --set targets.smooth=none"
         )
-    return Targets(whole(grid_mean(slide.grid) @ values), raw, sums[:, 0])
+    return Targets(whole(grid_mean(slide.grid) @ values), raw, depth)
+
+
+def _depth(slide: SlideData, place: Mapping[str, int], common: Sequence[str] | None) -> NDArray[np.float64]:
+    """Return each spot's counts over the genes `common` that the slide has (None: over all of its own), n."""
+    counts = slide.counts
+    assert counts is not None
+    if common is not None and len(common) < len(slide.genes):
+        columns = [place[gene] for gene in common if gene in place]
+        if not columns:
+            raise TrainError(
+                f"slide {slide.slide_id} has none of the {len(common)} genes that counts are scaled over; leave it out "
+                "of the manifest, or train with --set targets.scale_over=panel"
+            )
+        counts = counts[:, columns]
+    return np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()

@@ -1,8 +1,8 @@
 """Runs side by side: paired differences over the same slides and genes, and whether chance could have made them.
 
-The unit is the patient, or the slide where there is one patient: slides of one patient are not independent. A unit's
-figure is the mean over its slides. The interval of a mean difference is a percentile bootstrap over units, of 10,000
-resamples with a fixed seed; where it covers zero, the two are not distinguishable.
+Units, intervals and verdicts are those of `evaluation.statistics`: the patient where patients are told, else the slide,
+else the block; Student's interval of a mean over units; the exact sign-flip test, by which no verdict is possible below
+six units.
 """
 
 from __future__ import annotations
@@ -18,18 +18,16 @@ import yaml
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import RunError, UsageError, listed
-from nh2st_pipe.recipes.train import TargetRecipe
+from nh2st_pipe.evaluation.judged import SlideFigures, by_unit, units_of
+from nh2st_pipe.evaluation.statistics import FEWEST_UNITS, Verdict, figures_from, mean_interval, verdict
+from nh2st_pipe.recipes.train import TargetRecipe, as_kept
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.runs.folder import read_metrics
 
-__all__ = ["FIGURES", "Comparison", "bootstrap", "compare"]
+__all__ = ["FIGURES", "Comparison", "compare"]
 
-FIGURES = {"pcc": True, "pcc_top50": True, "mse": False}
+FIGURES = {"pcc": True, "pcc_top50_train": True, "pcc_top50": True, "mse": False}
 """What is compared, and whether more of it is better."""
-
-_RESAMPLES, _SEED = 10_000, 0
-_LEVEL = 0.95
-_FEW = 6  # units below which an interval is too narrow to lean on: the bootstrap cannot draw what it has not seen
 
 
 @dataclass(frozen=True)
@@ -38,14 +36,14 @@ class Comparison:
 
     reference: str
     unit: str
-    """"patient" or "slide"."""
+    """"patient", "slide" or "block"."""
     n_units: int
     n_genes: int
     rows: list[dict[str, Any]]
     """One per head, the reference first: `head`, its mean figures, and `interval`, that of its mean PCC (low and high;
-    None for a single unit). For the others also `difference` (by figure:
-    mean, low, high of the reference's less theirs), `units_won`, `genes_won` of the `genes` that have a PCC in both,
-    and `verdict`."""
+    None for a single unit). For the others also `difference` (by figure, a `statistics.Verdict` on the reference's less
+    theirs), `units_won` by the reference, `genes_won` by it of the `genes` that have a PCC in both, and the `verdict`
+    on the head of that row by PCC, in words."""
     notes: list[str] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
@@ -59,7 +57,8 @@ class _Entry:
 
     run: Path
     name: str
-    slides: pl.DataFrame
+    slides: dict[str, SlideFigures]
+    """By name; a block of a slide has one of its own."""
     genes: dict[str, float]
 
 
@@ -81,64 +80,49 @@ def compare(runs: Sequence[str | Path], *, read: Callable[[Path], dict[str, Any]
         for baseline in baselines:
             entries.setdefault(baseline.name, baseline)
     common, notes = _common_slides(entries)
-    patients = _patients(next(iter(entries.values())).slides)
-    several = len({patients.get(name) for name in common}) > 1
-    unit = {name: patients[name] if several else name for name in common}
-    units = sorted(set(unit.values()))
-    if 1 < len(units) < _FEW:
-        notes.append(
-            f"only {len(units)} {'patients' if several else 'slides'}: the intervals are too narrow to lean on"
-        )
     first, *others = entries
-    figures = {name: _by_unit(entry.slides, unit, units) for name, entry in entries.items()}
-    rows = [{"head": first, **_means(figures[first]), "interval": bootstrap(_known(figures[first]["pcc"]))}]
-    rows += [_against(first, name, entries, figures) for name in others]
-    n_genes = len(entries[first].genes)
-    return Comparison(first, "patient" if several else "slide", len(units), n_genes, rows, notes)
-
-
-def bootstrap(differences: NDArray[np.float64]) -> tuple[float, float] | None:
-    """Return the interval that covers the mean of paired `differences` at 95 %; None for fewer than two of them."""
-    n = len(differences)
-    if n < 2:
-        return None
-    draws = np.random.default_rng(_SEED).integers(n, size=(_RESAMPLES, n))
-    tail = (1 - _LEVEL) / 2
-    low, high = np.quantile(differences[draws].mean(axis=1), (tail, 1 - tail))
-    return float(low), float(high)
+    unit, units = units_of([entries[first].slides[name] for name in common])
+    n_units = len(set(units))
+    if 1 < n_units < FEWEST_UNITS:
+        notes.append(
+            f"{n_units} {unit}s are too few to rule out chance, whatever the difference: with {n_units} the smallest p "
+            f"is {2 / 2**n_units:.2g}"
+        )
+    figures = {
+        name: {key: by_unit([getattr(entry.slides[of], key) for of in common], units) for key in FIGURES}
+        for name, entry in entries.items()
+    }
+    rows = [{"head": first, **_means(figures[first]), "interval": mean_interval(figures[first]["pcc"])}]
+    rows += [_against(first, name, entries, figures, unit) for name in others]
+    return Comparison(first, unit, n_units, len(entries[first].genes), rows, notes)
 
 
 def _against(
-    first: str, name: str, entries: dict[str, _Entry], figures: dict[str, dict[str, NDArray[np.float64]]]
+    first: str, name: str, entries: dict[str, _Entry], figures: dict[str, dict[str, NDArray[np.float64]]], unit: str
 ) -> dict[str, Any]:
     mine, theirs = figures[first], figures[name]
+    judged = {key: verdict(mine[key] - theirs[key]) for key in FIGURES}
     row: dict[str, Any] = {
         "head": name,
         **_means(theirs),
-        "interval": bootstrap(_known(theirs["pcc"])),
-        "difference": {},
+        "interval": mean_interval(theirs["pcc"]),
+        "difference": {key: of.to_json() for key, of in judged.items()},
+        "units_won": judged["pcc"].ahead,
     }
-    for key in FIGURES:
-        differences = _known(mine[key] - theirs[key])
-        interval = bootstrap(differences)
-        mean = float(differences.mean()) if len(differences) else None
-        row["difference"][key] = {"mean": mean, "low": interval and interval[0], "high": interval and interval[1]}
-        if key == "pcc":
-            row["units_won"] = int((differences > 0).sum())
     genes = entries[first].genes.keys() & entries[name].genes.keys()
     row["genes"] = len(genes)
     row["genes_won"] = sum(entries[first].genes[gene] > entries[name].genes[gene] for gene in genes)
-    row["verdict"] = _verdict(row["difference"]["pcc"])
+    row["verdict"] = in_words(judged["pcc"], unit)
     return row
 
 
-def _verdict(difference: dict[str, float | None]) -> str:
-    low, high = difference["low"], difference["high"]
-    if difference["mean"] is None:
-        return "undefined"
-    if low is None or high is None or low <= 0 <= high:
-        return "not distinguishable"
-    return "worse" if low > 0 else "better"
+def in_words(of: Verdict, unit: str) -> str:
+    """Say of the other head what a verdict on the reference's PCC less its own says."""
+    if of.side == "few":
+        behind = of.mean is not None and of.mean > 0
+        won, where = (of.ahead, "behind") if behind else (of.behind, "ahead")
+        return f"{where} on {won} of {of.units} {unit}{'s' * (of.units != 1)}; too few to rule out chance"
+    return {"more": "worse", "less": "better", "undefined": "undefined"}.get(of.side, "not distinguishable")
 
 
 def _means(figures: dict[str, NDArray[np.float64]]) -> dict[str, float | None]:
@@ -150,18 +134,6 @@ def _known(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return values[np.isfinite(values)]
 
 
-def _by_unit(slides: pl.DataFrame, unit: dict[str, str], units: list[str]) -> dict[str, NDArray[np.float64]]:
-    """Return each figure by unit, in the order of `units`; NaN where it is undefined."""
-    out = {}
-    for key in FIGURES:
-        of: dict[str, list[float]] = {name: [] for name in units}
-        for slide_id, value in slides.select("slide_id", key).iter_rows():
-            if slide_id in unit and value is not None:
-                of[unit[slide_id]].append(float(value))
-        out[key] = np.array([np.mean(of[name]) if of[name] else np.nan for name in units])
-    return out
-
-
 def _read(run: Path, metrics: dict[str, Any]) -> tuple[tuple[Path, dict[str, Any], TargetRecipe], list[_Entry]]:
     """Return a run's metrics and targets, and its heads, its own first."""
     if metrics["summary"] is None:
@@ -169,19 +141,25 @@ def _read(run: Path, metrics: dict[str, Any]) -> tuple[tuple[Path, dict[str, Any
     try:
         recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
         slides = pl.read_csv(
-            (run / "per_slide.csv").read_bytes(), infer_schema_length=None, schema_overrides={"slide_id": pl.String}
+            (run / "per_slide.csv").read_bytes(),
+            infer_schema_length=None,
+            schema_overrides={"slide_id": pl.String, "patient": pl.String},
         )
         genes = pl.read_csv(
             (run / "per_gene.csv").read_bytes(), infer_schema_length=None, schema_overrides={"gene": pl.String}
         )
-        targets = validate(TargetRecipe, recipe["targets"], f"{run}/recipe.yaml, targets")
+        targets = validate(TargetRecipe, as_kept(recipe["targets"]), f"{run}/recipe.yaml, targets")
+        figures: dict[str, dict[str, SlideFigures]] = {}
+        for row in slides.iter_rows(named=True):
+            of_slide = figures_from(row)
+            figures.setdefault(str(row["head"]), {})[of_slide.name] = of_slide
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError, pl.exceptions.PolarsError) as error:
         raise RunError(f"{run} cannot be compared: {' '.join(str(error).split())[:200]}") from error
     heads = []
     for name in (metrics["head"], *metrics["baselines"]):
         of = genes.filter(pl.col("head") == name)
         pcc = {gene: float(value) for gene, value in of.select("gene", "pcc").iter_rows() if value is not None}
-        heads.append(_Entry(run, name, slides.filter(pl.col("head") == name), pcc))
+        heads.append(_Entry(run, name, figures.get(name, {}), pcc))
     every = tuple(sorted(genes.filter(pl.col("head") == metrics["head"])["gene"]))
     return (run, {**metrics, "genes": every}, targets), heads
 
@@ -203,17 +181,10 @@ def _same_question(runs: list[tuple[Path, dict[str, Any], TargetRecipe]]) -> Non
 
 def _common_slides(entries: dict[str, _Entry]) -> tuple[list[str], list[str]]:
     """Return the slides that every head was judged on, and what has to be said about the others."""
-    by_head = {name: set(entry.slides["slide_id"]) for name, entry in entries.items()}
+    by_head = {name: set(entry.slides) for name, entry in entries.items()}
     common, every = set.intersection(*by_head.values()), set.union(*by_head.values())
     if not common:
         runs = sorted({str(entry.run) for entry in entries.values()})
         raise RunError(f"{' and '.join(runs)} have no held-out slide in common, so there is nothing to pair")
     left = every - common
     return sorted(common), [f"left out, for not every head was judged on them: {listed(sorted(left))}"] if left else []
-
-
-def _patients(slides: pl.DataFrame) -> dict[str, str]:
-    """Return each slide's patient; empty for runs of versions that did not keep it."""
-    if "patient" not in slides.columns:
-        return {}
-    return dict(slides.select("slide_id", pl.col("patient").cast(pl.String)).iter_rows())

@@ -1,28 +1,34 @@
 """How far a prediction may be off on a slide of someone new: intervals from what was held out.
 
-Spots of one slide are alike, so the unit is the group that was held out, a patient or a slide, and not the spot. With K
-groups, each group's absolute residuals weigh 1/(K + 1) together, and 1/(K + 1) lies at infinity; the half width at a
-level is that quantile (hierarchical conformal prediction: Lee, Barber, Willett, arXiv 2306.06342). An interval then
-covers a spot of a new group with at least that probability, if groups are exchangeable. Above K/(K + 1) no finite
-interval does: the quantile of the residuals alone is given then, without the promise.
+Spots of one slide are alike, so the unit is a patient or a slide, and not the spot. The half width at a level is that
+quantile of the absolute residuals of all K units together, each unit weighing as much: one rule at every level, so that
+no interval at a higher level is narrower. They are the residuals of heads that left a unit out, put around the
+prediction of a head that left none out, as the jackknife does; nothing is promised of them but what was found: the
+coverage.
 
-Letters: K groups, G genes, P points.
+Coverage: each unit's residuals against the width that the other units give. With K − 1 units the shortfall below the
+level is larger than with the K that are delivered. It lies, to first order in 1/K, between none where units are alike
+and level / (units + 1) where each has a size of its own; in both it is K / (K + 1) as large with K units, by which it
+is corrected. Above K / (K + 1) not even a unit beyond all others would be covered often enough: such a level is marked
+as not promised (compare hierarchical conformal prediction: Lee, Barber & Willett, arXiv 2306.06342).
+
+Letters: K units, G genes, P points.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["LEVELS", "Intervals", "Level", "intervals", "mean_interval", "sketch"]
+__all__ = ["LEVELS", "Intervals", "Level", "intervals", "joined_sketch", "sketch"]
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 _POINTS = 200
+_POINTS_AT_ONCE = 1 << 22
 
 
 class Level(BaseModel):
@@ -32,9 +38,9 @@ class Level(BaseModel):
     half_width: dict[str, float]
     """Gene → how far above and below a prediction its interval reaches."""
     coverage: float | None
-    """Share of the held-out values that intervals made from the other groups cover; None with a single group."""
+    """Share of a new unit's values that they cover, found by leaving one unit out; None with a single unit."""
     promised: bool
-    """Whether there are enough groups for the level to hold on a new one."""
+    """Whether there are enough units for the level to be promised at all."""
 
 
 class Intervals(BaseModel):
@@ -42,8 +48,9 @@ class Intervals(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     by: str = ""
-    """What was held out: patient, slide or block."""
+    """What the units are: patient, slide or block."""
     groups: int = 0
+    """How many there are."""
     levels: dict[str, Level] = Field(default_factory=dict)
     """Level, as "0.9"."""
 
@@ -52,59 +59,78 @@ def sketch(residuals: NDArray[Any]) -> NDArray[np.float32]:
     """Return G × P quantiles of the absolute residuals n × G, which stand for them; NaN for genes without any."""
     at = (np.arange(_POINTS) + 0.5) / _POINTS
     out = np.full((residuals.shape[1], _POINTS), np.nan, np.float32)
-    known = np.isfinite(residuals).any(axis=0)
-    if known.any():
-        out[known] = np.nanquantile(np.abs(residuals[:, known]), at, axis=0).T
+    known = np.isfinite(residuals)
+    whole = known.all(axis=0) & (len(residuals) > 0)
+    if whole.any():
+        out[whole] = np.quantile(np.abs(residuals[:, whole]), at, axis=0).T
+    for i in np.flatnonzero(~whole & known.any(axis=0)):
+        out[i] = np.quantile(np.abs(residuals[known[:, i], i]), at)
     return out
 
 
-def intervals(by: str, groups: Sequence[NDArray[np.float32]], genes: Sequence[str]) -> Intervals:
-    """Return intervals of `genes` from the sketches G × P of groups that were held out."""
-    if not groups:
+def joined_sketch(sketches: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return one sketch G × P of several slides', each weighing as much."""
+    if len(sketches) == 1:
+        return sketches[0]
+    return sketch(np.concatenate(sketches, axis=1).T)
+
+
+def intervals(by: str, units: Sequence[NDArray[np.float32]], genes: Sequence[str]) -> Intervals:
+    """Return intervals of `genes` from the sketches G × P of units that were held out; NaN where one lacks a gene.
+
+    Time and memory grow linearly with the units.
+    """
+    if not units:
         return Intervals()
+    k = len(units)
+    widths = np.full((len(LEVELS), len(genes)), np.nan)
+    covered, counted = np.zeros((len(LEVELS), k)), np.zeros(k)
+    step = max(1, _POINTS_AT_ONCE // (k * _POINTS))
+    for start in range(0, len(genes), step):
+        block = slice(start, min(start + step, len(genes)))
+        points = np.stack([unit[block] for unit in units], axis=1)  # G × K × P
+        known: NDArray[np.bool_] = np.asarray(np.isfinite(points).all(axis=2))
+        _of_block(points, known, widths[:, block], covered)
+        counted += (known & (known.sum(axis=1) > 1)[:, None]).sum(axis=0)
     levels = {}
-    for level in LEVELS:
-        width, promised = _half_width(groups, level)
-        covered = list[float]()
-        for i, own in enumerate(groups):
-            others = [*groups[:i], *groups[i + 1 :]]
-            if not others:
-                continue
-            reach, _ = _half_width(others, level)
-            known = np.isfinite(own).all(axis=1) & np.isfinite(reach)
-            if known.any():
-                covered.append(float(np.mean(own[known] <= reach[known, None])))
-        coverage = float(np.mean(covered)) if covered else None
+    for level, width, of_units in zip(LEVELS, widths, covered, strict=True):
         of_genes = {gene: round(float(w), 6) for gene, w in zip(genes, width, strict=True) if np.isfinite(w)}
+        coverage = None
+        if (counted > 0).any():
+            left_out = float(np.mean(of_units[counted > 0] / counted[counted > 0]))
+            coverage = level - (level - left_out) * k / (k + 1)
+        promised = level * (k + 1) <= k + 1e-9
         levels[f"{level:g}"] = Level(half_width=of_genes, coverage=coverage, promised=promised)
-    return Intervals(by=by, groups=len(groups), levels=levels)
+    return Intervals(by=by, groups=k, levels=levels)
 
 
-def _half_width(groups: Sequence[NDArray[np.float32]], level: float) -> tuple[NDArray[np.float64], bool]:
-    """Return each gene's half width, NaN where no group has it, and whether the level is kept for all others."""
-    points = np.sort(np.concatenate(groups, axis=1), axis=1)  # NaN last
-    k = np.isfinite(np.stack(groups)).all(axis=2).sum(axis=0)
-    kept = np.ceil(np.round(level * (k + 1) * _POINTS, 6)).astype(int)
-    most = k * _POINTS
-    promised = bool((kept <= most)[k > 0].all()) if (k > 0).any() else False
-    row = np.where(kept <= most, kept, np.ceil(np.round(level * most, 6)).astype(int)) - 1
-    width = points[np.arange(len(points)), np.clip(row, 0, points.shape[1] - 1)].astype(np.float64)
-    return np.where(k > 0, width, np.nan), promised
+def _of_block(
+    points: NDArray[np.float32], known: NDArray[np.bool_], widths: NDArray[np.float64], covered: NDArray[np.float64]
+) -> None:
+    """Fill in the widths (levels × G) of a block of genes, G × K × P points, and add to `covered` (levels × K) the
+    share of each unit's points that the width made of the other units reaches.
+
+    A single sort does for all units: of a gene's points in order, the r-th of those that are not of unit u stands at
+    r + m, where m are the points of u before it; and m of P is just what it covers.
+    """
+    genes, k, each = points.shape
+    flat = np.where(known[:, :, None], points, np.inf).reshape(genes, k * each)
+    order = np.argsort(flat, axis=1, kind="stable")
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.arange(k * each)[None], axis=1)
+    # Of each point, how many points of other units stand before it; the points of a unit are in order already.
+    others_before = np.sort(rank.reshape(genes, k, each), axis=2) - np.arange(each)
+    have = known.sum(axis=1)
+    gene = np.arange(genes)
+    for row, level in enumerate(LEVELS):
+        at = _at(level, have * each)
+        value = flat[gene, order[gene, np.maximum(at, 0)]]
+        widths[row] = np.where(have > 0, value, np.nan)
+        without = _at(level, np.maximum(have - 1, 1) * each)
+        reached = (others_before <= without[:, None, None]).mean(axis=2)
+        covered[row] += np.where(known & (have > 1)[:, None], reached, 0.0).sum(axis=0)
 
 
-def mean_interval(by_group: Mapping[str, Sequence[float]], level: float = 0.95) -> tuple[float, float] | None:
-    """Return Student's interval of the mean over groups of each group's mean; None for fewer than two groups."""
-    known = ([each for each in values if np.isfinite(each)] for values in by_group.values())
-    means = [np.mean(values) for values in known if values]
-    if len(means) < 2:
-        return None
-    half = _students(0.5 + level / 2, len(means) - 1) * np.std(means, ddof=1) / np.sqrt(len(means))
-    return max(-1.0, float(np.mean(means) - half)), min(1.0, float(np.mean(means) + half))
-
-
-@cache
-def _students(share: float, freedom: int) -> float:
-    """Return a quantile of Student's distribution: the same for thousands of genes."""
-    from scipy.stats import t
-
-    return float(t.ppf(share, freedom))
+def _at(level: float, n: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the place (from 0) of a level's quantile among n points: the smallest that has that share up to it."""
+    return np.ceil(np.round(level * n, 6)).astype(np.int64) - 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,17 @@ from nh2st_pipe.core.errors import NH2STError, RunError, TrainError, listed
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.data.targets import targets
-from nh2st_pipe.evaluation.metrics import summarise
+from nh2st_pipe.evaluation.judged import SlideFigures, judge, units_of
 from nh2st_pipe.evaluation.named import Named, gene_set_pcc, named, read_gmt
-from nh2st_pipe.recipes.train import TargetRecipe
+from nh2st_pipe.evaluation.statistics import MEANS, many, mean_over_units
+from nh2st_pipe.recipes.train import TargetRecipe, as_kept
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.runs.about import Seen
 from nh2st_pipe.store.read import SlideData, Store, open_store
 
 __all__ = ["evaluate"]
+
+_OTHER_GENES = 0.1  # share of the genes from which on it is spoken of
 
 
 def evaluate(
@@ -39,7 +43,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return the figures of the predictions in a folder (or a run folder's own), by slide and as their mean.
 
-    `slides` are the figures by slide_id, `summary` their means, `notes` what has to be known of them: slides and
+    `slides` are the figures by slide_id, `summary` their means over `unit` (patients where several are told, else
+    slides), `notes` what has to be known of them: slides and
     patients that the head was trained on (found by the images' fingerprints, whatever files are called), and what was
     left out. Each slide's `in_sample` says so in words, None where it is new to the head; where some are and some are
     not (`in_sample` counts them), `summary_new` are the means over the new ones alone. Slides are joined with the store
@@ -74,18 +79,20 @@ def evaluate(
     absent = [name for name in known if store.has_expression(name) and name not in slides]
     if absent:
         notes.append(f"not predicted, and so not judged: {listed(absent)}")
-    keys = ("pcc", "pcc_top50", "mse", "mae", *more)
-    found: dict[str, Any] = {"slides": slides, "summary": _means(slides.values(), keys), "notes": notes}
+    keys = (*(key for key in MEANS if key != "pcc_top50_train"), *more)
+    unit, summary = _means(slides.values(), keys)
+    found: dict[str, Any] = {"slides": slides, "summary": summary, "unit": unit, "notes": notes}
     new = [slide for slide in slides.values() if not slide["in_sample"]]
     found["in_sample"] = len(slides) - len(new)
     if 0 < len(new) < len(slides):
-        found["summary_new"] = _means(new, keys)
+        found["summary_new"] = _means(new, keys)[1]
     if more:
         found["definitions"] = {name: f"{each.definition} ({each.source})" for name, each in more.items()}
     if sets:
         known_sets = sorted({name for slide in slides.values() for name in slide["gene_sets"]})
         found["gene_sets"] = {
-            name: _mean(slide["gene_sets"].get(name) for slide in slides.values()) for name in known_sets
+            name: mean_over_units([slide["gene_sets"].get(name) for slide in slides.values()], _places(slides.values()))
+            for name in known_sets
         }
         if len(known_sets) < len(sets):
             notes.append(f"{len(sets) - len(known_sets)} of {len(sets)} gene sets have fewer than two predicted genes")
@@ -95,14 +102,15 @@ def evaluate(
     return found
 
 
-def _means(slides: Iterable[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, Any]:
+def _means(slides: Iterable[Mapping[str, Any]], keys: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Return what the units are, and the means over them of slides' figures."""
     every = list(slides)
-    return {key: _mean(slide[key] for slide in every) for key in keys}
+    places = _places(every)
+    return units_of(places)[0], {key: mean_over_units([slide[key] for slide in every], places) for key in keys}
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+def _places(slides: Iterable[Mapping[str, Any]]) -> list[SlideFigures]:
+    return [SlideFigures(slide["slide_id"], slide["patient"]) for slide in slides]
 
 
 def _judge(
@@ -126,6 +134,9 @@ def _judge(
         raise RunError(f"{file} names spots twice: {listed(data.obs_names[data.obs_names.duplicated()])}")
     rows = np.array([place[name] for name in data.obs_names], dtype=np.int64)
     truth = _truth(file, data, about, slide)[rows]
+    scale = _another_scale(about, slide)
+    if scale:
+        notes.append(f"{slide_id}: {scale}")
     predicted = np.asarray(data.X, dtype=np.float64)
     if len(rows) < len(slide):
         notes.append(f"{slide_id}: {len(rows)} of its {len(slide)} spots are predicted; the figures are of those alone")
@@ -134,15 +145,31 @@ def _judge(
         notes.append(f"{slide_id}: {unknown} of the {data.n_vars} genes are not in its expression, and left out")
     missing = ~np.isfinite(predicted) & np.isfinite(truth)
     if missing.any():
-        notes.append(f"{slide_id}: {int(missing.sum()):,} predictions are not numbers, and left out")
-        truth = np.where(missing, np.nan, truth)
+        genes = int(missing.any(axis=0).sum())
+        notes.append(
+            f"{slide_id}: {int(missing.sum()):,} predictions are not numbers: the PCC of {many(genes, 'gene')} counts "
+            "as 0, and errors are of the others"
+        )
     seen = _seen(file, about).words(slide.image_fingerprint, slide.patient) or str(about.get("in_sample") or "")
     if seen:
         notes.append(f"{slide_id}: {seen}; its figures do not say how good predictions of new slides are")
+    genes_of = [str(gene) for gene in data.var_names]
+    of_slide = judge(
+        predicted.astype(np.float32),
+        truth,
+        slide.xy[rows],
+        slide_id=slide_id,
+        patient=slide.patient,
+        genes=genes_of,
+        keep_off=False,
+    )
+    left_out = ("fold", "block", "likeness", "pcc_top50_train")  # of training
+    judged = {key: value for key, value in asdict(of_slide.figures()).items() if key not in left_out}
+    truth = np.where(missing, np.nan, truth)
     predicted = np.where(np.isfinite(predicted), predicted, 0.0)
-    judged = {**summarise(predicted, truth), **{name: each.of(predicted, truth) for name, each in more.items()}}
+    judged |= {name: each.of(predicted, truth) for name, each in more.items()}
     if sets:
-        judged["gene_sets"] = gene_set_pcc(predicted, truth, [str(gene) for gene in data.var_names], sets)
+        judged["gene_sets"] = gene_set_pcc(predicted, truth, genes_of, sets)
     return {**judged, "in_sample": seen or None}
 
 
@@ -175,10 +202,23 @@ def _truth(file: Path, data: anndata.AnnData, about: dict[str, Any], slide: Slid
     strangers = [gene for gene in data.var_names if gene not in set(panel)]
     if strangers:
         raise RunError(f"{file} has genes that are not of the panel it was predicted with: {listed(strangers)}")
-    recipe = validate(TargetRecipe, json.loads(str(about["targets"])), f"{file}, targets")
+    recipe = validate(TargetRecipe, as_kept(json.loads(str(about["targets"]))), f"{file}, targets")
+    common = [str(gene) for gene in about["scale_genes"]] if "scale_genes" in about else None
     try:
-        whole = targets(slide, panel, recipe).values
+        whole = targets(slide, panel, recipe, common).values
     except NH2STError as error:
         raise RunError(f"{file} cannot be judged: {error}") from error
     column = {gene: i for i, gene in enumerate(panel)}
     return whole[:, [column[gene] for gene in data.var_names]]
+
+
+def _another_scale(about: Mapping[str, Any], slide: SlideData) -> str | None:
+    """Say in words that a slide's counts are scaled over far other genes than the head's targets were, if so."""
+    genes = int(about.get("n_scale_genes", 0))
+    have = len(slide.genes) if "scale_genes" not in about else len(set(about["scale_genes"]).intersection(slide.genes))
+    if not genes or abs(have / genes - 1) <= _OTHER_GENES:
+        return None
+    return (
+        f"its counts are scaled over {have:,} genes, and those of the training slides were over {genes:,}: its MSE and "
+        "MAE are of two scales, its PCC hardly"
+    )

@@ -1,7 +1,7 @@
-"""How good predictions are. PCC is Pearson's correlation of one gene over spots.
+"""How good predictions are. PCC is Pearson's correlation of one gene over the spots of one slide.
 
-Where the truth varies and the prediction does not, it says nothing of the gene and counts as 0; where the truth does
-not vary, PCC is undefined, left out of every mean, and counted.
+Where the truth varies and the prediction does not, or is not a number, it says nothing of the gene and counts as 0;
+where the truth does not vary, PCC is undefined, left out of every mean, and counted.
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["gene_metrics", "mean_of", "summarise"]
+__all__ = ["TOP", "gene_metrics", "mean_of_known", "mean_pcc", "top_mean"]
 
-_TOP = 50
+TOP = 50
 _FLAT = 1e-7  # a spread below this share of the values' size is rounding, not variation
 
 
 def gene_metrics(predicted: NDArray[Any], target: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
     """Return pcc, mse and mae of each gene, each of length G, from n × G values.
 
-    Spots where the target is NaN are left out of their gene; NaN marks what is undefined.
+    Spots where the target is NaN are left out of their gene; NaN marks what is undefined. A gene with a prediction that
+    is not a number has a PCC of 0, and errors over the other spots.
     """
-    seen = np.isfinite(target)
+    known = np.isfinite(target)
+    finite = np.isfinite(predicted)
+    seen = known & finite
+    lost = (known & ~finite).any(axis=0)
     n = seen.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         p = np.where(seen, predicted, 0.0).astype(np.float64)
@@ -36,48 +40,36 @@ def gene_metrics(predicted: NDArray[Any], target: NDArray[Any]) -> dict[str, NDA
         pcc = (dp * dt).sum(axis=0) / n / (spread_p * spread_t)
         says_nothing = spread_p <= _FLAT * np.maximum(np.abs(mean_p), 1)
         undefined = spread_t <= _FLAT * np.maximum(np.abs(mean_t), 1)
+    if lost.any():
+        says_nothing |= lost
+        undefined[lost], n[lost] = _flat(target[:, lost]), known[:, lost].sum(axis=0)
     pcc[says_nothing] = 0.0
     pcc[undefined | (n < 2)] = np.nan
     return {"pcc": pcc, "mse": mse, "mae": mae}
 
 
-def summarise(
-    predicted: NDArray[Any], target: NDArray[Any], genes: dict[str, NDArray[np.float64]] | None = None
-) -> dict[str, Any]:
-    """Return the figures of one fold: means over genes; `pcc_top50` is the mean of the 50 best genes.
-
-    A figure that is undefined for every gene is None. `genes` are the genes' own figures, where they are known already.
-    """
-    genes = gene_metrics(predicted, target) if genes is None else genes
-    defined = np.sort(genes["pcc"][np.isfinite(genes["pcc"])])[::-1]
-    return {
-        "pcc": float(defined.mean()) if len(defined) else None,
-        "pcc_top50": float(defined[:_TOP].mean()) if len(defined) else None,
-        "mse": _mean(genes["mse"]),
-        "mae": _mean(genes["mae"]),
-        "n_spots": int(target.shape[0]),
-        "n_genes": int(np.isfinite(genes["mse"]).sum()),
-        "n_genes_pcc_undefined": int(target.shape[1] - len(defined)),
-    }
+def _flat(target: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return whether the known values of each gene do not vary."""
+    found = np.ones(target.shape[1], dtype=np.bool_)
+    for i in range(target.shape[1]):
+        values = target[np.isfinite(target[:, i]), i].astype(np.float64)
+        found[i] = not len(values) or values.std() <= _FLAT * max(abs(values.mean()), 1)
+    return found
 
 
-def _mean(values: NDArray[np.float64]) -> float | None:
-    defined = values[np.isfinite(values)]
-    return float(defined.mean()) if len(defined) else None
+def mean_of_known(values: NDArray[np.float64]) -> float | None:
+    """Return the mean of what is defined; None where nothing is."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else None
 
 
-def mean_of(folds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the mean over folds of every figure that is a mean, and the sum of spots and seconds.
+def mean_pcc(predicted: NDArray[Any], target: NDArray[Any], slides: Sequence[slice]) -> float | None:
+    """Return the mean over slides, each some rows of n × G, of their mean PCC over genes; None if undefined."""
+    found = [mean_of_known(gene_metrics(predicted[rows], target[rows])["pcc"]) for rows in slides or [slice(None)]]
+    known = [pcc for pcc in found if pcc is not None]
+    return float(np.mean(known)) if known else None
 
-    `pcc_sd` is the standard deviation of PCC over folds, None where fewer than two have one.
-    """
-    summary: dict[str, Any] = {}
-    for key in ("pcc", "pcc_top50", "mse", "mae"):
-        values = [fold[key] for fold in folds if fold[key] is not None]
-        summary[key] = float(np.mean(values)) if values else None
-    pcc = [fold["pcc"] for fold in folds if fold["pcc"] is not None]
-    summary["pcc_sd"] = float(np.std(pcc, ddof=1)) if len(pcc) > 1 else None
-    summary["n_spots"] = sum(fold["n_spots"] for fold in folds)
-    summary["n_genes"] = round(float(np.mean([fold["n_genes"] for fold in folds]))) if folds else 0
-    summary["train_seconds"] = sum(fold["train_seconds"] for fold in folds)
-    return summary
+
+def top_mean(pcc: NDArray[np.float64]) -> float | None:
+    """Return the mean of the 50 best genes *by these very values*, as papers report it; None where none is defined."""
+    return mean_of_known(np.sort(pcc[np.isfinite(pcc)])[::-1][:TOP])

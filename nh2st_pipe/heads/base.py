@@ -8,7 +8,7 @@ This module imports torch, numpy, scipy and huggingface_hub alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -112,6 +112,7 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
 
     genes: list[str]
     about: dict[str, Any]
+    kind: str
 
     @classmethod
     def build(cls, recipe: TrainRecipe, dim: int, genes: list[str], about: dict[str, Any]) -> Self:
@@ -175,9 +176,31 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
         """Return predictions N × G."""
         return self.predict_spots(samples).values
 
-    @torch.inference_mode()
+    @property
+    def smooths(self) -> bool:
+        """Whether predictions are smoothed as the target is. Models of earlier versions do not say, and did so where
+        they learnt from what was not smoothed.
+        """
+        from nh2st_pipe.recipes.train import HEADS
+
+        known = self.about.get("smooth_predictions")
+        return bool(HEADS[self.kind].learns_raw) if known is None else bool(known)
+
     def predict_spots(self, samples: Samples) -> Prediction:
-        """Return predictions with what the head can say about them: the mean over the views at hand."""
+        """Return predictions with what the head can say about them, smoothed over a slide's spots as the target is.
+
+        This is the one place for that, so that a head and its baselines are smoothed alike.
+        """
+        said = self.predict_unsmoothed(samples)
+        if not (self.smooths and samples.smoothed):
+            return said
+        # The mean of neighbours' spreads is never less than the spread of their mean.
+        spread = None if said.spread is None else samples.smooth(said.spread)
+        return replace(said, values=samples.smooth(said.values), spread=spread)
+
+    @torch.inference_mode()
+    def predict_unsmoothed(self, samples: Samples) -> Prediction:
+        """Return predictions spot by spot, with what the head can say about them: the mean over the views at hand."""
         self.eval()
         out = []
         for part in samples.chunks():

@@ -7,7 +7,7 @@ is here at prediction time, on frozen embeddings, with what was found to be wort
   (`blocks`). They need no expression, so they are the same for a slide that is predicted.
 - Where the store knows how other stains move the training slides' embeddings, the kernel part leaves those directions
   out of every slide's (`stain_basis`).
-- Targets: trained on the target before smoothing, and the predictions are smoothed; each training slide's own
+- Targets: trained on the target before smoothing (predictions are smoothed, as every head's); each training slide's own
   weighted mean is taken off, and the mean over training slides is added to a prediction. Spots with few counts weigh
   less.
 - Kernel part (`kernel`): closed form, on the mean over views, in float64.
@@ -260,7 +260,7 @@ class Context(HeadModel):
 
     def _blur(self, samples: Samples, part: Part, dtype: torch.dtype) -> Blur:
         """Return what makes the blocks of one slide's embeddings; the last is kept for the other part of the head."""
-        key = (id(samples), part.slide_id, part.start, dtype)
+        key = (id(samples), part.name, part.start, dtype)
         if self._last is None or self._last[0] != key:
             around = hypergraph_mean(samples, part, _SIMILAR) if self.recipe.hypergraph else None
             self._last = (key, samples, Blur(part, self.recipe.sigmas, samples.device, dtype, around))
@@ -274,7 +274,7 @@ class Context(HeadModel):
     # ---- prediction
 
     @torch.inference_mode()
-    def predict_spots(self, samples: Samples) -> Prediction:
+    def predict_unsmoothed(self, samples: Samples) -> Prediction:
         """See HeadModel. Each of `samples`' slides should be there whole: its spots are each other's surroundings."""
         if not samples.parts:
             raise TrainError("nh2st-context predicts whole slides; these samples do not say which slide they are of")
@@ -314,11 +314,7 @@ class Context(HeadModel):
                 del own, apart
         self._last = None
         out += self.target_mean
-        values = samples.smooth(out.cpu().numpy()).astype(np.float32)
-        if spread is None:
-            return Prediction(values, likeness)
-        # The mean of neighbours' spreads is never less than the spread of their mean.
-        return Prediction(values, likeness, samples.smooth(spread.cpu().numpy()).astype(np.float32))
+        return Prediction(out.float().cpu().numpy(), likeness, None if spread is None else spread.cpu().numpy())
 
     def caution(self, predicted: Prediction) -> str | None:
         """See HeadModel."""

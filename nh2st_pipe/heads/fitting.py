@@ -9,10 +9,11 @@ import copy
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from nh2st_pipe.data.samples import Samples
-from nh2st_pipe.evaluation.metrics import summarise
+from nh2st_pipe.evaluation.metrics import mean_pcc
 from nh2st_pipe.heads.base import Fit, HeadModel, Plan
 from nh2st_pipe.heads.repeated import Repeated, adamw, set_rate
 from nh2st_pipe.heads.watch import Watch
@@ -79,10 +80,11 @@ def fit_by_steps(
         record["train_seconds"] = time.perf_counter() - began
         if watched is not None:
             assert watched.target is not None
-            figures = summarise(model.predict(watched), watched.target.cpu().numpy())
-            pcc = figures["pcc"] if figures["pcc"] is not None else -1.0
-            record["watched_pcc"], record["watched_mse"] = pcc, figures["mse"]
-            score = pcc if recipe.select_by == "pcc" else -figures["mse"]
+            said, truth = model.predict(watched), watched.target.cpu().numpy()
+            pcc = mean_pcc(said, truth, [part.rows for part in watched.parts])
+            mse = float(np.nanmean(np.square(said - truth, dtype=np.float64)))
+            record["watched_pcc"], record["watched_mse"] = -1.0 if pcc is None else pcc, mse
+            score = record["watched_pcc"] if recipe.select_by == "pcc" else -mse
             if score > best:
                 best, best_epoch, best_state = score, epoch, copy.deepcopy(model.state_dict())
         history.append(record)

@@ -91,7 +91,7 @@ class MLP(HeadModel):
         return self.target_mean + self.target_scale * self.members.agreed([self.features(samples, rows, view)])[0]
 
     @torch.inference_mode()
-    def predict_spots(self, samples: Samples) -> Prediction:
+    def predict_unsmoothed(self, samples: Samples) -> Prediction:
         """See HeadModel."""
         self.eval()
         values = np.empty((len(samples), len(self.genes)), np.float32)

@@ -53,6 +53,7 @@ def fit(
     plan = Plan(recipe.seed, recipe.fit, epochs, watched, on_epoch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
+        about = {"smooth_predictions": recipe.smooths_predictions(), **about}
         model = head_class(recipe.head.kind).build(recipe, train.dim, genes, about).to(train.device)
         done = model.fit(train, plan)
     return Trained(model, done.best_epoch, list(done.history), notice=done.notice)
@@ -68,5 +69,6 @@ def fit_each(
 ) -> Iterator[HeadModel]:
     """Yield a trained head for each of `recipes`, which differ in fields of the head alone; see HeadModel.fit_each."""
     first = recipes[0]
+    about = {"smooth_predictions": first.smooths_predictions(), **about}
     plan = Plan(first.seed, first.fit, None, watched)
     return head_class(first.head.kind).fit_each(recipes, train, genes, about, plan)

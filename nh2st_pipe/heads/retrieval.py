@@ -91,7 +91,7 @@ class KNN(HeadModel):
         return F.normalize(self.scaler(samples.gather(rows, slice(None))).float().mean(1))
 
     @torch.inference_mode()
-    def predict_spots(self, samples: Samples) -> Prediction:
+    def predict_unsmoothed(self, samples: Samples) -> Prediction:
         """See HeadModel."""
         import faiss
 

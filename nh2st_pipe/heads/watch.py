@@ -42,7 +42,7 @@ class Watch:
         if math.isfinite(loss):
             self._good = copy.deepcopy(self._model.state_dict())
             return None
-        slides = [part.slide_id for part in self._train.parts if bool((self._bad[part.rows] > 0).any())]
+        slides = [part.name for part in self._train.parts if bool((self._bad[part.rows] > 0).any())]
         where = f", first on spots of {listed(slides)}" if slides else ""
         said = f"the loss is not a number from epoch {number} on{where}; {self._advice}"
         if self._good is None:

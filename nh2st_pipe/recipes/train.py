@@ -26,6 +26,7 @@ __all__ = [
     "RidgeHead",
     "TargetRecipe",
     "TrainRecipe",
+    "as_kept",
     "load_train_recipe",
     "with_settings",
 ]
@@ -41,7 +42,10 @@ class TargetRecipe(Strict):
     """Rule of the choice, over all training spots: the highest mean raw count, or the highest dispersion (variance over
     mean) of counts scaled to the spots' median sum, among genes seen in one spot of a hundred."""
     scale_to: float | None = Field(10_000.0, gt=0)
-    """Each spot's counts are scaled to this sum over the panel; None leaves them."""
+    """Each spot's counts are scaled to this sum; None leaves them."""
+    scale_over: Literal["all", "panel"] = "all"
+    """Which counts have that sum: those of `all` genes (that slides have in common, where they measure different ones),
+    or of the `panel` alone, which ties its genes to each other; protocol `paper` takes the latter by default."""
     log: Literal["log10", "log1p", "none"] = "log10"
     """`log10(x + 1)`, `ln(x + 1)`, or nothing."""
     smooth: Literal["grid8", "none"] = "grid8"
@@ -59,7 +63,8 @@ class TargetRecipe(Strict):
 
     def unit(self) -> str:
         """Say in words what a target is a number of."""
-        counts = "counts" if self.scale_to is None else f"counts scaled to {self.scale_to:,.0f} per spot"
+        over = " over the panel" if self.scale_over == "panel" else ""
+        counts = "counts" if self.scale_to is None else f"counts scaled to {self.scale_to:,.0f} per spot{over}"
         logged = {"log10": f"log10({counts} + 1)", "log1p": f"ln({counts} + 1)"}.get(self.log, counts)
         return logged + (", mean over a spot and its grid neighbours" if self.smooth == "grid8" else "")
 
@@ -101,6 +106,8 @@ class HeadRecipe(Strict):
     """The head's class, "module:class"; imported when it is built or loaded."""
     by_epochs: ClassVar[bool] = False
     """Whether it is trained by `fit`, its number of epochs chosen on slides held out of the training slides."""
+    learns_raw: ClassVar[bool] = False
+    """Whether it learns from the target before smoothing, so that its predictions are smoothed by every protocol."""
 
     def in_brief(self) -> HeadRecipe | None:
         """Return the head as it is trained where it has to be many times over; None where that takes too long."""
@@ -249,6 +256,7 @@ class ContextHead(HeadRecipe):
     """nh2st-context: a kernel part and a network part on a spot and what surrounds it, mixed."""
 
     model: ClassVar[str] = "nh2st_pipe.heads.context:Context"
+    learns_raw: ClassVar[bool] = True
     kind: Literal["nh2st-context"]
     centring: float = Field(0.5, ge=0, le=1)
     """Share of a slide's own mean embedding that is taken off its embeddings."""
@@ -316,6 +324,8 @@ class TrainRecipe(Strict):
     folds: str = "patient"
     """What is left out in turn: `patient`, `slide`, a column of the manifest, or `block` (a quarter of every slide).
     With `:K` behind it K folds of whole groups; a number alone is of patients. `none` judges nothing."""
+    trust_from: float = Field(0.2, ge=0, lt=1)
+    """PCC from which on a gene counts as usefully predicted: that of a trusted gene lies above (`evaluation.trust`)."""
     seed: int = Field(2021, ge=0, lt=1 << 32)
 
     @model_validator(mode="after")
@@ -354,6 +364,22 @@ class TrainRecipe(Strict):
             set_in(values, key, value)
         return TrainRecipe.model_validate(values)
 
+    def smooths_predictions(self) -> bool:
+        """Whether predictions are smoothed as the target is: those of every head, so that none has it alone.
+
+        `paper` repeats what papers did: the predictions of a head that learns from smoothed targets stay as they are.
+        """
+        return self.targets.smooth != "none" and (self.protocol == "nested" or self.head.learns_raw)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scaled_as_the_protocol_does(cls, values: Any) -> Any:
+        """Give `targets.scale_over` the protocol's default where it is not said."""
+        targets = values.get("targets", {}) if isinstance(values, dict) else None
+        if isinstance(targets, dict) and "scale_over" not in targets and values.get("protocol") == "paper":
+            return {**values, "targets": {**targets, "scale_over": "panel"}}
+        return values
+
     @model_validator(mode="before")
     @classmethod
     def _dotted_choices(cls, values: Any) -> Any:
@@ -383,6 +409,13 @@ def load_train_recipe(name: str | Path, settings: Iterable[str] = ()) -> TrainRe
     """Return the training recipe called `name` (or in the file `name`) with `settings` applied; see `with_settings`."""
     path = files.find("stages/train", name)
     return validate(TrainRecipe, with_settings(files.load_yaml(path), settings), path.name)
+
+
+def as_kept(targets: Any) -> Any:
+    """Return the values of a TargetRecipe that were kept with a run or a prediction: versions that kept no `scale_over`
+    scaled over the panel.
+    """
+    return {"scale_over": "panel", **targets} if isinstance(targets, dict) else targets
 
 
 def with_settings(data: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:

@@ -16,7 +16,17 @@ __all__ = ["FIGURES", "HALVES", "GeneTable", "heads_of", "history_of", "number",
 
 HALVES = "PCC between halves of the training tissue: the better guide to a new slide"
 
-FIGURES = ("pcc", "pcc_sd", "pcc_top50", "mse", "mae", "train_seconds")
+FIGURES = (
+    "pcc",
+    "pcc_low",
+    "pcc_high",
+    "pcc_top50_train",
+    "pcc_top50",
+    "pcc_top50_null",
+    "mse",
+    "mae",
+    "train_seconds",
+)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import Any
 
 from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.evaluation.compare import Comparison, compare
+from nh2st_pipe.evaluation.statistics import FEWEST_UNITS, headline, many
 
 __all__ = ["comparison_of", "facts", "figure", "provenance", "verdict", "warnings"]
 
@@ -24,13 +25,24 @@ def comparison_of(run: Path, metrics: dict[str, Any]) -> Comparison | None:
 
 
 def figure(metrics: Mapping[str, Any], comparison: Comparison | None) -> dict[str, Any] | None:
-    """Return the run's figure: its mean PCC, with its 95 % interval over patients or slides where there are several."""
+    """Return the run's figure: its mean PCC, its 95 % interval over units where there are several, and over how many
+    genes it is, in words.
+    """
     summary = metrics["summary"]
     if summary is None or summary.get("pcc") is None:
         return None
     interval = comparison.rows[0]["interval"] if comparison is not None else None
-    over = "" if comparison is None else _many(comparison.n_units, comparison.unit)
-    return {"pcc": summary["pcc"], "mse": summary.get("mse"), "interval": interval, "over": over}
+    over = "" if comparison is None else many(comparison.n_units, comparison.unit)
+    genes = headline({key: summary.get(key) for key in summary if key not in ("pcc_low", "pcc_high")}).partition(
+        " over "
+    )
+    return {
+        "pcc": summary["pcc"],
+        "mse": summary.get("mse"),
+        "interval": interval,
+        "over": over,
+        "genes": f"over {genes[2]}" if summary.get("n_genes") else "",
+    }
 
 
 def verdict(heads: Sequence[Mapping[str, Any]], comparison: Comparison | None, *, finished: bool = True) -> list[str]:
@@ -41,19 +53,19 @@ def verdict(heads: Sequence[Mapping[str, Any]], comparison: Comparison | None, *
         return [_best(heads)]
     found = [_best(heads)]
     own, *others = comparison.rows
+    over = many(comparison.n_units, comparison.unit)
+    few = comparison.n_units < FEWEST_UNITS
     for key, title, better_is_more in (("pcc", "PCC", True), ("mse", "MSE", False)):
-        said: dict[str, list[str]] = {"better": [], "unclear": [], "worse": []}
+        if own.get(key) is None:
+            continue
+        said: dict[str, list[str]] = {}
         for row in others:
-            said[_side(row["difference"][key], better_is_more)].append(row["head"])
-        words = [
-            f"{'better than' if side == 'better' else 'worse than' if side == 'worse' else 'not distinguishable from'} "
-            f"{_and(names)}"
-            for side, names in said.items()
-            if names
-        ]
-        if words and own.get(key) is not None:
-            found.append(f"By {title}, with differences paired over {_many(comparison.n_units, comparison.unit)}, "
-                         f"{own['head']} is {'; '.join(words)}.")  # fmt: skip
+            said.setdefault(_standing(row["difference"][key], better_is_more, comparison), []).append(row["head"])
+        clauses = [f"{standing} {_and(names)}" for standing, names in sorted(said.items(), key=_order) if standing]
+        if clauses:
+            chance = f"; {over} are too few to rule out chance" if few and comparison.n_units > 1 else ""
+            paired = f"By {title}, with differences paired over {over}, {own['head']} is"
+            found.append(f"{paired} {'; '.join(clauses)}{chance}.")
     rivals = [row for row in others if row.get("pcc") is not None]
     if rivals:
         rival = max(rivals, key=lambda row: row["pcc"])
@@ -66,14 +78,26 @@ def verdict(heads: Sequence[Mapping[str, Any]], comparison: Comparison | None, *
         ]  # fmt: skip
         if parts:
             found.append(f"Against {rival['head']}, the best of the baselines: {' and '.join(parts)}.")
-    return found + [note[0].upper() + note[1:] + "." for note in comparison.notes]
+    left_out = [note for note in comparison.notes if note.startswith("left out")]
+    return found + [note[0].upper() + note[1:] + "." for note in left_out]
 
 
-def _side(difference: Mapping[str, float | None], more_is_better: bool) -> str:
-    low, high = difference["low"], difference["high"]
-    if low is None or high is None or low <= 0 <= high:
-        return "unclear"
-    return "better" if (low > 0) is more_is_better else "worse"
+def _standing(difference: Mapping[str, Any], more_is_better: bool, comparison: Comparison) -> str:
+    """Say how the run's head stands to another, as far as can be said; empty where nothing can."""
+    side = difference["side"]
+    if side == "few" and difference["mean"] is not None:
+        won, lost = (difference[key] for key in (("ahead", "behind") if more_is_better else ("behind", "ahead")))
+        word, of = ("ahead", won) if won >= lost else ("behind", lost)
+        return f"{word} on {of} of {many(difference['units'], comparison.unit)} of"
+    if side in ("more", "less"):
+        return "better than" if (side == "more") is more_is_better else "worse than"
+    return "not distinguishable from" if side == "unclear" else ""
+
+
+def _order(pair: tuple[str, list[str]]) -> tuple[int, str]:
+    """What is won stands first."""
+    words = ("better", "ahead", "not", "behind", "worse")
+    return next((i for i, word in enumerate(words) if pair[0].startswith(word)), len(words)), pair[0]
 
 
 def _and(names: Sequence[str]) -> str:
@@ -128,7 +152,11 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
         )
     if metrics["n_patients"] == 1:
         found.append("All slides are of one patient; the figures say nothing about new patients.")
-    elif str(metrics["folds_by"]).partition(":")[0] == "slide" and metrics["n_patients"] < metrics["n_slides"]:
+    elif (
+        str(metrics["folds_by"]).partition(":")[0] == "slide"
+        and metrics["n_patients"] < metrics["n_slides"]
+        and not any("on both sides of a fold" in note for note in notes)
+    ):  # a run of before, which did not say so itself
         found.append(
             "Folds leave out slides, not patients: slides of one patient stand on both sides, and the figures are "
             "likely too good for a new patient."
@@ -148,15 +176,15 @@ def facts(metrics: Mapping[str, Any], unit: str) -> list[tuple[str, str]]:
     }.get(by, f"{by} folds of whole patients" if by.isdecimal() else f"by {by.replace(':', ', in folds: ')}")
     count, patients, model = len(metrics["folds"]), metrics["n_patients"], metrics.get("model")
     found = [
-        ("Data", f"{_many(metrics['n_slides'], 'slide')}, {_many(patients, 'patient')}, {metrics['n_spots']:,} spots"),
+        ("Data", f"{many(metrics['n_slides'], 'slide')}, {many(patients, 'patient')}, {metrics['n_spots']:,} spots"),
     ]
     if model is None:
         found.append(("Targets", unit))
     else:
-        found.append(("Targets", f"{_many(model['genes'], 'gene')} in the model (a fold's panel can differ); {unit}"))
+        found.append(("Targets", f"{many(model['genes'], 'gene')} in the model (a fold's panel can differ); {unit}"))
     found += [
-        ("Encoder", f"{store['encoder']}, {store['dim']} values per tile, {_many(views, 'view')} used"),
-        ("Folds", f"{folds} ({_many(count, 'fold')})" if count else folds),
+        ("Encoder", f"{store['encoder']}, {store['dim']} values per tile, {many(views, 'view')} used"),
+        ("Folds", f"{folds} ({many(count, 'fold')})" if count else folds),
     ]
     if count:  # a protocol says what test folds may decide, and without folds there are none
         found.append(("Protocol", f"{metrics['protocol']}: {metrics['protocol_in_words']}"))
@@ -182,7 +210,3 @@ def provenance(metrics: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[tu
         ("Seed", str(recipe.get("seed", "not recorded"))),
         *((str(name), str(value)) for name, value in software.items()),
     ]
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.evaluation.intervals import Intervals
-from nh2st_pipe.recipes.train import FeatureRecipe, TargetRecipe
+from nh2st_pipe.recipes.train import FeatureRecipe, TargetRecipe, as_kept
 from nh2st_pipe.recipes.values import faults_in_words
 from nh2st_pipe.store.format import Contract
 
@@ -70,14 +70,22 @@ class About(BaseModel):
     """What a prediction is a number of."""
     trained_on: tuple[TrainedOn, ...] = ()
     cv_pcc: dict[str, float | None] = Field(default_factory=dict)
-    """Gene → mean PCC out of fold, None where it is not defined."""
+    """Gene → PCC out of fold, the mean over units (patients, slides or blocks), None where it is not defined."""
     half_pcc: dict[str, float | None] = Field(default_factory=dict)
     """Gene → mean PCC between halves of the training tissue, which tells best which genes to trust on a new slide."""
     cv_low: dict[str, float] = Field(default_factory=dict)
-    """Gene → lower end of the 95 % interval of its PCC over patients (or slides) held out, where there are several."""
+    """Gene → lower end of the 95 % interval of its PCC over units, where there are several."""
     cv_high: dict[str, float] = Field(default_factory=dict)
     trusted: dict[str, bool] = Field(default_factory=dict)
-    """Gene → whether that interval lies above 0, and its PCC not surely below that of ridge-context."""
+    """Gene → whether it is trusted (see `evaluation.trust`); a gene that was not judged is not in it."""
+    trusted_in_words: str = ""
+    """What that verdict means, and what it rests on."""
+    scale_genes: tuple[str, ...] = ()
+    """The genes that counts were scaled over, where training slides measured different ones."""
+    n_scale_genes: int = 0
+    """How many genes counts were scaled over; 0 where an earlier version does not say."""
+    smooth_predictions: bool | None = None
+    """Whether predictions are smoothed as the targets are; None in models of earlier versions (`HeadModel.smooths`)."""
     intervals: Intervals = Field(default_factory=Intervals)
     """How far predictions were off on what was held out."""
     pitch: float | None = None
@@ -89,6 +97,8 @@ class About(BaseModel):
     @classmethod
     def of(cls, about: dict[str, Any], where: object) -> About:
         """Read what a head says. Raises RunError where it says too little, or is of a newer version."""
+        if isinstance(about, dict) and "targets" in about:
+            about = {**about, "targets": as_kept(about["targets"])}
         try:
             found = cls.model_validate(about)
         except pydantic.ValidationError as error:

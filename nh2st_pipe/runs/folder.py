@@ -29,7 +29,8 @@ import yaml
 from filelock import FileLock, Timeout
 
 from nh2st_pipe.core.errors import RunError, listed
-from nh2st_pipe.evaluation.metrics import mean_of
+from nh2st_pipe.evaluation.judged import SlideFigures
+from nh2st_pipe.evaluation.statistics import figures_from, summary
 from nh2st_pipe.runs.about import RUN_FORMAT
 from nh2st_pipe.runs.checksums import check_files, write_sums
 
@@ -157,6 +158,7 @@ def _so_far(part: Path) -> tuple[dict[str, Any] | None, str]:
     """Return the figures of a run's folds that are done, from its log (None where it had none), and what it lacks."""
     begun: dict[str, Any] | None = None
     done: dict[str, list[dict[str, Any]]] = {}
+    slides: dict[str, list[SlideFigures]] = {}
     for line in (part / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             event = json.loads(line)
@@ -166,11 +168,16 @@ def _so_far(part: Path) -> tuple[dict[str, Any] | None, str]:
             begun = event.get("run")
         elif event.get("event") == "fold" and "figures" in event:
             done.setdefault(event["head"], []).append(event["figures"])
+            slides.setdefault(event["head"], []).extend(figures_from(row) for row in event.get("slides", ()))
     if begun is None:
         return None, ""
     folds, heads = begun.pop("fold_names"), begun.pop("heads")
     records = {
-        name: {"summary": mean_of(done[name]) if name in done else None, "folds": done.get(name, [])} for name in heads
+        name: {
+            "summary": summary(slides.get(name, []), sum(fold["train_seconds"] for fold in done.get(name, []))),
+            "folds": done.get(name, []),
+        }
+        for name in heads
     }
     own, *baselines = heads
     lacking = [

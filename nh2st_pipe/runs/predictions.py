@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ def write_prediction(
     half_width: Mapping[str, float] | None = None,
     familiar: Familiarity | None = None,
     columns: NDArray[np.int64] | None = None,
+    scale_genes: Sequence[str] = (),
+    n_scale_genes: int = 0,
 ) -> None:
     """Write one slide's predictions: X n × G, layers["target"] where the truth is known, obsm["spatial"] in
     level-0 px, the spots' neighbours and the thumbnail where scanpy and squidpy look for them, and `about` in
@@ -50,7 +52,9 @@ def write_prediction(
     obs["likeness"] tells how like each spot is to the training spots (its median stands in uns). `by_gene` are columns
     of var, each a value by gene: cv_pcc, half_pcc …; those that are empty are left out. With the `half_width` of each
     gene's interval, layers["low"] and layers["high"] are its ends; layers["spread"] is the members' where there are
-    several; `familiar` is kept in obs. With `columns`, those genes alone are written. Layers are made and written one
+    several; `familiar` is kept in obs. var["trusted"] has var["judged"] beside it, false where there is no verdict.
+    `scale_genes` are those that counts were scaled over where slides measure different ones, `n_scale_genes` how many
+    there are in any case. With `columns`, those genes alone are written. Layers are made and written one
     after another: besides the prediction, a single n × G array is held.
     """
     obs = pd.DataFrame(index=pd.Index(slide.barcodes, name="barcode", dtype=object))
@@ -65,11 +69,16 @@ def write_prediction(
     about = {"slide_id": slide.slide_id, "patient": slide.patient, **about}
     if made is not None:
         about |= {"targets": json.dumps({**made.model_dump(mode="json"), "genes": len(panel)}), "panel": panel}
+        about["n_scale_genes"] = n_scale_genes
+        if scale_genes:
+            about["scale_genes"] = list(scale_genes)
     for column, known in (by_gene or {}).items():
         if known:
             of_genes = [known.get(gene) for gene in genes]
             if all(isinstance(value, bool) for value in known.values()):
                 var[column] = np.array([bool(value) for value in of_genes])
+                if column == "trusted":  # what was not judged is neither
+                    var["judged"] = np.array([value is not None for value in of_genes])
             else:
                 var[column] = np.array([np.nan if value is None else value for value in of_genes])
     if predicted.likeness is not None:

@@ -52,6 +52,8 @@ class SlideData:
     uns: dict[str, Any] = field(default_factory=dict)
     stain_shift: NDArray[np.float32] | None = None
     """S × d: mean shift of the embeddings under synthetic stains."""
+    block: int | None = None
+    """Which block of the slide these spots are (`data.blocks`); None for all of it."""
 
     def __len__(self) -> int:
         return len(self.barcodes)
@@ -59,6 +61,11 @@ class SlideData:
     def __repr__(self) -> str:
         n, views, dim = self.views.shape
         return f"SlideData({self.slide_id!r}: {n:,} tiles, {views} views of {dim} values, {len(self.genes):,} genes)"
+
+    @property
+    def name(self) -> str:
+        """The slide's, with the number of the block where it is one: for keys and messages."""
+        return self.slide_id if self.block is None else f"{self.slide_id}, block {self.block}"
 
     @property
     def image_fingerprint(self) -> str:

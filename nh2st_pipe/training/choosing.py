@@ -10,7 +10,7 @@ import torch
 
 from nh2st_pipe.data.folds import kfold
 from nh2st_pipe.data.samples import Samples
-from nh2st_pipe.evaluation.metrics import summarise
+from nh2st_pipe.evaluation.metrics import mean_pcc
 from nh2st_pipe.heads import registry
 from nh2st_pipe.recipes.train import TrainRecipe
 
@@ -28,7 +28,7 @@ def choose(
 ) -> dict[str, Any]:
     """Return the best combination of `recipe.choose` as {key: value}: highest mean PCC on slides of `train` left out.
 
-    `patients` are the slides' patients by slide_id. Without anything to choose, empty; of equals, the first.
+    `patients` are the slides' patients by name. Without anything to choose, empty; of equals, the first.
     """
     choices = recipe.choices()
     if len(choices) == 1:
@@ -43,7 +43,7 @@ def choose(
         watch = watched if recipe.head.by_epochs else None
         for j, model in enumerate(registry.fit_each(recipes, inner, panel, {}, watched=watch)):
             tell(f"choosing {', '.join(recipe.choose)}: {i * len(choices) + j + 1}/{len(splits) * len(choices)}")
-            pcc = summarise(model.predict(watched), target)["pcc"]
+            pcc = mean_pcc(model.predict(watched), target, [part.rows for part in watched.parts])
             scores[j] += -1.0 if pcc is None else pcc
     return choices[int(np.argmax(scores))]
 
@@ -53,7 +53,7 @@ def left_out(train: Samples, patients: dict[str, str], seed: int) -> Iterator[to
 
     In five folds where there are more; a single slide is split at its median x, each half left out in turn.
     """
-    names = [part.slide_id for part in train.parts]
+    names = [part.name for part in train.parts]
     if len(names) == 1:
         right = right_of(train, 0.5)
         yield from (right, ~right)

@@ -17,18 +17,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nh2st_pipe.data.blocks import block_name, cut, slide_of
+from nh2st_pipe.data.blocks import cut, part_of
 from nh2st_pipe.data.folds import Fold, hold_out
 from nh2st_pipe.data.panels import choose_panel
 from nh2st_pipe.data.study import Study
 from nh2st_pipe.data.targets import Targets
+from nh2st_pipe.evaluation.judged import Judged, judge
 from nh2st_pipe.evaluation.reference import Reference
 from nh2st_pipe.heads import registry
 from nh2st_pipe.heads.base import Prediction
 from nh2st_pipe.recipes.train import TrainRecipe
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.training.choosing import choose, right_of
-from nh2st_pipe.training.trust import half_pcc
+from nh2st_pipe.training.halves import half_pcc
+from nh2st_pipe.training.picking import picked_genes
 
 __all__ = ["FoldResult", "FoldTask", "fit_all", "run_fold"]
 
@@ -44,13 +46,21 @@ class FoldTask:
     """The head's own; its baselines are tasks of their own."""
     fold: Fold
     device: str = "cpu"
+    slides: tuple[str, ...] = ()
+    """The slides that the fold's blocks are of, by slide_id; empty where it is of whole slides."""
+    keep_off: bool = True
+    """Whether how far predictions are off is kept (`Judged.off`)."""
 
     def load(self) -> Study:
         """Read the fold's slides."""
         blocks = self.recipe.folds == "block"
-        names = sorted({slide_of(name) if blocks else name for name in (*self.fold.train, *self.fold.test)})
         first_only = self.recipe.features.views == "first"
-        study = Study.load(open_store(self.store), names, first_view_only=first_only, device=torch.device(self.device))
+        study = Study.load(
+            open_store(self.store),
+            sorted(self.slides or (*self.fold.train, *self.fold.test)),
+            first_view_only=first_only,
+            device=torch.device(self.device),
+        )
         return study.in_blocks() if blocks else study
 
 
@@ -62,11 +72,11 @@ class FoldResult:
     fold: Fold
     panel: list[str]
     predicted: dict[str, Prediction]
-    """By slide_id; values n × G."""
+    """By name; values n × G."""
     target: dict[str, NDArray[np.float32]]
     """The same, as it was measured; NaN for genes that a slide does not have."""
-    patients: dict[str, str]
-    """Of the test slides, by slide_id."""
+    judged: list[Judged]
+    """The test slides, judged."""
     train_seconds: float
     best_epoch: int
     """0 where the head has no epochs to choose."""
@@ -74,7 +84,7 @@ class FoldResult:
     chosen: dict[str, Any]
     """What `recipe.choose` came to, by key; empty where nothing was to choose."""
     cautions: dict[str, str]
-    """Why a slide's prediction should be believed less, by slide_id; the others are left out."""
+    """Why a slide's prediction should be believed less, by its name; the others are left out."""
     notice: str = ""
     """What has to be known of how the head was trained."""
     one_panel: bool = True
@@ -98,13 +108,33 @@ def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = Non
     seconds = time.perf_counter() - began
     predicted = {name: trained.model.predict_spots(study.samples([name], recipe, None)) for name in fold.test}
     cautions = {name: trained.model.caution(of_slide) for name, of_slide in predicted.items()}
+    patients = {name: slide.patient for name, slide in study.slides.items()}
+    picked = picked_genes(recipe, study.samples(fold.train, recipe, target), patients, panel)
+    judged = []
+    for name, said in predicted.items():
+        slide, like = study.slides[name], said.likeness
+        judged.append(
+            judge(
+                said.values,
+                target[name].values,
+                slide.xy,
+                slide_id=slide.slide_id,
+                patient=slide.patient,
+                genes=panel,
+                fold=fold.name,
+                block=slide.block,
+                picked=picked,
+                keep_off=task.keep_off,
+                likeness=None if like is None else float(np.median(like)),
+            )
+        )
     return FoldResult(
         head=recipe.name,
         fold=fold,
         panel=panel,
         predicted=predicted,
         target={name: target[name].values for name in fold.test},
-        patients={name: study.slides[name].patient for name in fold.test},
+        judged=judged,
         train_seconds=seconds,
         best_epoch=trained.best_epoch,
         history=trained.history,
@@ -184,7 +214,7 @@ def joined(study: Study, results: Sequence[FoldResult]) -> FoldResult:
         values, truth = (np.full((len(slide), len(panel)), np.nan, np.float32) for _ in range(2))
         likeness = np.full(len(slide), np.nan, np.float32)
         for number, rows in enumerate(cut(slide), start=1):
-            block = block_name(slide_id, number)
+            block = part_of(slide, rows, number).name
             result = next(result for result in results if block in result.predicted)
             place = np.ix_(rows, np.array([column[gene] for gene in result.panel]))
             values[place], truth[place] = result.predicted[block].values, result.target[block]
@@ -196,12 +226,9 @@ def joined(study: Study, results: Sequence[FoldResult]) -> FoldResult:
         known = bool(np.isfinite(likeness).all())
         predicted[slide_id], target[slide_id] = Prediction(values, likeness if known else None), truth
     names = tuple(study.slides)
-    patients = {name: slide.patient for name, slide in study.slides.items()}
     fold = Fold("blocks", names, names)
     same = all(result.panel == panel for result in results)
-    return FoldResult(
-        results[0].head, fold, panel, predicted, target, patients, 0.0, 0, [], {}, cautions, one_panel=same
-    )
+    return FoldResult(results[0].head, fold, panel, predicted, target, [], 0.0, 0, [], {}, cautions, one_panel=same)
 
 
 @dataclass(frozen=True)
@@ -209,7 +236,7 @@ class Final(registry.Trained):
     """The head that is kept."""
 
     half_pcc: dict[str, float | None] = field(default_factory=dict)
-    """Gene → mean PCC between halves of the training tissue; see `training.trust`."""
+    """Gene → mean PCC between halves of the training tissue; see `training.halves`."""
     reference: Reference | None = None
     """Training tiles that new ones are held against."""
 

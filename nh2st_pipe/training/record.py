@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,8 @@ import torch
 import nh2st_pipe
 from nh2st_pipe.data.pitch import pitch_in_tiles
 from nh2st_pipe.data.study import Study
+from nh2st_pipe.evaluation.statistics import gene_figures
+from nh2st_pipe.evaluation.trust import Trust
 from nh2st_pipe.heads.base import HeadModel
 from nh2st_pipe.heads.registry import Trained
 from nh2st_pipe.recipes.train import TrainRecipe
@@ -19,7 +20,7 @@ from nh2st_pipe.runs.about import RUN_FORMAT, About, Seen, TrainedOn
 from nh2st_pipe.runs.folder import RunFolder
 from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.training.fold import FoldResult
-from nh2st_pipe.training.outcome import Outcome
+from nh2st_pipe.training.outcome import Outcome, intervals_of
 
 __all__ = [
     "PROTOCOLS",
@@ -27,7 +28,6 @@ __all__ = [
     "gene_table",
     "metrics_of",
     "setting_of",
-    "trusted_of",
     "write_in_sample",
     "write_predictions",
 ]
@@ -38,12 +38,10 @@ PROTOCOLS = {
 }
 
 
-def about(study: Study, recipe: TrainRecipe, outcome: Outcome, rival: Outcome | None = None) -> dict[str, Any]:
-    """Return what a model says about itself; a gene is trusted that is not surely predicted worse than by `rival`."""
+def about(study: Study, recipe: TrainRecipe, outcome: Outcome, trust: Trust) -> dict[str, Any]:
+    """Return what a model says about itself."""
     slides = study.slides.values()
-    cv_pcc = {row["gene"]: row["pcc"] for row in outcome.per_gene(recipe.name)}
-    intervals = outcome.pcc_intervals()
-    ends = {gene: ends for gene, ends in intervals.items() if ends is not None}
+    genes = gene_figures(outcome.slides) if outcome.slides else []
     pitches = [pitch for slide in slides if (pitch := pitch_in_tiles(slide)) is not None]
     return About(
         format=RUN_FORMAT,
@@ -57,28 +55,24 @@ def about(study: Study, recipe: TrainRecipe, outcome: Outcome, rival: Outcome | 
         ),
         pitch=float(np.median(pitches)) if pitches else None,
         likeness=outcome.likeness(),
-        cv_pcc=cv_pcc,
-        cv_low={gene: low for gene, (low, _) in ends.items()},
-        cv_high={gene: high for gene, (_, high) in ends.items()},
-        trusted=trusted_of(intervals, {} if rival is None else outcome.pcc_against(rival)),
-        intervals=outcome.intervals(),
+        cv_pcc={each.gene: each.pcc for each in genes},
+        cv_low={each.gene: each.pcc_low for each in genes if each.pcc_low is not None},
+        cv_high={each.gene: each.pcc_high for each in genes if each.pcc_high is not None},
+        trusted=trust.verdicts,
+        trusted_in_words=trust.words() if trust.verdicts else "",
+        intervals=intervals_of(outcome.slides),
+        **scaled_over(study),
+        smooth_predictions=recipe.smooths_predictions(),
         version=nh2st_pipe.__version__,
     ).model_dump(mode="json")
 
 
-def trusted_of(
-    pcc: Mapping[str, tuple[float, float] | None], against: Mapping[str, tuple[float, float] | None]
-) -> dict[str, bool]:
-    """Return of each gene whether its PCC is surely above 0 on what was held out, and not surely below the rival's.
-
-    Given are the intervals of its PCC, and of its PCC less the rival's; a gene without the first is left out.
-    """
-
-    def worse(gene: str) -> bool:
-        ends = against.get(gene)
-        return ends is not None and ends[1] < 0
-
-    return {gene: ends[0] > 0 and not worse(gene) for gene, ends in pcc.items() if ends is not None}
+def scaled_over(study: Study) -> dict[str, Any]:
+    """Return `scale_genes` and `n_scale_genes`, as About and predictions keep them."""
+    common = study.common_genes
+    if common is not None:
+        return {"scale_genes": common, "n_scale_genes": len(common)}
+    return {"scale_genes": (), "n_scale_genes": len(next(iter(study.slides.values())).genes)}
 
 
 def gene_table(outcomes: dict[str, Outcome], own: str, half_pcc: dict[str, float | None]) -> list[dict[str, Any]]:
@@ -102,12 +96,15 @@ def write_predictions(folder: RunFolder, study: Study, recipe: TrainRecipe, resu
         "weights_sha256": study.contract.weights.sha256,
         "version": nh2st_pipe.__version__,
     }
-    made = recipe.targets if result.one_panel else None
+    made = recipe.targets if result.one_panel or recipe.targets.scale_over == "all" else None
+    scaled = scaled_over(study)
     for name, predicted in result.predicted.items():
         path = folder.part / "predictions" / f"{name}.h5ad"
         caution = {"caution": result.cautions[name]} if name in result.cautions else {}
         target = result.target[name]
-        write_prediction(path, study.slides[name], result.panel, predicted, target, made, {**about, **caution})
+        write_prediction(
+            path, study.slides[name], result.panel, predicted, target, made, {**about, **caution}, **scaled
+        )
 
 
 def write_in_sample(folder: RunFolder, study: Study, recipe: TrainRecipe, model: HeadModel) -> None:
@@ -127,7 +124,7 @@ def write_in_sample(folder: RunFolder, study: Study, recipe: TrainRecipe, model:
         predicted = model.predict_spots(study.samples([name], recipe, None))
         truth = study.targets([name], model.genes, recipe)[name].values
         path = folder.part / "predictions" / f"{name}.h5ad"
-        write_prediction(path, slide, model.genes, predicted, truth, recipe.targets, said, half)
+        write_prediction(path, slide, model.genes, predicted, truth, recipe.targets, said, half, **scaled_over(study))
 
 
 def metrics_of(

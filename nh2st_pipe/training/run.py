@@ -9,7 +9,7 @@ test fold, as in published tables; its figures are optimistic and the run says s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from nh2st_pipe.core.devices import pick_head_device
 from nh2st_pipe.core.errors import TrainError, UsageError, listed
 from nh2st_pipe.core.machine import bytes_of, cores
 from nh2st_pipe.core.progress import Progress
-from nh2st_pipe.data.folds import Fold, make_folds, on_both_sides
+from nh2st_pipe.data.folds import Fold, make_folds, on_both_sides, usual_folds
 from nh2st_pipe.data.panels import read_gene_file
 from nh2st_pipe.data.study import Study
+from nh2st_pipe.evaluation.trust import trust
 from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe, with_settings
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.runs.about import About
@@ -48,7 +49,7 @@ class Run:
     metrics: dict[str, Any] = field(repr=False)
 
     def table(self) -> list[dict[str, Any]]:
-        """Return one row per head, the run's own first: head, pcc, pcc_top50, mse, mae, train_seconds."""
+        """Return one row per head, the run's own first: head, and its figures over all folds (`statistics.summary`)."""
         heads = {self.metrics["head"]: self.metrics, **self.metrics["baselines"]}
         return [{"head": name, **(values["summary"] or {})} for name, values in heads.items()]
 
@@ -68,12 +69,15 @@ def train(
     device: str = "auto",
     jobs: int | None = 1,
     max_memory: str | float | None = None,
+    trust_from: float | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Train and judge a recipe on the store `embeddings`, its baselines beside it, and write a run folder.
 
-    `genes` is the size of the panel, "all", a file of genes or their names; `folds` as in `TrainRecipe.folds`;
-    `settings` are "key=value" changes to the recipe. What is left None is the recipe's. `out` is runs/<recipe>.
+    `genes` is the size of the panel, "all", a file of genes or their names; `folds` as in `TrainRecipe.folds`, where
+    None by patient becomes by slide, or by block, for a single patient or slide; `settings` are "key=value" changes to
+    the recipe; `trust_from` is the PCC from which on a gene counts as usefully predicted. What is left None is the
+    recipe's. `out` is runs/<recipe>.
     `jobs` heads and folds are trained side by side, in processes that share one copy of the embeddings; None takes the
     processors where that pays. A script that asks for more than one needs the guard `if __name__ == "__main__":`.
     `max_memory` is what embeddings may take of the memory ("8GB", or a number of GB): where they are more they are
@@ -82,7 +86,7 @@ def train(
 
     Raises UsageError, StoreError, TrainError and RunError; the run folder appears only when it is whole.
     """
-    resolved = resolve(recipe, settings, genes, folds, seed)
+    resolved = resolve(recipe, settings, genes, folds, seed, trust_from)
     store = open_store(embeddings)
     progress = progress or Progress()
     notes: list[str] = []
@@ -90,6 +94,13 @@ def train(
     def note(words: str) -> None:
         notes.append(words)
         progress.say(words)
+
+    if folds is None and resolved.folds == "patient":
+        of = [(name, store.complete(name).row.patient) for name in store.slides() if store.has_expression(name)]
+        by, why = usual_folds(of)
+        if of and why:
+            note(why)
+            resolved = resolved.model_copy(update={"folds": by})
 
     most = None if max_memory is None else bytes_of(max_memory, "--max-memory")
     study, jobs = _load(store, resolved, pick_head_device(device), jobs, most, note)
@@ -110,7 +121,9 @@ def train(
         def tell(words: str) -> None:
             progress.advance(fits, fits + 1, f"{resolved.name}, {words}")
 
-        final = fit_all(study, resolved, own.epochs, about(study, resolved, own, outcomes.get(_RIVAL)), tell)
+        rival = outcomes[_RIVAL].slides if _RIVAL in outcomes and resolved.name != _RIVAL else None
+        said = trust(own.slides, rival, bound=resolved.trust_from, rival_name=_RIVAL)
+        final = fit_all(study, resolved, own.epochs, about(study, resolved, own, said), tell)
         wanted = resolved.targets.genes
         if isinstance(wanted, int) and len(final.model.genes) < wanted:
             notes.append(f"{wanted:,} genes were asked for, and the slides have {len(final.model.genes):,} in common")
@@ -144,8 +157,13 @@ def _run_folds(
     progress: Progress,
 ) -> dict[str, Outcome]:
     """Train and judge every head on every fold; the first head's predictions are kept."""
-    outcomes = {recipe.name: Outcome(keep_off=recipe is heads[0]) for recipe in heads}
-    tasks = [FoldTask(str(store.location), each, fold, str(study.device)) for each in heads for fold in folds]
+    outcomes = {recipe.name: Outcome() for recipe in heads}
+    device = str(study.device)
+    tasks = [
+        FoldTask(str(store.location), each, fold, device, tuple(study.slides), keep_off=each is heads[0])
+        for each in heads
+        for fold in folds
+    ]
     own: list[FoldResult] = []
     progress.start("training", len(tasks) + 1, "fits")
     for result in run_all(tasks, judged, jobs, lambda done, words: progress.advance(done, len(tasks) + 1, words)):
@@ -154,7 +172,10 @@ def _run_folds(
             write_predictions(folder, study, heads[0], result)
         elif result.head == heads[0].name:
             own.append(result)
-        folder.log("fold", head=result.head, fold=result.fold.name, figures=outcomes[result.head].folds[-1])
+        rows = [asdict(each.figures()) for each in result.judged]
+        folder.log(
+            "fold", head=result.head, fold=result.fold.name, figures=outcomes[result.head].folds[-1], slides=rows
+        )
     if own:
         write_predictions(folder, study, heads[0], joined(study, own))
     return outcomes
@@ -168,7 +189,7 @@ def _about_folds(judged: Study, folds: list[Fold], by: str) -> list[str]:
             "figures are too good for another slide"
         ]
     both = on_both_sides(list(judged.slides.values()), folds)
-    if both and by.partition(":")[0] not in ("slide", "patient"):
+    if both and len({slide.patient for slide in judged.slides.values()}) > 1:
         return [f"patients on both sides of a fold by {by}: {listed(both)}; the figures are too good for a new patient"]
     return []
 
@@ -191,6 +212,7 @@ def resolve(
     genes: int | str | Path | Sequence[str] | None,
     folds: str | int | None,
     seed: int | None,
+    trust_from: float | None = None,
 ) -> TrainRecipe:
     """Return the recipe with everything that was asked for in it; arguments as in `train`."""
     if isinstance(recipe, TrainRecipe):
@@ -210,6 +232,8 @@ def resolve(
         values["folds"] = str(folds)
     if seed is not None:
         values["seed"] = seed
+    if trust_from is not None:
+        values["trust_from"] = trust_from
     return validate(TrainRecipe, values, f"recipe {values['name']}")
 
 

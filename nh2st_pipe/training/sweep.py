@@ -25,7 +25,17 @@ from nh2st_pipe.training.run import resolve, train
 
 __all__ = ["Swept", "parse_grid", "sweep"]
 
-_FIGURES = ("pcc", "pcc_sd", "pcc_top50", "mse", "mae", "train_seconds")
+_FIGURES = (
+    "pcc",
+    "pcc_low",
+    "pcc_high",
+    "pcc_top50_train",
+    "pcc_top50",
+    "pcc_top50_null",
+    "mse",
+    "mae",
+    "train_seconds",
+)
 _LONGEST_NAME = 120
 _QUESTION = ("targets", "folds", "protocol")  # fields that decide what is predicted, and how it is judged
 

@@ -88,7 +88,7 @@ def test_what_is_there_is_not_done_again_and_a_failure_is_named(
     assert "failed: uni2-h: pytorch_model.bin of MahmoodLab/UNI2-h is not in the local cache" in first.stderr
     assert "failed: s2: " in first.stderr
     assert "32 spots of 2 slides; PCC: mean over patients" in first.stdout
-    assert "not distinguishable" not in first.stdout
+    assert "too few to rule out chance" in first.stdout
     speeds = {path: path.read_bytes() for path in (tmp_path / "b").rglob("*.zarr/log.jsonl")}
     assert len(speeds) == 2
     again = json.loads(call(*arguments, "--json").stdout)
@@ -98,7 +98,7 @@ def test_what_is_there_is_not_done_again_and_a_failure_is_named(
     both = {row["encoder"]: row for row in again["rows"]}
     assert set(both) == {"mine", "fake"}
     assert both["mine"]["pcc"] == both["fake"]["pcc"]  # the same encoder under two names
-    assert again["rows"][1]["verdict"] == "not distinguishable"
+    assert again["rows"][1]["verdict"] == "ahead on 0 of 2 patients; too few to rule out chance"
     assert again["rows"][1]["behind"] == 0
 
 

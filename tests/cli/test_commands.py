@@ -210,7 +210,8 @@ def test_bad_training(embedded: Study, make_study: Callable[..., Study], tmp_pat
     refused(2, "--folds takes patient, slide, block, none", "train", "--embeddings", store, "--folds", "donor")
     one = make_study(1, name="one")
     one.stored()
-    refused(1, "folds by patient need at least two patients", "train", "--embeddings", one.folder / "store.zarr")
+    place = one.folder / "store.zarr"
+    refused(1, "folds by patient need at least two patients", "train", "--embeddings", place, "--folds", "patient")
     refused(1, "is not a finished run", "report", tmp_path / "there")
     refused(1, "there is no run at", "predict", "--model", tmp_path / "gone", "--embeddings", store)
 

@@ -95,7 +95,8 @@ def test_blocks_have_as_many_spots_each_and_end_at_their_borders() -> None:
     left, right = xy[np.concatenate(blocks[:2]), 0], xy[np.concatenate(blocks[2:]), 0]
     assert left.max() < right.min()
     for rows in blocks:
-        part = part_of(whole, rows, "s#1")
+        part = part_of(whole, rows, 1)
+        assert (part.slide_id, part.block, part.name) == ("s", 1, "s, block 1")
         assert part.counts is not None
         assert np.array_equal(part.counts.toarray(), whole.counts.toarray()[rows])  # type: ignore[union-attr]
         assert part.neighbours.max() < len(rows)

@@ -5,15 +5,18 @@ import pytest
 
 from nh2st_pipe.core.errors import TrainError
 from nh2st_pipe.data.targets import targets
-from nh2st_pipe.recipes.train import TargetRecipe
+from nh2st_pipe.recipes.train import TargetRecipe, as_kept, load_train_recipe
 from tests.conftest import slide
 
 
 def test_targets_by_hand() -> None:
     data = slide(counts=[[1, 3, 6], [0, 0, 5]], array_row=np.array([0, 1]), array_col=np.array([0, 1]))
+    panel = targets(data, ["b", "a"], TargetRecipe(smooth="none", scale_over="panel"))
+    assert panel.values[0] == pytest.approx(np.log10([3 / 4 * 1e4 + 1, 1 / 4 * 1e4 + 1]))
+    assert panel.values[1].tolist() == [0, 0]  # no counts in the panel
+    assert panel.depth.tolist() == [10, 5]  # of all genes, whatever is scaled over
     raw = targets(data, ["b", "a"], TargetRecipe(smooth="none")).values
-    assert raw[0] == pytest.approx(np.log10([3 / 4 * 1e4 + 1, 1 / 4 * 1e4 + 1]))
-    assert raw[1].tolist() == [0, 0]  # no counts in the panel
+    assert raw[0] == pytest.approx(np.log10([3 / 10 * 1e4 + 1, 1 / 10 * 1e4 + 1]))
     smooth = targets(data, ["b", "a"], TargetRecipe()).values
     assert smooth == pytest.approx(np.tile(raw.mean(0), (2, 1)))
     assert targets(data, ["c"], TargetRecipe(smooth="none", log="none", scale_to=None)).values.ravel().tolist() == [
@@ -46,3 +49,27 @@ def test_a_gene_that_is_missing_is_nan_not_zero() -> None:
     got = targets(slide(), ["a", "missing", "b"], TargetRecipe()).values
     assert np.isnan(got[:, 1]).all()
     assert np.isfinite(got[:, [0, 2]]).all()
+
+
+def test_genes_do_not_depend_on_which_others_are_predicted_or_measured() -> None:
+    """Scaled over all counts a gene is the same in every panel; over those in common, on every slide."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(5, (9, 3))
+    whole = slide(counts=counts)
+    alone = targets(whole, ["a"], TargetRecipe(smooth="none")).values
+    assert np.array_equal(alone, targets(whole, ["c", "a"], TargetRecipe(smooth="none")).values[:, 1:])
+    lacks = slide("t", counts=counts[:, 1:], genes=["b", "c"])  # the same tissue, of which a was not measured
+    for data in (whole, lacks):
+        made = targets(data, ["b"], TargetRecipe(smooth="none"), ["b", "c"])
+        assert made.values == pytest.approx(np.log10(counts[:, [1]] / counts[:, 1:].sum(1, keepdims=True) * 1e4 + 1))
+        assert made.depth.tolist() == counts[:, 1:].sum(1).tolist()
+    with pytest.raises(TrainError, match="none of the 1 genes that counts are scaled over"):
+        targets(lacks, ["b"], TargetRecipe(smooth="none"), ["a"])
+
+
+def test_the_protocol_says_over_which_counts_is_scaled() -> None:
+    assert load_train_recipe("nh2st").targets.scale_over == "all"
+    assert load_train_recipe("nh2st", ["protocol=paper"]).targets.scale_over == "panel"
+    assert load_train_recipe("nh2st", ["protocol=paper", "targets.scale_over=all"]).targets.scale_over == "all"
+    assert "over the panel" in load_train_recipe("nh2st", ["protocol=paper"]).targets.unit()
+    assert TargetRecipe.model_validate(as_kept({"genes": 3})).scale_over == "panel"  # of versions that did not say

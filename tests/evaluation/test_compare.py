@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 
 from nh2st_pipe.core.errors import RunError
-from nh2st_pipe.evaluation.compare import bootstrap, compare
+from nh2st_pipe.evaluation.compare import compare
+from nh2st_pipe.evaluation.statistics import verdict
 from nh2st_pipe.training.run import train
 from tests.cli.test_commands import call
 from tests.conftest import GENES, Study
@@ -24,18 +24,6 @@ def run(study: Study, out: str, **options: Any) -> Path:
     return train(study.folder / "store.zarr", out=study.folder / out, **options).path
 
 
-def test_the_interval_is_that_of_the_resampled_mean() -> None:
-    assert bootstrap(np.array([0.3, 0.3, 0.3])) == pytest.approx((0.3, 0.3))
-    assert bootstrap(np.array([0.3])) is None
-    rng = np.random.default_rng(4)
-    many = rng.normal(0.5, 2.0, 400)
-    interval = bootstrap(many)
-    assert interval is not None
-    spread = 1.96 * many.std() / 20
-    assert interval == pytest.approx((many.mean() - spread, many.mean() + spread), abs=0.02)
-    assert interval == bootstrap(many)  # the same every time
-
-
 def test_heads_are_paired_slide_by_slide_and_gene_by_gene(study: Study) -> None:
     path = run(study, "a")
     found = compare([path])
@@ -45,18 +33,18 @@ def test_heads_are_paired_slide_by_slide_and_gene_by_gene(study: Study) -> None:
     genes = pl.read_csv(path / "per_gene.csv")
     own, other = (slides.filter(pl.col("head") == name).sort("slide_id") for name in ("ridge", "knn"))
     row = found.rows[2]
-    for key in ("pcc", "pcc_top50", "mse"):
+    for key in ("pcc", "pcc_top50_train", "pcc_top50", "mse"):
         difference = (own[key] - other[key]).to_numpy()
         of = row["difference"][key]
         assert of["mean"] == pytest.approx(difference.mean())
-        assert (of["low"], of["high"]) == pytest.approx(bootstrap(difference))
+        assert of == pytest.approx(verdict(difference).to_json())
         assert row[key] == pytest.approx(other[key].mean())
     assert row["units_won"] == int((own["pcc"] > other["pcc"]).sum())
     one, two = (
         dict(genes.filter(pl.col("head") == name).select("gene", "pcc").iter_rows()) for name in ("ridge", "knn")
     )
     assert (row["genes_won"], row["genes"]) == (sum(one[gene] > two[gene] for gene in one), 8)
-    assert "only 3 patients" in found.notes[0]
+    assert "3 patients are too few to rule out chance" in found.notes[0]
     assert found.rows[1]["difference"]["pcc"]["mean"] == pytest.approx(own["pcc"].mean())  # the mean's PCC is 0
 
 
@@ -67,23 +55,27 @@ def test_a_run_is_not_distinguishable_from_itself(study: Study) -> None:
     assert done.returncode == 0, done.stderr
     rows = {row["head"]: row for row in json.loads(done.stdout)["rows"]}
     again = rows[f"ridge ({study.folder / 'b'})"]
-    assert (again["difference"]["pcc"]["mean"], again["verdict"]) == (0.0, "not distinguishable")
+    assert (again["difference"]["pcc"]["mean"], again["difference"]["pcc"]["p"]) == (0.0, 1.0)
     assert list(rows)[2:] == ["mean", "knn"]  # once, though both runs have them
     words = call("compare", path, study.folder / "b").stdout
-    assert "not distinguishable" in words
+    assert "ahead on 0 of 3 patients; too few to rule out chance" in words
     assert "over 3 patients and 8 genes" in words
 
 
-def test_what_is_better_or_worse_beyond_chance_is_called_so(study: Study) -> None:
+def test_what_is_better_or_worse_beyond_chance_is_called_so_from_six_units_on(study: Study) -> None:
     path = run(study, "a")
     table = pl.read_csv(path / "per_slide.csv")
     (path / "SHA256SUMS").unlink()
-    for change, verdict in ((0.5, "better"), (-2.0, "worse")):
+    for change, many, few in ((0.5, "better", "ahead on 3 of 3"), (-2.0, "worse", "behind on 3 of 3")):
         moved = pl.when(pl.col("head") == "knn").then(pl.col("pcc") + change).otherwise(pl.col("pcc"))
-        table.with_columns(moved.alias("pcc")).write_csv(path / "per_slide.csv")
+        changed = table.with_columns(moved.alias("pcc"))
+        changed.write_csv(path / "per_slide.csv")
+        assert compare([path]).rows[2]["verdict"] == f"{few} patients; too few to rule out chance"
+        names = (pl.col("slide_id") + "x").alias("slide_id"), (pl.col("patient") + "x").alias("patient")
+        pl.concat([changed, changed.with_columns(*names)]).write_csv(path / "per_slide.csv")
         row = compare([path]).rows[2]
-        assert row["verdict"] == verdict
-        assert (row["difference"]["pcc"]["low"] > 0) == (verdict == "worse")
+        assert row["verdict"] == many
+        assert row["difference"]["pcc"]["p"] == pytest.approx(2 / 64)
 
 
 def test_a_patients_slides_are_one_unit(make_study: Callable[..., Study]) -> None:

@@ -80,7 +80,10 @@ def test_what_is_left_out_is_said(study: Study, predicted: Path) -> None:
     (predicted / "s2.h5ad").unlink()
     figures = evaluate(predicted, store)
     assert "s0: 4 of its 25 spots are predicted; the figures are of those alone" in figures["notes"]
-    assert "s1: 1 predictions are not numbers, and left out" in figures["notes"]
+    assert (
+        "s1: 1 predictions are not numbers: the PCC of 1 gene counts as 0, and errors are of the others"
+        in figures["notes"]
+    )
     assert "not predicted, and so not judged: s2" in figures["notes"]
     assert figures["slides"]["s0"]["n_spots"] == 4
     assert abs(figures["slides"]["s1"]["mse"] - whole["slides"]["s1"]["mse"]) < 0.05
@@ -164,7 +167,7 @@ def test_more_figures_and_gene_sets_are_given_by_name(study: Study, predicted: P
     assert set(found["gene_sets"]) == {"ALL"}
     assert "1 of 2 gene sets have fewer than two predicted genes" in found["notes"]
     plain = evaluate(study.folder / "run", store)
-    assert set(plain["summary"]) == {"pcc", "pcc_top50", "mse", "mae"}
+    assert set(plain["summary"]) == {"pcc", "pcc_top50", "pcc_top50_null", "mse", "mae"}
     words = ("--metric", "spearman", "--gene-sets", sets)
     said = call("evaluate", "--predictions", study.folder / "run", "--embeddings", store, *words)
     assert said.returncode == 0

@@ -230,7 +230,7 @@ def test_both_parts_save_and_load_and_are_the_same_bit_for_bit(tmp_path: Path) -
     one.model.save_pretrained(tmp_path / "model")
     loaded = load_model(tmp_path)
     assert np.array_equal(loaded.predict(test), one.model.predict(test))
-    assert loaded.about == {"store": {"x": 1}}
+    assert loaded.about["store"] == {"x": 1}
 
 
 def test_a_slide_is_predicted_alike_alone_and_beside_others() -> None:

@@ -93,7 +93,7 @@ def test_the_learning_rate_of_members_rises_and_falls_to_nothing_as_a_cosine(rat
 
 def test_training_ends_so_many_epochs_after_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.1, 0.4, 0.3, 0.3, 0.3, 0.9, 0.9])
-    monkeypatch.setattr("nh2st_pipe.heads.fitting.summarise", lambda *_: {"pcc": next(scores), "mse": 1.0})
+    monkeypatch.setattr("nh2st_pipe.heads.fitting.mean_pcc", lambda *_: next(scores))
     train, model = samples(), small()
     done = fit_by_steps(
         model,

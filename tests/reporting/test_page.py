@@ -191,8 +191,11 @@ def test_the_page_holds_the_figures(tmp_path: Path) -> None:
     data = page_data(page)
     assert data["heads"][0]["summary"] == {
         "pcc": 0.41,
-        "pcc_sd": None,  # as in runs of before
+        "pcc_low": None,  # as in runs of before
+        "pcc_high": None,
+        "pcc_top50_train": None,
         "pcc_top50": 0.41,
+        "pcc_top50_null": None,
         "mse": 0.0421,
         "mae": 0.1632,
         "train_seconds": 1.5,
@@ -457,13 +460,15 @@ def test_a_judged_run_says_which_differences_are_more_than_chance(study: Study) 
     sentences = data["verdict"]["sentences"]
     assert sentences[1].startswith("By PCC, with differences paired over 3 patients, ridge is ")
     assert sentences[2].startswith("By MSE, with differences paired over 3 patients, ridge is ")
+    assert sentences[1].endswith("3 patients are too few to rule out chance.")
     for row in compared.rows[1:]:
-        side = "better than" if row["verdict"] == "worse" else "worse than" if row["verdict"] == "better" else "not"
-        place = sentences[1].index(row["head"])
-        assert sentences[1].rindex(side, 0, place) == max(
-            sentences[1].rfind(each, 0, place) for each in ("better than", "worse than", "not distinguishable")
+        of = row["difference"]["pcc"]
+        word, won = ("ahead", of["ahead"]) if of["ahead"] >= of["behind"] else ("behind", of["behind"])
+        standing = f"{word} on {won} of 3 patients of"
+        place = sentences[1].index(f" {row['head']}")
+        assert sentences[1].rindex(standing, 0, place) == max(
+            sentences[1].rfind(each, 0, place) for each in ("ahead on", "behind on")
         )
-    assert "Only 3 patients: the intervals are too narrow to lean on." in sentences
     about = About.of(load_model(run.path).about, run.path)
     assert dict(zip(data["genes"]["names"], data["genes"]["trusted"], strict=True)) == about.trusted
     assert data["level"] == 0.9

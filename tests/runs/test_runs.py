@@ -17,10 +17,8 @@ import pytest
 
 from nh2st_pipe import NH2ST
 from nh2st_pipe.core.errors import RecipeError, RunError, StoreError, UsageError
-from nh2st_pipe.data.folds import Fold
 from nh2st_pipe.evaluation.judge import evaluate
 from nh2st_pipe.evaluation.reference import REFERENCE, Reference
-from nh2st_pipe.heads.base import Prediction
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.reporting.page import report
 from nh2st_pipe.runs.about import About
@@ -28,9 +26,6 @@ from nh2st_pipe.runs.card import model_card
 from nh2st_pipe.runs.checksums import write_sums
 from nh2st_pipe.runs.folder import RunFolder
 from nh2st_pipe.runs.model import load_model, load_reference
-from nh2st_pipe.training.fold import FoldResult
-from nh2st_pipe.training.outcome import Outcome
-from nh2st_pipe.training.record import trusted_of
 from nh2st_pipe.training.run import train
 from tests.conftest import Study
 from tests.hub import standing_in
@@ -58,7 +53,9 @@ def test_a_run_of_the_first_version_predicts_as_it_did(name: str, tmp_path: Path
     for slide_id, path in summary.files.items():
         data = anndata.read_h5ad(path)
         assert np.allclose(data.X, expected[slide_id], atol=1e-6)
-        assert str(data.uns["nh2st_pipe"]["unit"]).startswith("log10(counts scaled to 10,000 per spot + 1), mean over")
+        assert str(data.uns["nh2st_pipe"]["unit"]).startswith(
+            "log10(counts scaled to 10,000 per spot over the panel + 1), mean over"
+        )
     assert report(run).is_file()
 
 
@@ -102,14 +99,16 @@ def test_predictions_have_intervals_and_genes_a_verdict(finished: Path, study: S
         width = np.array([reach.half_width[gene] for gene in data.var_names])
         assert np.allclose(data.layers["high"] - data.X, width, atol=1e-5)
         assert np.allclose(data.X - data.layers["low"], width, atol=1e-5)
-        words = f"intervals at {float(level):.0%} are from 3 patients held out; made without each, they cover"
+        words = f"intervals at {float(level):.0%} are from 3 patients held out, and cover"
         assert summary.notices[-1].startswith(words)
-        assert ("too few to promise" in summary.notices[-1]) is not promised
+        assert ("is not promised (3 patients)" in summary.notices[-1]) is not promised
         assert data.uns["nh2st_pipe"]["interval_level"] == float(level)
     low, high, pcc = data.var["cv_low"], data.var["cv_high"], data.var["cv_pcc"]
     assert ((low < pcc) & (pcc < high)).all()
-    assert data.var["trusted"].dtype == bool
-    assert data.var["trusted"].tolist() == (low > 0).tolist()  # no ridge-context among these baselines
+    assert data.var["trusted"].dtype == data.var["judged"].dtype == bool
+    assert data.var["trusted"].tolist() == [about.trusted[gene] for gene in data.var_names]
+    assert data.var["judged"].all()
+    assert "no baseline was there to hold them against" in about.trusted_in_words
     assert set(fold) >= set(data.var_names)
     with pytest.raises(UsageError, match=r"--level takes 0\.5, 0\.8, 0\.9, 0\.95, not 0\.7"):
         predict(finished, embeddings=store, level=0.7)
@@ -174,39 +173,6 @@ def test_members_that_differ_say_by_how_much(study: Study, recipe: str, several:
     if several:
         assert data.layers["spread"].shape == data.shape
         assert (data.layers["spread"] > 0).all()
-
-
-@pytest.mark.parametrize(("together", "by", "groups"), [(True, "patient", 2), (False, "slide", 4)])
-def test_patients_are_the_unit_where_they_were_held_out_whole(together: bool, by: str, groups: int) -> None:
-    rng, outcome = np.random.default_rng(0), Outcome()
-    patients = {"a1": "a", "a2": "a", "b1": "b", "b2": "b"}
-    folds = [("a1", "a2"), ("b1", "b2")] if together else [("a1", "b1"), ("a2", "b2")]
-    for test in folds:
-        fold = Fold("+".join(test), tuple(set(patients) - set(test)), test)
-        seen = {name: rng.standard_normal((20, 1)).astype(np.float32) for name in test}
-        guess = {name: Prediction(values + 0.1) for name, values in seen.items()}
-        of = {name: patients[name] for name in test}
-        outcome.add(FoldResult("h", fold, ["g"], guess, seen, of, 0.0, 0, [], {}, {}))
-    made = outcome.intervals()
-    assert (made.by, made.groups) == (by, groups)
-
-
-def test_a_gene_that_ridge_context_surely_predicts_better_is_not_trusted() -> None:
-    rng = np.random.default_rng(0)
-    truth = {f"s{i}": rng.standard_normal((50, 3)) for i in range(3)}
-    ours, theirs = Outcome(), Outcome(keep_off=False)
-    for name, values in truth.items():
-        other = rng.standard_normal(values.shape)
-        chance = 0.3 + 0.3 * (name == "s1")  # theirs is better at c, but for one slide
-        for outcome, noise in ((ours, (0.3, 0.6, 0.35)), (theirs, (0.6, 0.3, chance))):
-            guess = Prediction((values + other * noise).astype(np.float32))
-            fold = Fold(name, tuple(set(truth) - {name}), (name,))
-            seen = values.astype(np.float32)
-            outcome.add(
-                FoldResult("h", fold, ["a", "b", "c"], {name: guess}, {name: seen}, {name: name}, 0.0, 0, [], {}, {})
-            )
-    assert trusted_of(ours.pcc_intervals(), {}) == {"a": True, "b": True, "c": True}
-    assert trusted_of(ours.pcc_intervals(), ours.pcc_against(theirs)) == {"a": True, "b": False, "c": True}
 
 
 def test_a_slide_of_another_resolution_is_not_predicted_with_tiles_of_as_many_px(

@@ -21,7 +21,8 @@ from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.data import study as data_study
 from nh2st_pipe.data.folds import Fold
 from nh2st_pipe.evaluation.judge import evaluate
-from nh2st_pipe.evaluation.metrics import summarise
+from nh2st_pipe.evaluation.metrics import mean_pcc
+from nh2st_pipe.evaluation.statistics import mean_interval
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe
 from nh2st_pipe.reporting.page import report
@@ -59,12 +60,17 @@ def test_the_run_folder_holds_what_it_should(study: Study) -> None:
         assert (fold["n_spots"], fold["n_genes"]) == (25, 10)
     assert metrics["baselines"]["mean"]["summary"]["pcc"] == 0.0  # it does not vary, and says nothing of any gene
     of_ridge = metrics["baselines"]["ridge"]
-    assert of_ridge["summary"]["pcc_sd"] == pytest.approx(np.std([f["pcc"] for f in of_ridge["folds"]], ddof=1))
+    ends = mean_interval([fold["pcc"] for fold in of_ridge["folds"]])
+    assert ends is not None
+    assert (of_ridge["summary"]["pcc_low"], of_ridge["summary"]["pcc_high"]) == pytest.approx(
+        (max(-1, ends[0]), min(1, ends[1]))
+    )
+    assert (of_ridge["summary"]["unit"], of_ridge["summary"]["n_units"]) == ("patient", 3)
     assert {fold["chosen"]["head.alpha"] for fold in of_ridge["folds"]} <= {300, 1000, 3000, 10000, 30000}
 
     # What is in the predictions is what is in the metrics.
     data = anndata.read_h5ad(result.path / "predictions" / "s1.h5ad")
-    assert summarise(np.asarray(data.X), data.layers["target"])["pcc"] == pytest.approx(metrics["folds"][1]["pcc"])
+    assert mean_pcc(np.asarray(data.X), data.layers["target"], []) == pytest.approx(metrics["folds"][1]["pcc"])
     assert data.obsm["spatial"].shape == (25, 2)
     assert "hires" in data.uns["spatial"]["s1"]["images"]
     genes = pl.read_csv(result.path / "per_gene.csv").filter(pl.col("head") == "ridge")
@@ -239,7 +245,7 @@ def test_what_cannot_be_trained_on(make_study: Callable[..., Study]) -> None:
     with pytest.raises(
         TrainError, match="there is one \\(P\\); its 2 slides can be left out in turn with --folds slide"
     ):
-        run(study)
+        run(study, folds="patient")  # asked for; what is left to the program is another matter
     with pytest.raises(UsageError, match=r"did you mean 'head\.dropout'"):
         run(study, settings=("head.dropuot=0.1",))
     with pytest.raises(UsageError, match="--set takes key=value"):
@@ -261,11 +267,11 @@ def test_predictions_for_a_store_equal_the_models(study: Study) -> None:
 
     slide = open_store(study.folder / "store.zarr").read("s2")
     data = anndata.read_h5ad(summary.files["s2"])
-    expected = load_model(result.path).predict(Samples.of([slide], neighbours=9))
+    expected = load_model(result.path).predict(Samples.of([slide], neighbours=9, smoothed=True))
     assert np.array_equal(data.X, expected)
     assert list(data.obs_names) == slide.barcodes
     figures = evaluate(study.folder / "pred", study.folder / "store.zarr", study.folder / "m.json")
-    assert figures["slides"]["s2"]["pcc"] == pytest.approx(summarise(data.X, data.layers["target"])["pcc"])
+    assert figures["slides"]["s2"]["pcc"] == pytest.approx(mean_pcc(data.X, data.layers["target"], []))
     assert json.loads((study.folder / "m.json").read_text()) == figures
 
 
@@ -374,8 +380,8 @@ def test_a_single_slide_is_judged_by_blocks(make_study: Callable[..., Study]) ->
     from nh2st_pipe.training.fold import FoldTask
 
     rows = cut(open_store(study.folder / "store.zarr")["s0"])[2]
-    judged = summarise(np.asarray(data.X)[rows], np.asarray(data.layers["target"])[rows])
-    assert judged["pcc"] == pytest.approx(figures["pcc"])
+    judged = mean_pcc(np.asarray(data.X)[rows], np.asarray(data.layers["target"])[rows], [])
+    assert judged == pytest.approx(figures["pcc"])
     assert load_model(result.path).about["trained_on"][0]["slide_id"] == "s0"
     assert report(result.path).is_file()
     # Other counts in the block that is judged: the same predictions for it, though their smoothing reached across.
@@ -392,8 +398,12 @@ def test_a_single_slide_is_judged_by_blocks(make_study: Callable[..., Study]) ->
     after = anndata.read_h5ad(again.path / "predictions" / "s0.h5ad")
     assert np.array_equal(np.asarray(after.X)[rows], np.asarray(data.X)[rows])
     assert not np.array_equal(np.asarray(after.X), np.asarray(data.X))
-    task = FoldTask(str(study.folder / "store.zarr"), yaml_recipe(again.path), Fold("block 1", ("s0#2",), ("s0#1",)))
-    assert sorted(task.load().slides) == ["s0#1", "s0#2", "s0#3", "s0#4"]
+    fold = Fold("block 1", ("s0, block 2",), ("s0, block 1",))
+    task = FoldTask(str(study.folder / "store.zarr"), yaml_recipe(again.path), fold, slides=("s0",))
+    assert sorted(task.load().slides) == [f"s0, block {n}" for n in (1, 2, 3, 4)]
+    table = pl.read_csv(again.path / "per_slide.csv").filter(pl.col("head") == "nh2st-context")
+    assert table.select("slide_id", "block").rows() == [("s0", n) for n in (1, 2, 3, 4)]
+    assert (again.metrics["summary"]["unit"], again.metrics["summary"]["n_units"]) == ("block", 4)
 
 
 def test_folds_by_a_column_name_patients_on_both_sides(study: Study) -> None:
