@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from nh2st_pipe import demo, synthetic
@@ -13,6 +14,9 @@ from nh2st_pipe.demo import run_demo, run_layout_demo, standing
 from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.encoders.load import load_encoder
 from nh2st_pipe.recipes.encoder import load_encoder_recipe
+from nh2st_pipe.runs.about import About
+from nh2st_pipe.runs.model import load_model
+from nh2st_pipe.training.run import train
 
 
 def test_the_demo_says_where_its_head_stands() -> None:
@@ -72,3 +76,25 @@ def test_the_demos_weights_are_those_of_its_encoder(tmp_path: Path) -> None:
     encoder = load_encoder(load_encoder_recipe("efficientnet-lite0"), weights)
     assert sum(values.numel() for values in encoder.parameters()) > 3e6
     assert demo._lite0_weights(tmp_path) == weights
+
+
+def test_genes_that_follow_nothing_are_a_negative_control(tmp_path: Path) -> None:
+    """Of the demo's 20 noise genes at most one is trusted, and their PCC is 0: scaled over the sixty genes alone they
+    follow the image, as what the others leave.
+    """
+    manifest = synthetic.generate(tmp_path / "slides", grid=8)
+    store = tmp_path / "store.zarr"
+    embed(manifest, encoder="fake", store=store, views=1)
+    pcc = {}
+    for over in ("all", "panel"):
+        settings = ["targets.smooth=none", "baselines=[]", f"targets.scale_over={over}"]
+        options = {"recipe": "ridge-context", "genes": synthetic.GENES, "settings": settings}
+        run = train(store, out=tmp_path / over, **options)  # type: ignore[arg-type]
+        trusted = About.of(load_model(run.path).about, run.path).trusted
+        assert set(trusted) == set(synthetic.GENES)
+        assert sum(trusted[gene] for gene in synthetic.GENES[40:]) <= 1
+        assert sum(trusted[gene] for gene in synthetic.GENES[:20]) >= 12
+        genes = pl.read_csv(run.path / "per_gene.csv").filter(pl.col("gene").str.starts_with("NOISE"))
+        pcc[over] = float(genes["pcc"].mean())  # type: ignore[arg-type]
+    assert abs(pcc["all"]) < 0.05
+    assert abs(pcc["panel"]) > 2 * abs(pcc["all"])

@@ -45,7 +45,9 @@ class MLP(HeadModel):
         self.scaler: nn.Module = FeatureScaler(dim, clip) if scale_features else nn.Identity()
         self.register_buffer("target_mean", torch.zeros(len(self.genes)))
         self.register_buffer("target_scale", torch.ones(()))
-        self.members = Members(recipe.members, dim, recipe.width, len(self.genes), recipe.output_scale)
+        self.members = Members(
+            recipe.members, dim, recipe.width, len(self.genes), recipe.output_scale, contrast=recipe.contrast
+        )
 
     @classmethod
     def build(cls, recipe: TrainRecipe, dim: int, genes: list[str], about: dict[str, Any]) -> Self:

@@ -108,6 +108,12 @@ class HeadRecipe(Strict):
     """Whether it is trained by `fit`, its number of epochs chosen on slides held out of the training slides."""
     learns_raw: ClassVar[bool] = False
     """Whether it learns from the target before smoothing, so that its predictions are smoothed by every protocol."""
+    found_on: ClassVar[str] = ""
+    """On which sections the numbers in its recipe were found, for whoever reads figures on those."""
+
+    def idle_features(self) -> dict[str, str]:
+        """Return the fields of `features` that the head does not read, each with what does nearly the same."""
+        return {}
 
     def in_brief(self) -> HeadRecipe | None:
         """Return the head as it is trained where it has to be many times over; None where that takes too long."""
@@ -124,6 +130,10 @@ class MeanHead(HeadRecipe):
     model: ClassVar[str] = "nh2st_pipe.heads.linear:Mean"
     kind: Literal["mean"]
 
+    def idle_features(self) -> dict[str, str]:
+        """See HeadRecipe."""
+        return dict.fromkeys(("scale", "clip", "neighbours"), "it looks at no embedding")
+
 
 class KNNHead(HeadRecipe):
     """Retrieval: the mean target of the training spots whose embeddings are most alike."""
@@ -132,6 +142,10 @@ class KNNHead(HeadRecipe):
     kind: Literal["knn"]
     k: int = Field(50, ge=1)
     """Training spots that a spot is predicted from."""
+
+    def idle_features(self) -> dict[str, str]:
+        """See HeadRecipe."""
+        return {"neighbours": _OWN_SPOT}
 
 
 class RidgeHead(HeadRecipe):
@@ -143,6 +157,10 @@ class RidgeHead(HeadRecipe):
     """Whether the mean embedding of the spot's neighbourhood stands beside its own."""
     alpha: float = Field(3000.0, gt=0)
     """Penalty per view: the objective is Σ‖y − xW‖² + alpha · views · ‖W‖² over all spots and views."""
+
+    def idle_features(self) -> dict[str, str]:
+        """See HeadRecipe."""
+        return {} if self.context else {"neighbours": "head.context=true reads them"}
 
 
 class NH2STHead(HeadRecipe):
@@ -169,6 +187,12 @@ class NH2STHead(HeadRecipe):
     """Factor on the logits of pairs that do not belong together."""
     query_weight: float = Field(1.0, ge=0)
     neighbour_weight: float = Field(0.5, ge=0)
+
+    @model_validator(mode="after")
+    def _every_attention_head_is_as_wide(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) has to be a multiple of heads ({self.heads})")
+        return self
 
 
 class KernelPart(Strict):
@@ -251,12 +275,17 @@ class MLPHead(HeadRecipe):
     kind: Literal["mlp"]
     network: MembersRecipe = MembersRecipe()
 
+    def idle_features(self) -> dict[str, str]:
+        """See HeadRecipe."""
+        return {"neighbours": _OWN_SPOT}
+
 
 class ContextHead(HeadRecipe):
     """nh2st-context: a kernel part and a network part on a spot and what surrounds it, mixed."""
 
     model: ClassVar[str] = "nh2st_pipe.heads.context:Context"
     learns_raw: ClassVar[bool] = True
+    found_on: ClassVar[str] = "four her2st sections (C2 to C5)"
     kind: Literal["nh2st-context"]
     centring: float = Field(0.5, ge=0, le=1)
     """Share of a slide's own mean embedding that is taken off its embeddings."""
@@ -286,6 +315,21 @@ class ContextHead(HeadRecipe):
         """See HeadRecipe."""
         return any(part is not None and part.stain_directions > 0 for part in (self.kernel, self.network))
 
+    def idle_features(self) -> dict[str, str]:
+        """See HeadRecipe."""
+        around = "head.sigmas and head.network.attention.neighbours say what surrounds a spot"
+        centred = "head.centring says how far a slide's own mean is taken off"
+        return {"scale": centred, "clip": centred, **({} if self.hypergraph else {"neighbours": around})}
+
+    @model_validator(mode="after")
+    def _a_share_is_of_two_parts(self) -> Self:
+        if self.kernel is None or self.network is None:
+            left, fields = ("kernel" if self.network is None else "network"), type(self).model_fields
+            for key in ("kernel_share", "gate_from", "gate_to"):
+                if getattr(self, key) != fields[key].default:
+                    raise ValueError(f"{key} has no effect where the {left} part is alone; leave it out")
+        return self
+
     @model_validator(mode="after")
     def _something_is_left(self) -> Self:
         if self.kernel is None and self.network is None:
@@ -296,10 +340,16 @@ class ContextHead(HeadRecipe):
 
 
 Head = Annotated[MeanHead | RidgeHead | KNNHead | MLPHead | NH2STHead | ContextHead, Field(discriminator="kind")]
+_OWN_SPOT = "it looks at the spot's own embedding alone; ridge-context and nh2st-context look around it"
+
 HEADS: dict[str, type[HeadRecipe]] = {
     typing.get_args(head.model_fields["kind"].annotation)[0]: head for head in typing.get_args(typing.get_args(Head)[0])
 }
 """Every head by its kind."""
+
+
+class _OfHead(Strict):
+    head: Head
 
 
 class TrainRecipe(Strict):
@@ -353,16 +403,56 @@ class TrainRecipe(Strict):
                 raise ValueError(f"choose: '{error.args[0]}' is a value, not a group of keys") from None
         return self
 
+    @model_validator(mode="after")
+    def _every_setting_acts(self) -> Self:
+        """Refuse what is set and read by nothing, with the nearest that works."""
+        defaults = FeatureRecipe()
+        for key, instead in self.head.idle_features().items():
+            if getattr(self.features, key) != getattr(defaults, key):
+                raise ValueError(f"features.{key} has no effect on a head of kind {self.head.kind}: {instead}")
+        if self.features.scale == "none" and self.features.clip != defaults.clip:
+            raise ValueError("features.clip has no effect with features.scale=none: scaled values alone are clipped")
+        if isinstance(self.targets.genes, tuple) and self.targets.panel != "mean":
+            raise ValueError("targets.panel has no effect where targets.genes names the genes; give a number of them")
+        if self.targets.scale_to is None and self.targets.scale_over != "all" and self.protocol == "nested":
+            raise ValueError("targets.scale_over has no effect with targets.scale_to=null: nothing is scaled")
+        if self.folds == "none" and self.trust_from != type(self).model_fields["trust_from"].default:
+            raise ValueError("trust_from has no effect without folds: no gene is judged")
+        return self
+
+    def protocol_in_words(self) -> str:
+        """Say what the run of this recipe chooses and on what, and what is fixed."""
+        named = isinstance(self.targets.genes, tuple)
+        if self.protocol == "paper":
+            said = ["gene panel named beforehand" if named else "gene panel from all slides, as in published tables"]
+            if self.head.by_epochs:
+                said.append("best epoch chosen ON THE TEST FOLD, as in published tables: optimistic")
+            else:
+                said.append(f"a head of kind {self.head.kind} has no epochs to choose on the test fold")
+        else:
+            inside = [] if named else ["gene panel"]
+            if not {"scale", "clip"} & self.head.idle_features().keys() and self.features.scale != "none":
+                inside.append("scaling")
+            inside += ["epochs"] if self.head.by_epochs else []
+            inside += sorted(self.choose)
+            said = [f"{_and(inside)} chosen on training slides alone"] if inside else ["nothing is chosen"]
+            said += ["genes named beforehand"] if named else []
+            said.append("each test fold touched once")
+        if self.head.found_on:
+            said.append(f"the head's numbers are fixed, and were found on {self.head.found_on}")
+        return "; ".join(said)
+
     def choices(self) -> list[dict[str, Any]]:
         """Return every combination of the values in `choose`, as {key: value}; one that is empty without any."""
         return [dict(zip(self.choose, values, strict=True)) for values in itertools.product(*self.choose.values())]
 
     def chosen(self, choice: Mapping[str, Any]) -> TrainRecipe:
         """Return the recipe with the values of `choice`, and nothing left to choose."""
-        values = {**self.model_dump(), "choose": {}}
+        values: dict[str, Any] = {"head": self.head.model_dump()}
         for key, value in choice.items():
             set_in(values, key, value)
-        return TrainRecipe.model_validate(values)
+        # The head alone: a baseline has the features and targets of the run's own head, which may not all act on it.
+        return self.model_copy(update={"head": _OfHead.model_validate(values).head, "choose": {}})
 
     def smooths_predictions(self) -> bool:
         """Whether predictions are smoothed as the target is: those of every head, so that none has it alone.
@@ -447,6 +537,10 @@ def set_in(data: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(place, dict):
             raise KeyError(parent)
     place[leaf] = value
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _flat(groups: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

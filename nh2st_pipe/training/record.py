@@ -23,7 +23,6 @@ from nh2st_pipe.training.fold import FoldResult
 from nh2st_pipe.training.outcome import Outcome, intervals_of
 
 __all__ = [
-    "PROTOCOLS",
     "about",
     "gene_table",
     "metrics_of",
@@ -31,11 +30,6 @@ __all__ = [
     "write_in_sample",
     "write_predictions",
 ]
-
-PROTOCOLS = {
-    "nested": "gene panel, scaling, epochs and penalties chosen on training slides alone; each test fold touched once",
-    "paper": "gene panel from all slides and best epoch chosen ON THE TEST FOLD, as in published tables: optimistic",
-}
 
 
 def about(study: Study, recipe: TrainRecipe, outcome: Outcome, trust: Trust) -> dict[str, Any]:
@@ -152,7 +146,7 @@ def setting_of(recipe: TrainRecipe, study: Study) -> dict[str, Any]:
         "format": RUN_FORMAT,
         "head": recipe.name,
         "protocol": recipe.protocol,
-        "protocol_in_words": PROTOCOLS[recipe.protocol],
+        "protocol_in_words": recipe.protocol_in_words(),
         "folds_by": f"patient:{recipe.folds}" if recipe.folds.isdecimal() else recipe.folds,
         "n_slides": len(slides),
         "n_patients": len({slide.patient for slide in slides}),

@@ -30,7 +30,8 @@ class Repeated:
     run: Run
     of: Path
     same: list[str]
-    """Files whose numbers are the same bit for bit: the model, and each slide's prediction out of fold."""
+    """Files whose numbers are the same bit for bit: the model, and each slide's prediction out of fold, with all its
+    layers and what it says of spots and genes."""
     other: list[str]
     """Those that differ, or are in one run alone."""
     reasons: list[str]
@@ -93,8 +94,10 @@ def _alike(one: Path, two: Path) -> bool:
 
     with quiet_warnings():
         first, second = anndata.read_h5ad(one), anndata.read_h5ad(two)
-    names = (first.obs_names.equals(second.obs_names), first.var_names.equals(second.var_names))
-    return all(names) and np.array_equal(np.asarray(first.X), np.asarray(second.X), equal_nan=True)
+    if not (first.obs.equals(second.obs) and first.var.equals(second.var) and {*first.layers} == {*second.layers}):
+        return False
+    pairs = [(first.X, second.X), *((first.layers[name], second.layers[name]) for name in first.layers)]
+    return all(np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True) for a, b in pairs)
 
 
 def _reasons(then: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 import yaml
 
+import nh2st_pipe
 from nh2st_pipe.core.errors import NH2STError, RunError, UsageError, listed
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.whole import written_whole
@@ -48,7 +49,8 @@ class Swept:
     keys: list[str] = field(default_factory=list)
     """What was varied."""
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """One per cell, the best PCC first: `cell` (its run's folder in `out`), the values of `keys`, and its figures."""
+    """One per cell, the best PCC first: `cell` (its run's folder in `out`), the values of `keys`, its figures, the
+    `version` that made it, and, last, those that `failed`, each with its cause."""
     done: list[str] = field(default_factory=list)
     """Cells trained by this call."""
     kept: list[str] = field(default_factory=list)
@@ -130,16 +132,32 @@ def sweep(
                 found.done.append(name)
         except NH2STError as error:
             found.failed[name] = str(error)
-    rows = [{"cell": name, **cells[name].values, **_figures(of_cell)} for name, of_cell in metrics.items()]
-    found.rows = sorted(rows, key=lambda row: (row["pcc"] is None, -(row["pcc"] or 0.0)))
+    rows = [
+        {"cell": name, **cells[name].values, **_figures(of_cell), "version": _version(of_cell), "failed": None}
+        for name, of_cell in metrics.items()
+    ]
+    rows = sorted(rows, key=lambda row: (row["pcc"] is None, -(row["pcc"] or 0.0)))
+    empty = dict.fromkeys((*_FIGURES, "version"))
+    found.rows = [
+        *rows,
+        *({"cell": name, **cells[name].values, **empty, "failed": cause} for name, cause in found.failed.items()),
+    ]
+    older = sorted(name for name, of_cell in metrics.items() if _version(of_cell) != nh2st_pipe.__version__)
+    if older:
+        made = sorted({str(_version(metrics[name])) for name in older})
+        found.notes.append(
+            f"{listed(older)} {'was' if len(older) == 1 else 'were'} made by version {listed(made)} of nh2st-pipe, and "
+            f"this is {nh2st_pipe.__version__}: figures of the two may be of other definitions; delete "
+            f"{'it' if len(older) == 1 else 'them'} to train anew"
+        )
     apart = [key for key in of if key.partition(".")[0] in _QUESTION and len(of[key]) > 1]
     if apart:
         found.notes.append(
             f"cells differ in {listed(apart)}: their figures answer different questions, and are not to be compared"
         )
-    if len(found.rows) > 1:
+    if len(rows) > 1:
         found.notes.append(
-            f"the first of {len(found.rows)} is the best on the slides it is judged by: its figure is too good for "
+            f"the first of {len(rows)} is the best on the slides it is judged by: its figure is too good for "
             "others. `choose` in a recipe chooses where training slides are left out"
         )
     _write(found)
@@ -209,6 +227,11 @@ def _same_question(out: Path, base: TrainRecipe, store: Store) -> None:
 def _figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
     summary = metrics["summary"] or {}
     return {key: summary.get(key) for key in _FIGURES}
+
+
+def _version(metrics: Mapping[str, Any]) -> str | None:
+    known = metrics.get("software", {}).get("nh2st_pipe")
+    return None if known is None else str(known)
 
 
 def _write(found: Swept) -> None:

@@ -25,14 +25,23 @@ def smooth_maps(rng: np.random.Generator, side: int, genes: int, reach: float = 
 
 
 def study(
-    seed: int, slides: int, tie: NDArray[Any] | float = 0.0, *, genes: int = 40, side: int = 14, **more: Any
+    seed: int,
+    slides: int,
+    tie: NDArray[Any] | float = 0.0,
+    *,
+    genes: int = 40,
+    side: int = 14,
+    reach: float = 1.5,
+    **more: Any,
 ) -> list[Judged]:
-    """Slides whose predictions have the PCC `tie` with the truth (one value, or one a gene), but for chance."""
+    """Slides whose predictions have the PCC `tie` with the truth (one value, or one a gene), but for chance: the more
+    of that the farther the maps `reach`, in spots.
+    """
     rng = np.random.default_rng(seed)
     names = [f"g{i}" for i in range(genes)]
     found = []
     for i in range(slides):
-        truth, other = smooth_maps(rng, side, genes), smooth_maps(rng, side, genes)
+        truth, other = (smooth_maps(rng, side, genes, reach) for _ in range(2))
         guess = (tie * truth + np.sqrt(1 - np.square(tie)) * other).astype(np.float32)
         found.append(judge(guess, truth, grid(side), slide_id=f"s{i}", patient=f"s{i}", genes=names, **more))
     return found

@@ -16,7 +16,7 @@ from tests.evaluation.known import study
 @pytest.mark.parametrize("slides", [3, 4, 8])
 def test_of_maps_that_follow_nothing_hardly_any_is_trusted(slides: int) -> None:
     """Smooth maps, whose PCC is far from 0 by chance, over 20 seeds: of all genes that are named at most 5 %."""
-    named = sum(sum(trust(study(seed, slides, 0.0)).verdicts.values()) for seed in range(20))
+    named = sum(sum(trust(study(seed, slides, 0.0, reach=5.0)).verdicts.values()) for seed in range(20))
     assert named <= 0.05 * 20 * 40
 
 
@@ -25,11 +25,31 @@ def test_of_the_genes_that_are_trusted_one_of_twenty_at_most_follows_nothing(sli
     tie = np.where(np.arange(40) < 20, 0.85, 0.0)
     wrong = right = 0
     for seed in range(20):
-        for gene, yes in trust(study(seed, slides, tie)).verdicts.items():
+        for gene, yes in trust(study(seed, slides, tie, reach=5.0)).verdicts.items():
             follows = int(gene[1:]) < 20
             wrong, right = wrong + (yes and not follows), right + (yes and follows)
     assert right >= 0.7 * 20 * 20
     assert wrong <= 0.05 * (wrong + right)
+
+
+def test_each_part_of_the_verdict_is_needed() -> None:
+    """A spread over few units that is small by chance, a PCC that unrelated maps reach, one gene of many."""
+    alike = np.array([[0.50], [0.51], [0.505]])
+    assert trusted_p(alike, np.array([0.05]), 0.2) < 0.001
+    assert trusted_p(alike, np.array([0.5]), 0.2) > 0.1, "maps without any tie reach this, however alike the three are"
+    apart = np.array([[0.9], [0.1], [0.6]])
+    assert trusted_p(apart, np.array([0.05]), 0.2) > 0.1, "the units differ, whatever the null's spread"
+    assert trusted_p(alike, np.array([0.05]), 0.6) > 0.5
+    rng = np.random.default_rng(0)
+    names, null = tuple(f"g{i}" for i in range(400)), np.full((20, 400), 0.05, np.float32)
+    at_the_bound = rng.normal(0.2, 0.1, (4, 400))
+    slides = [
+        Judged(f"s{i}", f"s{i}", "f", None, names, 9, row, row, row, row, np.empty(0, np.int64), null, None)
+        for i, row in enumerate(at_the_bound)
+    ]
+    alone = (trusted_p(at_the_bound, np.full(400, 0.05), 0.2) <= 0.05).sum()
+    assert alone > 8, "one in twenty by chance, each on its own"
+    assert sum(trust(slides).verdicts.values()) <= 1
 
 
 def test_what_is_above_0_and_below_the_useful_bound_is_not_trusted() -> None:

@@ -11,8 +11,10 @@ import polars as pl
 import pytest
 import yaml
 
+import nh2st_pipe
 from nh2st_pipe.core.errors import RecipeError, RunError, UsageError
 from nh2st_pipe.recipes.train import load_train_recipe
+from nh2st_pipe.runs.checksums import write_sums
 from nh2st_pipe.runs.folder import read_metrics
 from nh2st_pipe.training.repeat import repeat
 from nh2st_pipe.training.run import train
@@ -67,7 +69,8 @@ def test_every_cell_is_a_run_and_the_table_holds_them_all(store: Path, tmp_path:
     assert [row["pcc"] for row in found.rows] == sorted((row["pcc"] for row in found.rows), reverse=True)
     table = pl.read_csv(tmp_path / "s" / "sweep.csv")
     assert table["cell"].to_list() == [row["cell"] for row in found.rows]
-    assert set(table.columns) >= {"head.alpha", "targets.smooth", "pcc", "mse"}
+    assert set(table.columns) >= {"head.alpha", "targets.smooth", "pcc", "mse", "version", "failed"}
+    assert {row["version"] for row in found.rows} == {nh2st_pipe.__version__}
     assert "cells differ in targets.smooth: their figures answer different questions" in found.notes[0]
     assert "its figure is too good" in found.notes[1]
 
@@ -90,6 +93,23 @@ def test_a_sweep_that_was_cut_short_goes_on(store: Path, tmp_path: Path, monkeyp
     assert (again.kept, len(again.done), len(again.rows)) == (trained, 2, 4)
     more = sweep("ridge", store, {**GRID, "head.alpha": [10, 1000, 30]}, **options)
     assert (len(more.kept), len(more.done)) == (4, 2)
+
+
+def test_cells_of_another_version_and_cells_that_failed_are_told(store: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"genes": 6, "out": tmp_path / "s", "settings": ["choose={}"]}
+    sweep("ridge", store, {"head.alpha": [10]}, **options)
+    cell = tmp_path / "s" / "head.alpha=10"
+    metrics = json.loads((cell / "metrics.json").read_text())
+    metrics["software"]["nh2st_pipe"] = "0.0.1"
+    (cell / "metrics.json").write_text(json.dumps(metrics))
+    write_sums(cell)
+    (tmp_path / "s" / "head.alpha=30").mkdir()  # no run: it cannot be read, nor made
+    found = sweep("ridge", store, {"head.alpha": [10, 20, 30]}, **options)
+    assert any("head.alpha=10 was made by version 0.0.1 of nh2st-pipe" in note for note in found.notes)
+    assert [row["cell"] for row in found.rows if row["failed"]] == ["head.alpha=30"]
+    table = pl.read_csv(tmp_path / "s" / "sweep.csv")
+    assert dict(table.select("cell", "version").iter_rows())["head.alpha=10"] == "0.0.1"
+    assert "is not a finished run" in table.filter(pl.col("cell") == "head.alpha=30")["failed"].item()
 
 
 def test_cells_of_another_question_are_not_mixed_in(store: Path, study: Study, tmp_path: Path) -> None:
@@ -137,7 +157,7 @@ def test_cells_of_keys_that_end_alike_are_not_taken_for_each_other() -> None:
 
 def test_a_cell_that_fails_is_named_and_the_others_are_trained(store: Path, tmp_path: Path) -> None:
     done = call(
-        *("sweep", "ridge", "--embeddings", store, "--grid", "features.neighbours=4,99", "--genes", "6"),
+        *("sweep", "ridge-context", "--embeddings", store, "--grid", "features.neighbours=4,99", "--genes", "6"),
         *("--out", tmp_path / "s", "--set", "choose={}"),
     )
     assert done.returncode == 1
