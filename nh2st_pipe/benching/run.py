@@ -18,7 +18,7 @@ from nh2st_pipe.benching.pilot import make_pilot
 from nh2st_pipe.core.errors import OF_ONE_SLIDE, NH2STError, UsageError, listed
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.whole import written_whole
-from nh2st_pipe.data.folds import usual_folds
+from nh2st_pipe.data.folds import Listed, usual_folds
 from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.evaluation.compare import compare
 from nh2st_pipe.recipes.encoder import EncoderRecipe, load_encoder_recipe
@@ -100,7 +100,7 @@ def bench(
     tried = make_pilot(rows, found.out, pilot, pilot_slides, seed)
     found.left_out |= tried.failed
     found.slides = len(tried.rows)
-    protocol = folds or usual_folds((row.slide_id, row.patient) for row in tried.rows)[0]
+    protocol = folds or usual_folds([Listed(row.slide_id, row.patient, row.extra) for row in tried.rows])[0]
     runs: dict[str, Path] = {}
     rates: dict[str, float | None] = {}
     for recipe in recipes:

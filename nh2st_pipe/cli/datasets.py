@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nh2st_pipe.cli.options import Device, Json, Weights, exit_for, say_failed, show
-from nh2st_pipe.cli.training import say_run, table
+from nh2st_pipe.cli.training import aligned, say_run, table
 from nh2st_pipe.core.errors import UsageError
 
 __all__ = ["demo", "manifest", "reproduce"]
@@ -98,12 +98,13 @@ def reproduce(
     def say() -> None:
         for note in done.notes:
             typer.echo(f"note: {note}")
-        wide = [max(len(row[key]) for row in done.rows) for key in ("head", "judged")]
-        typer.echo(f"{'head':<{wide[0]}}  {'judged':<{wide[1]}}  {'MSE':>7}  {'MAE':>7}  {'PCC':>7}  {'top 50':>7}")
+        wide = max(len(row["judged"]) for row in done.rows)
+        lines = [("head", f"{'judged':<{wide}}", "MSE", "MAE", "PCC", "best 50", "top 50", "its null")]
         for row in done.rows:
-            cells = (row.get(key) for key in ("mse", "mae", "pcc", "pcc_top50"))
-            figures = "  ".join("      –" if value is None else f"{value:>7.4f}" for value in cells)
-            typer.echo(f"{row['head']:<{wide[0]}}  {row['judged']:<{wide[1]}}  {figures}")
+            cells = (row.get(key) for key in ("mse", "mae", "pcc", "pcc_top50_train", "pcc_top50", "pcc_top50_null"))
+            figures = ("–" if value is None else f"{value:.4f}" for value in cells)
+            lines.append((row["head"], f"{row['judged']:<{wide}}", *figures))
+        typer.echo(aligned(lines))
         typer.echo(f"all of it: {done.out}")
 
     show(done.record(), as_json, say)

@@ -4,14 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from nh2st_pipe.core.errors import TrainError, UsageError, listed
 from nh2st_pipe.data.blocks import BLOCKS
-from nh2st_pipe.store.read import SlideData
 
-__all__ = ["Fold", "hold_out", "kfold", "make_folds", "on_both_sides", "usual_folds"]
+__all__ = [
+    "Fold",
+    "Foldable",
+    "Listed",
+    "checked_folds",
+    "hold_out",
+    "kfold",
+    "make_folds",
+    "on_both_sides",
+    "usual_folds",
+]
+
+
+class Foldable(Protocol):
+    """What folds are made of: a slide, a block of one, or what a manifest says of one."""
+
+    @property
+    def name(self) -> str:
+        """The slide's, with the number of the block where it is one."""
+        ...
+
+    @property
+    def slide_id(self) -> str:
+        """The slide."""
+        ...
+
+    @property
+    def patient(self) -> str:
+        """Its patient; the slide's own name where none is told."""
+        ...
+
+    @property
+    def extra(self) -> dict[str, str]:
+        """Other columns of the manifest."""
+        ...
+
+    @property
+    def block(self) -> int | None:
+        """Which block of the slide it is; None for all of it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A slide as a manifest or a store's records list it, before anything of it is read."""
+
+    slide_id: str
+    patient: str
+    extra: dict[str, str]
+    block: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The slide's."""
+        return self.slide_id
 
 
 @dataclass(frozen=True)
@@ -30,7 +84,7 @@ def kfold(n: int, k: int, seed: int) -> list[list[int]]:
     return [sorted(int(i) for i in part) for part in np.array_split(order, k)]
 
 
-def make_folds(slides: Sequence[SlideData], by: str, seed: int) -> list[Fold]:
+def make_folds(slides: Sequence[Foldable], by: str, seed: int) -> list[Fold]:
     """Split `slides`. `by` is what is left out in turn: "patient", "slide", or a column of the manifest.
 
     With ":K" behind it (or a K alone, for patients) K folds of whole groups are made. "block" leaves one block out of
@@ -68,13 +122,13 @@ def make_folds(slides: Sequence[SlideData], by: str, seed: int) -> list[Fold]:
     ]
 
 
-def usual_folds(slides: Iterable[tuple[str, str]]) -> tuple[str, str]:
-    """Return by what to leave out where nothing is asked for, and why not by patient, from (slide_id, patient) pairs.
+def usual_folds(slides: Iterable[Foldable]) -> tuple[str, str]:
+    """Return by what to leave out where nothing is asked for, and why not by patient.
 
     Patients where there are several, else slides where there are several, else blocks of the one slide.
     """
     known = list(slides)
-    if len({patient for _, patient in known}) > 1:
+    if len({slide.patient for slide in known}) > 1:
         return "patient", ""
     if len(known) > 1:
         return "slide", (
@@ -84,14 +138,28 @@ def usual_folds(slides: Iterable[tuple[str, str]]) -> tuple[str, str]:
     return "block", "there is one slide: folds leave out blocks of it"
 
 
-def on_both_sides(slides: Sequence[SlideData], folds: Sequence[Fold]) -> list[str]:
+def checked_folds(slides: Sequence[Foldable], asked: str | None, usual: str, seed: int) -> tuple[str, str]:
+    """Return by what folds of `slides` are made, and what has to be said of it, before anything of them is read.
+
+    That is what is `asked` for; where nothing is, the `usual` ones, by patient if there are several (`usual_folds`).
+    Raises what `make_folds` raises.
+    """
+    by, why = asked or usual, ""
+    if asked is None and usual == "patient":
+        by, why = usual_folds(slides)
+    if by != "block":
+        make_folds(slides, by, seed)
+    return by, why
+
+
+def on_both_sides(slides: Sequence[Foldable], folds: Sequence[Fold]) -> list[str]:
     """Return the patients that stand on both sides of a fold."""
     patient = {slide.name: slide.patient for slide in slides}
     both = [{patient[name] for name in fold.train} & {patient[name] for name in fold.test} for fold in folds]
     return sorted(set().union(*both))
 
 
-def _parsed(by: str, slides: Sequence[SlideData]) -> tuple[str, int | None]:
+def _parsed(by: str, slides: Sequence[Foldable]) -> tuple[str, int | None]:
     """Return the group's column and the number of folds, None where each group is one."""
     column, _, number = ("patient", ":", by) if by.isdecimal() else by.partition(":")
     columns = sorted({key for slide in slides for key in slide.extra})
@@ -105,7 +173,7 @@ def _parsed(by: str, slides: Sequence[SlideData]) -> tuple[str, int | None]:
     return column, int(number) if number else None
 
 
-def _group(slide: SlideData, column: str) -> str:
+def _group(slide: Foldable, column: str) -> str:
     if column == "slide":
         return slide.slide_id
     found = slide.patient if column == "patient" else slide.extra.get(column, "")
@@ -114,7 +182,7 @@ def _group(slide: SlideData, column: str) -> str:
     return found
 
 
-def _fold(name: str, slides: Sequence[SlideData], held: Callable[[SlideData], bool]) -> Fold:
+def _fold(name: str, slides: Sequence[Foldable], held: Callable[[Foldable], bool]) -> Fold:
     """Return the fold whose test slides are those that are `held`; groups stay together, by patient and slide."""
     order = sorted(slides, key=lambda s: (s.patient, s.name))
     return Fold(
@@ -124,7 +192,7 @@ def _fold(name: str, slides: Sequence[SlideData], held: Callable[[SlideData], bo
     )
 
 
-def hold_out(slides: Sequence[SlideData], seed: int) -> tuple[str, ...]:
+def hold_out(slides: Sequence[Foldable], seed: int) -> tuple[str, ...]:
     """Return the training slides on which epochs are chosen: one patient's, or one slide where there is one patient.
 
     Empty where there is only one slide.

@@ -15,16 +15,19 @@ import yaml
 from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.whole import written_whole
+from nh2st_pipe.data.folds import Listed, checked_folds
 from nh2st_pipe.datasets import import_dataset
 from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.recipes.dataset import DatasetRecipe, load_dataset_recipe
 from nh2st_pipe.runs.folder import read_metrics
+from nh2st_pipe.tiles.manifest import read_manifest
 from nh2st_pipe.training.run import resolve, train
 
 __all__ = ["Reproduced", "reproduce"]
 
 _HEADS = ("nh2st", "nh2st-context")
-_FIGURES = ("mse", "mae", "pcc", "pcc_top50")
+_PROTOCOLS = ("paper", "nested")
+_FIGURES = ("mse", "mae", "pcc", "pcc_top50_train", "pcc_top50", "pcc_top50_null")
 
 
 @dataclass
@@ -60,10 +63,12 @@ def reproduce(
     """Import, embed and train on the dataset `name` (see manifests/), whose files are in the folder `data`.
 
     Each head is trained twice: as the paper judged (`paper`: panel from all slides, best epoch on the test fold), and
-    as it should be (`nested`, patients on one side alone). `folds` takes the place of the dataset's; `settings` are
+    as it should be (`nested`, patients on one side alone). `folds` takes the place of the dataset's (which, by patient,
+    become by slide or by block where what is there is of one patient, or one slide); `settings` are
     changes to the heads' recipes. All of it is kept in `out` (reproduce/<name>), and a call that was cut short goes on.
 
-    Raises RunError where a run in `out` was made in another way.
+    Raises RunError where a run in `out` was made in another way; TrainError, before anything is embedded, where the
+    slides cannot be folded so.
     """
     dataset = name if isinstance(name, DatasetRecipe) else load_dataset_recipe(name)
     progress = progress or Progress()
@@ -80,6 +85,14 @@ def reproduce(
         done.notes += said["notes"]
         if said["failed"]:
             done.notes.append(f"delete {manifest} to import again what was left out, where its files are right by now")
+    slides = [Listed(row.slide_id, row.patient, row.extra) for row in read_manifest(manifest)]
+    by_protocol: dict[str, str] = {}
+    for protocol in _PROTOCOLS:  # what cannot be folded is told before anything is embedded
+        usual = (dataset.honest_folds if protocol == "nested" else None) or dataset.folds
+        by_protocol[protocol], why = checked_folds(slides, folds, usual, dataset.seed)
+        if why and why not in done.notes:
+            progress.say(why)
+            done.notes.append(why)
     embedded = embed(
         manifest,
         encoder=encoder,
@@ -95,8 +108,8 @@ def reproduce(
         row = {"head": f"{each.method}, {each.source}", "judged": "as published", each.figure: each.value}
         done.rows.append(row)
     for head in _HEADS:
-        for protocol in ("paper", "nested"):
-            by = folds or (dataset.honest_folds if protocol == "nested" else None) or dataset.folds
+        for protocol in _PROTOCOLS:
+            by = by_protocol[protocol]
             changes = [f"protocol={protocol}", *(["baselines=[]"] if protocol == "paper" else []), *settings]
             metrics = _run(done, dataset, head, protocol, by, changes, device, jobs, progress)
             judged = f"{protocol}, folds by {by}"

@@ -20,7 +20,7 @@ from nh2st_pipe.core.devices import pick_head_device
 from nh2st_pipe.core.errors import TrainError, UsageError, listed
 from nh2st_pipe.core.machine import bytes_of, cores
 from nh2st_pipe.core.progress import Progress
-from nh2st_pipe.data.folds import Fold, make_folds, on_both_sides, usual_folds
+from nh2st_pipe.data.folds import Fold, Listed, checked_folds, make_folds, on_both_sides
 from nh2st_pipe.data.panels import read_gene_file
 from nh2st_pipe.data.study import Study
 from nh2st_pipe.evaluation.trust import trust
@@ -95,12 +95,13 @@ def train(
         notes.append(words)
         progress.say(words)
 
-    if folds is None and resolved.folds == "patient":
-        of = [(name, store.complete(name).row.patient) for name in store.slides() if store.has_expression(name)]
-        by, why = usual_folds(of)
-        if of and why:
+    rows = [store.complete(name).row for name in store.slides() if store.has_expression(name)]
+    slides = [Listed(row.slide_id, row.patient, row.extra) for row in rows]
+    if slides:  # what cannot be folded is told before anything is read
+        by, why = checked_folds(slides, None if folds is None else resolved.folds, resolved.folds, resolved.seed)
+        if why:
             note(why)
-            resolved = resolved.model_copy(update={"folds": by})
+        resolved = resolved.model_copy(update={"folds": by})
 
     most = None if max_memory is None else bytes_of(max_memory, "--max-memory")
     study, jobs = _load(store, resolved, pick_head_device(device), jobs, most, note)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nh2st_pipe.core.errors import TrainError, UsageError
 from nh2st_pipe.data.blocks import cut, part_of
-from nh2st_pipe.data.folds import hold_out, kfold, make_folds, on_both_sides
+from nh2st_pipe.data.folds import checked_folds, hold_out, kfold, make_folds, on_both_sides
 from nh2st_pipe.tiles.neighbours import nearest_spots
 from tests.conftest import slide
 
@@ -112,3 +112,16 @@ def test_what_is_held_out_is_a_patient_where_there_are_several() -> None:
     assert {hold_out(slides, seed) for seed in range(8)} == {("a", "c"), ("b",)}
     assert len(hold_out([slide("a", "P"), slide("b", "P")], 0)) == 1
     assert hold_out([slide("a", "P")], 0) == ()
+
+
+def test_what_is_left_out_by_default_follows_what_there_is() -> None:
+    two, one, alone = [slide("a", "P"), slide("b", "Q")], [slide("a", "P"), slide("b", "P")], [slide("a", "P")]
+    assert checked_folds(two, None, "patient", 0) == ("patient", "")
+    by, why = checked_folds(one, None, "patient", 0)
+    assert (by, why.split(":")[0]) == ("slide", "all 2 slides are of one patient")
+    assert checked_folds(alone, None, "patient", 0)[0] == "block"
+    assert checked_folds(alone, "block", "patient", 0) == ("block", "")
+    with pytest.raises(TrainError, match="folds by patient need at least two patients"):
+        checked_folds(one, "patient", "patient", 0)  # asked for
+    with pytest.raises(TrainError, match="8 folds of patients need at least 8"):
+        checked_folds(two, None, "8", 0)

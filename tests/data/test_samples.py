@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from nh2st_pipe.data.folds import Fold
 from nh2st_pipe.data.samples import ResidentCache, Samples
 from nh2st_pipe.data.study import Study
 from nh2st_pipe.data.targets import targets
+from nh2st_pipe.heads import registry
 from nh2st_pipe.recipes.train import TargetRecipe, load_train_recipe
-from nh2st_pipe.store.read import open_store
+from nh2st_pipe.store.read import SlideData, open_store
 from nh2st_pipe.tiles.lattice import pitch_px
+from nh2st_pipe.tiles.neighbours import nearest_spots
 from nh2st_pipe.training.fold import FoldTask, run_fold
 from tests.conftest import GENES, slide
 from tests.conftest import Study as Folder
@@ -80,6 +83,99 @@ def test_predictions_are_smoothed_as_the_target_is() -> None:
     # Without array positions, distance finds the same eight neighbours.
     bare = Samples.of([slide(counts=rng.poisson(4, (20, 3)), array_row=None, xy=xy)], neighbours=2, smoothed=True)
     assert np.allclose(bare.smooth(made.raw.astype(np.float64)), made.values, atol=1e-6)
+
+
+def tissue(seed: int, name: str = "s", genes: list[str] | None = None) -> SlideData:
+    rng = np.random.default_rng(seed)
+    rows, cols = (axis.ravel() for axis in np.mgrid[:4, :6])
+    xy = np.column_stack((cols, rows)) * 30.0
+    counts = rng.poisson(4, (24, len(genes or "abc")))
+    views = rng.standard_normal((24, 1, 5)).astype(np.float16)
+    neighbours = nearest_spots(xy, 9)[0]
+    more = {"array_row": rows, "array_col": cols, "views": views, "neighbours": neighbours}
+    return slide(name, counts=counts, genes=genes, xy=xy, **more)
+
+
+def test_smoothing_never_crosses_the_border_of_a_part() -> None:
+    """Where part of a slide is left out, no count of it is in the others' target; a sample of spots is as it was."""
+    recipe = TargetRecipe()
+    data = tissue(0)
+    kept = torch.from_numpy(data.xy[:, 0] < 90)
+    other = replace(data, counts=data.counts.copy())  # type: ignore[union-attr]
+    other.counts[np.flatnonzero(~kept.numpy())] = 50  # type: ignore[index]
+    parts = []
+    for each in (data, other):
+        # Each spot is scaled by itself: what reaches across is smoothing alone.
+        samples = Samples.of([each], [targets(each, ["a", "b"], recipe)], neighbours=2, smoothed=True)
+        parts.append(samples.subset(kept))
+        assert samples.target is not None
+        drawn = samples.subset(kept, smooth_anew=False).target
+        assert drawn is not None
+        assert torch.equal(drawn, samples.target[kept])
+    one, two = (part.target for part in parts)
+    assert one is not None
+    assert two is not None
+    assert torch.equal(one, two)
+    raw = parts[0].raw
+    assert raw is not None
+    assert np.allclose(one.numpy(), parts[0].smooth(raw.numpy()), atol=1e-6)
+    assert drawn is not None
+    assert not torch.equal(one, drawn)
+
+
+def test_counts_of_any_gene_are_within_reach() -> None:
+    first, second = tissue(0), tissue(1, "t", ["c", "d", "a"])
+    samples = Samples.of([first, second], neighbours=9)
+    rows = torch.tensor([30, 3, 25])
+    got = samples.counts(rows, ["a", "d", "zzz"]).numpy()
+    one, two = (data.counts.toarray() for data in (first, second))  # type: ignore[union-attr]
+    assert got[1, 0] == one[3, 0]
+    assert got[[0, 2], 0].tolist() == two[[6, 1], 2].tolist()
+    assert got[[0, 2], 1].tolist() == two[[6, 1], 1].tolist()
+    assert np.isnan(got[1, 1])  # a gene that the slide lacks
+    assert np.isnan(got[:, 2]).all()
+    kept = torch.arange(48) % 2 == 1
+    part = samples.subset(kept)
+    assert part.counts(torch.tensor([0, 12]), ["a"]).ravel().tolist() == [one[1, 0], two[1, 2]]
+
+
+@pytest.mark.parametrize("name", ["ridge", "ridge-context", "knn", "mlp", "nh2st", "nh2st-context"])
+def test_every_head_is_smoothed_alike_and_not_by_the_papers_protocol(name: str) -> None:
+    small = {
+        "knn": ["head.k=3"],
+        "mlp": ["head.network.epochs=1", "head.network.members=2"],
+        "nh2st": ["head.width=8", "head.hidden=8", "head.decoder_hidden=8", "head.heads=2", "fit.epochs=1"],
+        "nh2st-context": ["head.network.epochs=1", "head.network.attention=null"],
+    }.get(name, [])
+    for protocol in ("nested", "paper"):
+        recipe = load_train_recipe(name, [*small, f"protocol={protocol}"])
+        slides = [tissue(seed, f"s{seed}") for seed in range(3)]
+        made = [targets(each, ["a", "b"], recipe.targets) for each in slides]
+        train = Samples.of(slides[:2], made[:2], neighbours=9, smoothed=True)
+        model = registry.fit(recipe, train, ["a", "b"], {}, epochs=1 if name == "nh2st" else None).model
+        test = Samples.of(slides[2:], neighbours=9, smoothed=True)
+        plain, said = model.predict_unsmoothed(test), model.predict_spots(test)
+        smoothed = protocol == "nested" or name == "nh2st-context"  # which learns from what is not smoothed
+        assert np.allclose(said.values, test.smooth(plain.values) if smoothed else plain.values, atol=1e-6)
+        assert not smoothed or not np.allclose(said.values, plain.values, atol=1e-6)
+        if plain.spread is not None and smoothed:
+            assert said.spread is not None
+            assert np.allclose(said.spread, test.smooth(plain.spread), atol=1e-6)
+        bare = Samples.of(slides[2:], neighbours=9)
+        assert np.array_equal(model.predict_spots(bare).values, model.predict_unsmoothed(bare).values)
+
+
+def test_genes_that_all_slides_have_are_what_is_scaled_over(embedded: Study) -> None:
+    assert embedded.common_genes is None
+    some = replace(embedded.slides["s1"], genes=["other", *GENES[1:]])
+    apart = replace(embedded, slides={**embedded.slides, "s1": some})
+    assert apart.common_genes == tuple(GENES[1:])
+    recipe = load_train_recipe("ridge", ["targets.smooth=none", "targets.log=none"])
+    made = apart.targets(["s0", "s1"], [GENES[2]], recipe)
+    for name in ("s0", "s1"):
+        counts = apart.slides[name].counts.toarray()[:, 1:]  # type: ignore[union-attr]
+        assert made[name].depth.tolist() == counts.sum(1).tolist()
+        assert made[name].values[:, 0] == pytest.approx(1e4 * counts[:, 1] / counts.sum(1), rel=1e-5)
 
 
 def test_the_pitch_is_the_median_distance_to_the_nearest_spot() -> None:

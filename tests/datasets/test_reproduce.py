@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nh2st_pipe.core.errors import RecipeError, RunError
+from nh2st_pipe.core.errors import RecipeError, RunError, TrainError
+from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.datasets import LAYOUTS
 from nh2st_pipe.datasets.generated import hest
 from nh2st_pipe.datasets.reproduce import reproduce
@@ -108,3 +110,28 @@ def test_every_dataset_that_is_described_can_be_imported() -> None:
     }
     with pytest.raises(RecipeError, match="no dataset is called 'stnat'; did you mean 'stnet'"):
         load_dataset_recipe("stnat")
+
+
+def test_a_single_patient_is_told_before_anything_is_embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hest(tmp_path / "data", ["INT1", "INT2"])
+    for file in (tmp_path / "data/metadata").glob("*.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "patient": "P1"}))
+    said = list[str]()
+
+    class Heard(Progress):
+        def say(self, words: str) -> None:
+            said.append(words)
+
+    class EmbeddingError(Exception):
+        pass
+
+    def embed(*arguments: object, **options: object) -> None:
+        raise EmbeddingError
+
+    monkeypatch.setattr("nh2st_pipe.datasets.reproduce.embed", embed)
+    of = small(folds="patient", honest_folds=None)
+    with pytest.raises(EmbeddingError):
+        reproduce(of, tmp_path / "data", out=tmp_path / "out", encoder="fake", progress=Heard())
+    assert "all 2 slides are of one patient: folds leave out slides" in said[-1]
+    with pytest.raises(TrainError, match="folds by patient need at least two patients"):
+        reproduce(of, tmp_path / "data", out=tmp_path / "out", encoder="fake", folds="patient")
