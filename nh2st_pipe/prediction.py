@@ -139,6 +139,8 @@ def predict(
             else {"model_sha256": sha256(files / "model.safetensors")}
         ),
     }
+    if about.trusted_in_words:
+        fixed["trusted"] = about.trusted_in_words
     by_gene = {name: getattr(about, name) for name in ("cv_pcc", "cv_low", "cv_high", "trusted", "half_pcc")}
     reach, at_the_end = about.intervals.levels.get(f"{level:g}"), list[str]()
     if reach is not None:

@@ -52,8 +52,8 @@ class Trust:
             else "; no baseline was there to hold them against"
         )
         return (
-            f"on {self.units} {self.unit}s held out, chance is ruled out that their PCC is below {self.bound:g}, at "
-            f"most {ALPHA:.0%} of those named being wrong{than}"
+            f"on {self.units} {self.unit}s held out, chance is ruled out that their PCC is below {self.bound:g} (of "
+            f"those named {ALPHA:.0%} at most are wrong on average){than}"
         )
 
 

@@ -57,6 +57,7 @@ def judged_run(found: FoundRun) -> tuple[GeneTable, list[SlideMaps], dict[str, A
             "sentences": words.verdict(heads, comparison, finished=not found.missing),
         },
         "heads": heads,
+        "trust": "" if about is None else about.trusted_in_words,
         "unit": unit,
         "level": float(_LEVEL) if level is not None else None,
         "calibration": None if about is None else _calibration(about),
@@ -112,7 +113,8 @@ def _genes(
 
     genes = GeneTable(names)
     own = heads[0]
-    words_of_pcc = "PCC, mean over the folds that had the gene"
+    unit = (metrics["summary"] or {}).get("unit")
+    words_of_pcc = f"PCC by slide, mean over {unit}s" if unit else "PCC, mean over the folds that had the gene"
     if rows:
         genes.column("cv_pcc", "PCC", f"{words_of_pcc}, of {own}", of(own, "pcc"), bar=True)
     else:
@@ -126,8 +128,8 @@ def _genes(
         done = "out of fold, mean over the slides that are there" if metrics["folds"] else "in-sample"
         genes.column("cv_pcc", "PCC", f"PCC {done}, of {own}", means, bar=True)
     if about is not None:
-        genes.column("cv_low", "from", "Lower end of the 95 % interval of the PCC", about.cv_low, note=False)
-        genes.column("cv_high", "to", "Upper end of the 95 % interval of the PCC", about.cv_high, note=False)
+        genes.column("cv_low", "from", "Lower end of Student's 95 % interval of the PCC", about.cv_low, note=False)
+        genes.column("cv_high", "to", "Upper end of Student's 95 % interval of the PCC", about.cv_high, note=False)
     half = of(own, "half_pcc") if rows else {} if about is None else about.half_pcc
     genes.column("half", "halves", HALVES, half)
     for head in heads[1:]:
@@ -146,4 +148,10 @@ def _calibration(about: About) -> dict[str, Any] | None:
         for level, each in about.intervals.levels.items()
         if each.coverage is not None
     ]
-    return {"by": about.intervals.by, "groups": about.intervals.groups, "levels": known} if known else None
+    genes = max((len(each.half_width) for each in about.intervals.levels.values()), default=0)
+    return {**of_units(about), "genes": genes, "levels": known} if known else None
+
+
+def of_units(about: About) -> dict[str, Any]:
+    """Return what intervals are of: what was held out, and how many."""
+    return {"by": about.intervals.by, "groups": about.intervals.groups}

@@ -12,6 +12,8 @@ from nh2st_pipe.reporting.tables import HALVES, GeneTable
 
 __all__ = ["predicted_folder"]
 
+_MANY = 0.1  # share of the tiles that are unlike, from which on the verdicts on genes are put in doubt
+
 
 def predicted_folder(folder: Path, files: Sequence[Path]) -> tuple[GeneTable, list[SlideMaps], dict[str, Any]]:
     """Return the genes, the slides, and all else that the page shows of predictions, `files` of a folder."""
@@ -29,6 +31,7 @@ def predicted_folder(folder: Path, files: Sequence[Path]) -> tuple[GeneTable, li
             "warnings": _warnings(slides),
             "verdict": {"figure": None, "sentences": _sentences(slides, genes)},
             "heads": [],
+            "trust": str(about.get("trusted", "")),
             "unit": str(about.get("unit", "")),
             "level": _level(about),
             "calibration": None,
@@ -41,15 +44,20 @@ def predicted_folder(folder: Path, files: Sequence[Path]) -> tuple[GeneTable, li
 
 
 def _gene_table(slides: list[SlideMaps]) -> GeneTable:
-    """Return the gene table of predictions: what each says of its genes, those with the best PCC out of fold first."""
+    """Return the gene table of predictions: what each says of its genes, those first that are likeliest to hold on a
+    new slide: by their PCC between halves of the training tissue, or by the lower end of its interval, or by PCC.
+    """
     of: dict[str, dict[str, Any]] = {}
     for slide in slides:
         for column, values in slide.var.items():
             of.setdefault(column, {}).update(zip(slide.names, values, strict=True))
     every = list(dict.fromkeys(name for slide in slides for name in slide.names))
-    pcc = {name: value for name, value in of.get("cv_pcc", {}).items() if value == value}
-    genes = GeneTable(sorted(every, key=lambda name: -pcc.get(name, -2.0)))
-    genes.trusted = {name: bool(value) for name, value in of.get("trusted", {}).items()}
+    by = next((key for key in ("half_pcc", "cv_low", "cv_pcc") if key in of), "")
+    known = {name: value for name, value in of.get(by, {}).items() if value == value}
+    genes = GeneTable(sorted(every, key=lambda name: -known.get(name, -2.0)))
+    genes.sort = {"half_pcc": "half"}.get(by, by)
+    judged = of.get("judged", {})  # versions before said nothing of genes without a verdict
+    genes.trusted = {name: bool(value) for name, value in of.get("trusted", {}).items() if judged.get(name, True)}
     genes.column("cv_pcc", "PCC", "Mean PCC out of fold, when the head was trained", of.get("cv_pcc", {}), bar=True)
     genes.column("cv_low", "from", "Lower end of its 95 % interval", of.get("cv_low", {}))
     genes.column("cv_high", "to", "Upper end of its 95 % interval", of.get("cv_high", {}))
@@ -80,24 +88,34 @@ def _sentences(slides: list[SlideMaps], genes: GeneTable) -> list[str]:
     """Say in numbers what these predictions can and cannot be used for."""
     found = []
     n = len(genes.names)
-    if genes.trusted:
-        trusted = sum(genes.trusted.values())
+    known = [slide for slide in slides if slide.shown["percentile"]]
+    if known:
+        unlike = sum(len(slide.shown["unlike"]) for slide in known)
+        tiles = sum(slide.shown["n"] for slide in known)
+        share = unlike / max(1, tiles)
         found.append(
-            f"{trusted:,} of {n:,} genes are to be trusted: out of fold their PCC is surely above 0, and not surely "
-            "below that of ridge-context. The maps of the others are covered until you ask for them."
+            f"{unlike:,} of {tiles:,} tiles ({share:.1%}) are unlike the training tiles, farther from them than "
+            f"{UNLIKE:g} % of those are from other training slides; they are marked in the maps."
+        )
+        if share > _MANY:
+            found.append(
+                "Values there are extrapolated. The verdicts on genes below were found on slides like the training "
+                "slides: they say little of this tissue."
+            )
+    if genes.trusted:
+        trusted, left = sum(genes.trusted.values()), n - len(genes.trusted)
+        words = str(slides[0].about.get("trusted", "")) or (
+            "their PCC is surely above 0, and not surely below that of ridge-context"
+        )
+        unjudged = f" {left:,} were not judged, which says nothing of them." if left else ""
+        found.append(
+            f"{trusted:,} of {n:,} genes are to be trusted: {words}. The maps of those that failed are covered until "
+            f"you ask for them.{unjudged}"
         )
     else:
         found.append(
             "Which genes to trust is not known: the head was not judged on several slides or patients that it had "
             "not seen."
-        )
-    known = [slide for slide in slides if slide.shown["percentile"]]
-    if known:
-        unlike = sum(len(slide.shown["unlike"]) for slide in known)
-        tiles = sum(slide.shown["n"] for slide in known)
-        found.append(
-            f"{unlike:,} of {tiles:,} tiles ({unlike / max(1, tiles):.1%}) are unlike the training tiles, farther from "
-            f"them than {UNLIKE:g} % of those are from other training slides; they are marked in the maps."
         )
     return found
 

@@ -37,6 +37,9 @@ class GeneTable:
     columns: list[dict[str, Any]] = field(default_factory=list)
     """key, label, what it is in words, digits, and values by gene."""
     trusted: Mapping[str, bool] = field(default_factory=dict)
+    """Gene → verdict; those that were not judged are not in it."""
+    sort: str = "cv_pcc"
+    """Key of the column by which the table is sorted at first, falling."""
 
     def __post_init__(self) -> None:
         self.place = {name: i for i, name in enumerate(self.names)}
@@ -74,7 +77,7 @@ class GeneTable:
             for column in self.columns
         ]
         trusted = [self.trusted.get(name) for name in self.names] if self.trusted else []
-        return {"names": self.names, "columns": columns, "trusted": trusted}
+        return {"names": self.names, "columns": columns, "trusted": trusted, "sort": self.sort}
 
     def _values(self, of: Mapping[str, float]) -> list[float | None]:
         return [round(of[name], 5) if name in of else None for name in self.names]

@@ -151,7 +151,8 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
             "good the head is on a new slide."
         )
     if metrics["n_patients"] == 1:
-        found.append("All slides are of one patient; the figures say nothing about new patients.")
+        if not any("are of one patient" in note for note in notes):  # as a run of before does not say
+            found.append("All slides are of one patient; the figures say nothing about new patients.")
     elif (
         str(metrics["folds_by"]).partition(":")[0] == "slide"
         and metrics["n_patients"] < metrics["n_slides"]

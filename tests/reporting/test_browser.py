@@ -288,6 +288,72 @@ def test_what_is_not_to_be_trusted_is_covered_until_it_is_asked_for(seen: Page, 
     assert seen.get_attribute("#genes tr.untrusted button", "title") == "KRT19"
 
 
+def test_what_must_be_known_first_of_a_new_slide_stands_first(seen: Page, tmp_path: Path) -> None:
+    """How unlike it is, before any verdict on a gene; genes by what predicts transfer; those never judged as such."""
+    predicted, _ = values(3)
+    far = np.array([5.0] * 4 + [99.9] * (SIDE**2 - 4), np.float32)
+    write_prediction(
+        tmp_path / "new.h5ad",
+        slide_data("new"),
+        GENES,
+        Prediction(predicted),
+        None,
+        None,
+        {"recipe": "nh2st", "out_of_fold": False, "trusted": "on 4 slides held out, chance is ruled out"},
+        {
+            "cv_pcc": dict(zip(GENES, (0.9, 0.5, 0.7), strict=True)),
+            "half_pcc": dict(zip(GENES, (0.1, 0.4, 0.3), strict=True)),
+            "trusted": {GENES[0]: True, GENES[1]: False},
+        },
+        familiar=Familiarity((far / 50).astype(np.float32), far),
+    )
+    opened(seen, report(tmp_path))
+    first, second, third = seen.locator("#sentences li").all_inner_texts()
+    assert first.startswith("12 of 16 tiles (75.0%) are unlike the training tiles")
+    assert "say little of this tissue" in second
+    assert third.startswith("1 of 3 genes are to be trusted: on 4 slides held out, chance is ruled out.")
+    assert "1 were not judged" in third
+    rows = seen.locator("#genes tbody tr").all_inner_texts()
+    assert [row.split()[0] for row in rows] == [GENES[1], HOSTILE, GENES[0]], "by halves, not by PCC"
+    assert [row.split("\t")[1] for row in rows] == ["no", "not judged", "yes"]
+    assert seen.locator("#genes tr.unjudged").count() == 1
+
+
+def test_several_genes_are_searched_for_and_what_is_not_there_is_said(seen: Page, run_page: Path) -> None:
+    opened(seen, run_page)
+    seen.fill("#search", "krt, ACTB")
+    assert seen.inner_text("#found") == "2 of 3 genes"
+    seen.fill("#search", "ACTG")
+    assert seen.inner_text("#found") == "0 of 3 genes; none is called actg (nearest: ACTB)"
+    seen.fill("#search", " , ")
+    assert seen.inner_text("#found") == "3 of 3 genes"
+
+
+def test_keys_of_a_single_character_can_be_switched_off(seen: Page, run_page: Path) -> None:
+    opened(seen, run_page)
+    gene = seen.inner_text("#chosen")
+    seen.click("#help")
+    seen.uncheck("#letters")
+    seen.click("h1")
+    seen.keyboard.press("j")
+    assert seen.inner_text("#chosen") == gene
+    seen.keyboard.press("/")
+    assert seen.evaluate("document.activeElement.id") != "search"
+    seen.check("#letters")
+    seen.click("h1")
+    seen.keyboard.press("j")
+    assert seen.inner_text("#chosen") != gene
+
+
+def test_the_gene_table_is_whole_at_1280_px_and_a_grid(seen: Page, run_page: Path) -> None:
+    opened(seen, run_page)
+    wide, shown = seen.evaluate("[at('genes').scrollWidth, at('genes').clientWidth]")
+    assert wide <= shown
+    assert seen.get_by_role("grid", name="Genes").count() == 1
+    selected = seen.get_by_role("row", selected=True)
+    assert selected.count() == 1
+
+
 def test_names_of_others_are_shown_and_never_run(seen: Page, tmp_path: Path) -> None:
     slide_id = "<img src=x onerror=alert(1)>"
     page = report(make_run(tmp_path / "run", fold_names=(HOSTILE, "s2"), slide_id=slide_id, head=HOSTILE))
@@ -310,6 +376,8 @@ def test_what_is_seen_can_be_kept(seen: Page, prediction_page: Path) -> None:
     assert [float(row["predicted"]) for row in rows] == pytest.approx(predicted.tolist(), abs=0.01)
     assert float(rows[0]["high"]) - float(rows[0]["low"]) == pytest.approx(0.5, abs=1e-4)
     assert [row["unlike"] for row in rows].count("true") == 2
+    off = np.abs(np.array([float(row["predicted"]) for row in rows]) - predicted).max()
+    assert 0 < off <= float(rows[0]["rounded_to"]) < 0.02, "how exact a page's values are is said in each row"
     with seen.expect_download() as kept:
         seen.click("#png")
     assert Path(kept.value.path()).read_bytes().startswith(b"\x89PNG")

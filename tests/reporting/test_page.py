@@ -436,7 +436,10 @@ def test_predictions_are_reported_with_what_to_trust(study: Study, tmp_path: Pat
     var = anndata.read_h5ad(out / "s0.h5ad").var
     assert data["heads"] == []
     assert dict(zip(data["genes"]["names"], data["genes"]["trusted"], strict=True)) == var["trusted"].to_dict()
-    assert f"{int(var['trusted'].sum())} of 6 genes are to be trusted" in data["verdict"]["sentences"][0]
+    assert (
+        f"{int(var['trusted'].sum())} of 6 genes are to be trusted: on 3 patients held out"
+        in data["verdict"]["sentences"][1]
+    )
     assert "s0: trained on this slide" in data["warnings"]
     cv_pcc = dict(zip(data["genes"]["names"], column(data, "cv_pcc"), strict=True))
     assert cv_pcc == pytest.approx(var["cv_pcc"].to_dict(), abs=1e-5)

@@ -74,14 +74,14 @@ function listenScatter() {
 }
 
 // ---- heads: figures, the best of each column in bold, and a dot per fold
-const FIGURES = [["pcc", "PCC", 3, true], ["pcc_top50", "PCC top 50", 3, true], ["mse", "MSE", 4, false], ["mae", "MAE", 4, false]];
+const FIGURES = [["pcc", "PCC", 3, true], ["pcc_top50_train", "best 50", 3, true], ["pcc_top50", "top 50", 3, true], ["pcc_top50_null", "its null", 3, null], ["mse", "MSE", 4, false], ["mae", "MAE", 4, false]];
 const SECONDS = ["train_seconds", "train s", 1];
 
 function headTables() {
   if (!D.heads.length || !D.heads[0].summary) { at("judged").hidden = true; return; }
   const best = Object.fromEntries(FIGURES.map(([key, , digits, more]) => {
     const values = D.heads.map((head) => head.summary && head.summary[key]).filter((v) => v !== null && v !== undefined);
-    return [key, values.length ? shown(more ? Math.max(...values) : Math.min(...values), digits) : null];
+    return [key, values.length && more !== null ? shown(more ? Math.max(...values) : Math.min(...values), digits) : null];
   }));
   const every = D.heads.flatMap((head) => head.folds.map((fold) => fold.pcc)).filter((v) => v !== null);
   const [from, to] = range([...every, 0]);
@@ -102,8 +102,8 @@ function headTables() {
     FIGURES.forEach(([key, , digits]) => {
       const value = head.summary ? head.summary[key] : null;
       const text = shown(value, digits);
-      const spread = key === "pcc" && head.summary && head.summary.pcc_sd != null ? ` ± ${shown(head.summary.pcc_sd, 3)}` : "";
-      make("td", text + spread, row, value !== null && value !== undefined && best[key] === text ? { class: "best" } : {});
+      const cell = make("td", text, row, value !== null && value !== undefined && best[key] === text ? { class: "best" } : {});
+      if (key === "pcc" && head.summary && head.summary.pcc_low != null) make("span", `${shown(head.summary.pcc_low, 3)} to ${shown(head.summary.pcc_high, 3)}`, cell, { class: "under" });
     });
     const cell = make("td", null, row, { class: "dots" });
     const values = head.folds.map((fold) => fold.pcc).filter((v) => v !== null);
@@ -118,7 +118,9 @@ function headTables() {
       for (const [key, digits] of [["pcc", 3], ["mse", 4]]) {
         const of = head.against && head.against.difference ? head.against.difference[key] : null;
         const sign = (v) => (v > 0 ? "+" : "") + shown(v, digits);
-        make("td", of && of.mean !== null ? sign(of.mean) + (of.low === null ? "" : ` (${sign(of.low)} to ${sign(of.high)})`) : "", row, { class: "small" });
+        const chance = of && of.p !== null && of.p !== undefined ? `, p ${shown(of.p, 3)}` : "";
+        const cell = make("td", of && of.mean !== null ? sign(of.mean) : "", row);
+        if (of && of.mean !== null && of.low !== null) make("span", `${sign(of.low)} to ${sign(of.high)}${chance}`, cell, { class: "under" });
       }
     }
   });
@@ -209,7 +211,8 @@ function drawCalibration() {
     draw_svg("text", svg, { x: X(level) - 8, y: Y(Math.max(0.4, reached)) - 8, "text-anchor": "end" }, `${Math.round(100 * reached)} %`);
   });
   const few = of.levels.filter(({ promised }) => !promised).map(({ level }) => `${Math.round(100 * level)} %`);
-  at("coverage-words").textContent = `Intervals made without each of ${of.groups} ${of.by}s in turn cover these shares of its values`
-    + ` (${of.levels.map(({ level, reached }) => `${(100 * reached).toFixed(1)} % at ${Math.round(100 * level)} %`).join(", ")}).`
-    + (few.length ? ` ${of.groups} ${of.by}s are too few to promise ${few.join(" and ")} on a new one.` : "");
+  at("coverage-words").textContent = `The intervals on this page are of what was off on ${of.groups} ${of.by}s held out, for ${of.genes} genes. They cover these shares`
+    + ` of the values of a new ${of.by}, found by leaving one of the ${of.groups} out at a time (n = ${of.groups})`
+    + `: ${of.levels.map(({ level, reached }) => `${(100 * reached).toFixed(1)} % at ${Math.round(100 * level)} %`).join(", ")}.`
+    + (few.length ? ` ${few.join(" and ")}: not promised (${of.groups} ${of.by}s).` : "");
 }

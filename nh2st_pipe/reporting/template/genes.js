@@ -10,10 +10,11 @@ function geneTable() {
   const known = D.genes.trusted.length > 0;
   geneColumns = [
     { label: "Gene", words: "Gene", value: (g) => D.genes.names[g] },
+    ...(known ? [{ label: "trusted", words: `Trusted: ${D.trust || "the verdict of the version that made it"}`, value: (g) => (D.genes.trusted[g] === null ? null : Number(D.genes.trusted[g])), text: (v) => (v === null ? "not judged" : v ? "yes" : "no") }] : []),
     ...D.genes.columns.map((column) => ({ ...column, value: (g) => column.values[g] })),
-    ...(known ? [{ label: "trust", words: "Trusted: surely above 0 out of fold, and not surely worse than ridge-context", value: (g) => (D.genes.trusted[g] === null ? null : Number(D.genes.trusted[g])), text: (v) => (v === null ? "–" : v ? "yes" : "no") }] : []),
   ];
-  const table = make("table", null, at("genes"), { "aria-label": "Genes" });
+  state.column = Math.max(0, geneColumns.findIndex((column) => column.key === D.genes.sort));
+  const table = make("table", null, at("genes"), { "aria-label": "Genes", role: "grid" });
   const headRow = make("tr", null, make("thead", null, table));
   geneColumns.forEach((column, c) => {
     column.cell = make("th", null, headRow, { scope: "col" });
@@ -29,7 +30,7 @@ function geneTable() {
   });
   geneBody = make("tbody", null, table);
   geneOrder = D.genes.names.map((_, g) => g);
-  at("genes-note").textContent = `${D.genes.columns.filter((column) => column.note).map((column) => `${column.label}: ${column.words}`).join(". ")}. ${known ? "Struck through: not to be trusted. " : ""}Choose with a click, or with ↑ and ↓.`;
+  at("genes-note").textContent = `${D.genes.columns.filter((column) => column.note).map((column) => `${column.label}: ${column.words}`).join(". ")}. ${known ? `Struck through: not to be trusted. A gene is trusted where ${D.trust || "an earlier version said so"}. Not judged: too few slides or patients for a verdict either way. ` : ""}Choose with a click, or with ↑ and ↓.`;
   at("search").addEventListener("input", () => { geneShown = PAGE; fillGenes(); });
   at("search").addEventListener("keydown", (event) => {
     if (event.key === "Enter" || event.key === "ArrowDown") {
@@ -49,9 +50,19 @@ function geneTable() {
   sortGenes();
 }
 
+// What is searched for: names or parts of them, with commas or spaces between several.
+const wantedGenes = () => at("search").value.toLowerCase().split(/[\s,;]+/).filter(Boolean);
 function visibleGenes() {
-  const wanted = at("search").value.trim().toLowerCase();
-  return geneOrder.filter((g) => D.genes.names[g].toLowerCase().includes(wanted));
+  const wanted = wantedGenes();
+  return geneOrder.filter((g) => !wanted.length || wanted.some((part) => D.genes.names[g].toLowerCase().includes(part)));
+}
+// Parts that no gene has, each with the names that are nearest.
+function missedGenes() {
+  const names = D.genes.names.map((name) => name.toLowerCase());
+  return wantedGenes().filter((part) => !names.some((name) => name.includes(part))).map((part) => {
+    const near = nearestNames(part, D.genes.names);
+    return `${part}${near.length ? ` (nearest: ${near.join(", ")})` : ""}`;
+  });
 }
 
 function sortGenes() {
@@ -71,11 +82,13 @@ function sortGenes() {
 }
 
 function fillGenes() {
+  const known = D.genes.trusted.length > 0;
   const visible = visibleGenes();
   const rows = visible.slice(0, geneShown).map((g) => {
     if (!geneRow.has(g)) {
       const row = make("tr", null, null, { "data-gene": g, "aria-selected": "false" });
       if (trustedGene(g) === false) row.className = "untrusted";
+      else if (known && trustedGene(g) === null) row.className = "unjudged";
       make("button", D.genes.names[g], make("td", null, row), { type: "button", tabindex: "-1", title: D.genes.names[g] });
       geneColumns.slice(1).forEach((column) => {
         const v = column.value(g);
@@ -87,7 +100,8 @@ function fillGenes() {
     return geneRow.get(g);
   });
   geneBody.replaceChildren(...rows);
-  at("found").textContent = `${visible.length} of ${geneOrder.length} genes`;
+  const missed = missedGenes();
+  at("found").textContent = `${visible.length} of ${geneOrder.length} genes${missed.length ? `; none is called ${missed.join(", ")}` : ""}`;
   at("more").hidden = visible.length <= geneShown;
   markGene(false);
 }

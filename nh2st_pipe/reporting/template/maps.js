@@ -208,8 +208,8 @@ function drawMaps() {
 function doubt() {
   const known = Object.fromEntries(D.genes.columns.map((column) => [column.key, column.values[state.gene]]));
   const between = known.cv_low === undefined || known.cv_low === null ? "" : ` (${shown(known.cv_low, 2)} to ${shown(known.cv_high, 2)})`;
-  const why = known.cv_low > 0 ? "surely less than ridge-context reaches" : "not surely above 0";
-  return `${D.genes.names[state.gene]} is not to be trusted: PCC ${shown(known.cv_pcc, 2)}${between} out of fold, ${why}.`;
+  const why = D.trust ? ` A gene is trusted where ${D.trust}.` : "";
+  return `${D.genes.names[state.gene]} is not to be trusted: PCC ${shown(known.cv_pcc, 2)}${between} out of fold.${why}`;
 }
 
 function drawBars() {
@@ -480,13 +480,16 @@ function csvOf() {
     return /[",\n\r]/.test(safe) ? `"${safe.replace(/"/g, '""')}"` : safe;
   };
   const figure = (value) => (value === undefined || Number.isNaN(value) ? "" : Number(value.toPrecision(6)));
+  // A page keeps values in so many steps of a gene's range: each row says how large one is. The file has them exactly.
+  const steps = slide.planes.map((plane) => (plane.high[found.place] - plane.low[found.place]) / slide.levels);
+  const step = Number(Math.max(...steps).toPrecision(2));
   const columns = ["barcode", "slide", "gene", ...(of.target ? ["measured"] : []), "predicted",
-    ...(half === null ? [] : ["low", "high"]), ...(of.spread ? ["spread"] : []), ...(of.percentile ? ["train_percentile"] : []), "unlike"];
+    ...(half === null ? [] : ["low", "high"]), ...(of.spread ? ["spread"] : []), ...(of.percentile ? ["train_percentile"] : []), "unlike", "rounded_to"];
   const lines = [columns.join(",")];
   for (let i = 0; i < slide.n; i++) {
     lines.push([cell(data.barcodes[i]), cell(slide.id), cell(name), ...(of.target ? [figure(of.target[i])] : []), figure(of.predicted[i]),
       ...(half === null ? [] : [figure(of.predicted[i] - half), figure(of.predicted[i] + half)]),
-      ...(of.spread ? [figure(of.spread[i])] : []), ...(of.percentile ? [of.percentile[i]] : []), data.unlike.has(i)].join(","));
+      ...(of.spread ? [figure(of.spread[i])] : []), ...(of.percentile ? [of.percentile[i]] : []), data.unlike.has(i), step].join(","));
   }
   return `${lines.join("\n")}\n`;
 }

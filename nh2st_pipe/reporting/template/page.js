@@ -7,6 +7,7 @@ function heading() {
   if (figure) {
     make("b", `PCC ${shown(figure.pcc, 3)}`, at("headline"));
     if (figure.interval) make("span", `95 % interval ${shown(figure.interval[0], 3)} to ${shown(figure.interval[1], 3)} over ${figure.over}`, at("headline"));
+    if (figure.genes) make("span", figure.genes, at("headline"));
     if (figure.mse !== null && figure.mse !== undefined) make("span", `MSE ${shown(figure.mse, 4)}`, at("headline"));
   } else at("headline").hidden = true;
   sentences.forEach((words) => make("li", words, at("sentences")));
@@ -92,7 +93,15 @@ function explorer() {
 
 function keys() {
   const plain = { j: () => stepGene(1), k: () => stepGene(-1), h: toggleTissue, m: toggleMask, "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5), 0: whole, "[": () => chooseSlide(state.slide - 1), "]": () => chooseSlide(state.slide + 1) };
+  let letters = true;  // what one presses by mistake, or a voice says, can be switched off
+  try { letters = localStorage.getItem("nh2st-letters") !== "off"; } catch (error) { /* opened from disk, some browsers keep nothing */ }
+  at("letters").checked = letters;
+  at("letters").addEventListener("change", () => {
+    letters = at("letters").checked;
+    try { localStorage.setItem("nh2st-letters", letters ? "on" : "off"); } catch (error) { /* as above */ }
+  });
   document.addEventListener("keydown", (event) => {
+    if (!letters) return;
     if (event.ctrlKey || event.metaKey || event.altKey || !D.slides.length) return;
     const typing = event.target.matches("input:not([type=range]), select, textarea");
     if (event.key === "/" && !typing) { event.preventDefault(); at("search").focus(); return; }
