@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nh2st_pipe.evaluation.reference import REFERENCE
+from nh2st_pipe.evaluation.statistics import headline, many
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.store.format import tile_words
 
@@ -33,7 +34,7 @@ def model_card(metrics: dict[str, Any], about: About) -> str:
         f"- Trained on {len(about.trained_on)} slides of {patients}, {metrics['n_spots']:,} spots.",
         f"- Made by nh2st-pipe {about.version}.",
         "",
-        *_figures(metrics),
+        *_figures(metrics, about),
         *(f"- Note: {note}" for note in metrics["notes"]),
         "",
         "`nh2st-pipe predict --model hf-hub:OWNER/NAME --slides manifest.csv`; in Python "
@@ -46,25 +47,33 @@ def model_card(metrics: dict[str, Any], about: About) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _figures(metrics: dict[str, Any]) -> list[str]:
+def _figures(metrics: dict[str, Any], about: About) -> list[str]:
     if metrics["summary"] is None:
         return ["Nothing was judged: it was trained without folds, and how good it is on a new slide is not known.", ""]
     heads = {metrics["head"]: metrics, **metrics["baselines"]}
+    columns = {"pcc": 3, "pcc_top50_train": 3, "pcc_top50": 3, "pcc_top50_null": 3, "mse": 4}
     rows = [
-        f"| {name} | {_cell(head['summary'], 'pcc', 3)} | {_cell(head['summary'], 'pcc_top50', 3)} "
-        f"| {_cell(head['summary'], 'mse', 4)} |"
+        f"| {name} | {' | '.join(_cell(head['summary'], key, digits) for key, digits in columns.items())} |"
         for name, head in heads.items()
     ]
-    by = metrics["folds_by"].partition(":")[0]
-    return [
-        f"On slides it had not seen ({len(metrics['folds'])} folds by {by}; {metrics['protocol']}: "
-        f"{metrics['protocol_in_words']}):",
+    summary = metrics["summary"]
+    by, held = metrics["folds_by"].partition(":")[0], many(summary["n_units"], summary["unit"])
+    said = [
+        f"On {held} held out ({len(metrics['folds'])} folds by {by}; {metrics['protocol']}: "
+        f"{metrics['protocol_in_words']}), {headline(summary)}:",
         "",
-        "| head | PCC | top 50 | MSE |",
-        "|---|---|---|---|",
+        "| head | PCC | best 50 | top 50 | its null | MSE |",
+        "|---|---|---|---|---|---|",
         *rows,
         "",
+        "PCC: by slide, slides of a patient first. Best 50: genes picked on training slides. Top 50: picked by these "
+        "very PCCs, as in papers; its null: what that reads on maps without any tie.",
+        "",
     ]
+    if about.trusted:
+        trusted = sum(about.trusted.values())
+        said += [f"{trusted:,} of {many(len(about.trusted), 'gene')} are trusted: {about.trusted_in_words}.", ""]
+    return said
 
 
 def _cell(summary: dict[str, Any], key: str, digits: int) -> str:

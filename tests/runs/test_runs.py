@@ -19,6 +19,7 @@ from nh2st_pipe import NH2ST
 from nh2st_pipe.core.errors import RecipeError, RunError, StoreError, UsageError
 from nh2st_pipe.evaluation.judge import evaluate
 from nh2st_pipe.evaluation.reference import REFERENCE, Reference
+from nh2st_pipe.evaluation.statistics import headline
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.reporting.page import report
 from nh2st_pipe.runs.about import About
@@ -350,7 +351,11 @@ def test_a_models_card_says_what_it_is_and_what_it_reached(finished: Path) -> No
     assert "Embeddings: fake (96 values" in card
     assert "Trained on 3 slides of 3 patients, 75 spots" in card
     own = metrics["summary"]
-    assert f"| {metrics['head']} | {own['pcc']:.3f} | {own['pcc_top50']:.3f} | {own['mse']:.4f} |" in card
+    figures = (own[key] for key in ("pcc", "pcc_top50_train", "pcc_top50", "pcc_top50_null"))
+    assert f"| {metrics['head']} | {' | '.join(f'{value:.3f}' for value in figures)} | {own['mse']:.4f} |" in card
+    assert f"On 3 patients held out (3 folds by patient; {metrics['protocol']}" in card
+    assert headline(own) in card
+    assert about.trusted_in_words in card
     for name in metrics["baselines"]:
         assert f"\n| {name} | " in card
     assert "Nothing was judged" in model_card({**metrics, "summary": None, "folds": []}, about)
