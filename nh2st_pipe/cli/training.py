@@ -178,8 +178,8 @@ def sweep(
 
 
 KEY = (
-    "interval: Student's, over patients, slides or blocks as said; best 50: genes picked on training slides; top 50: "
-    "picked by these very PCCs, as in papers; its null: what that reads on maps without any tie"
+    "best 50: genes picked on training slides; top 50: picked by these very PCCs, as in papers; its null: top 50 of "
+    "maps without any tie"
 )
 """What the columns of a table are."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from nh2st_pipe.store.read import SlideData, Store
 
 __all__ = ["Study"]
 
+Found = TypeVar("Found")
+
 _SHARE, _SHARE_OF_GPU = 0.6, 0.8
 _LEAST_KEPT = 64 << 20  # bytes
 
@@ -38,6 +41,8 @@ class Study:
     places: dict[str, NDArray[np.int64]]
     """Each slide's rows of the cache."""
     cache: Cache
+    found: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What was found on a fold and is the same for every head (`Study.once`)."""
 
     @classmethod
     def load(
@@ -104,6 +109,13 @@ class Study:
     def device(self) -> torch.device:
         """Where the embeddings lie."""
         return self.cache.device
+
+    def once(self, key: Hashable, find: Callable[[], Found]) -> Found:
+        """Return what `find` finds, which is kept under `key` for the next who asks."""
+        if key not in self.found:
+            self.found[key] = find()
+        found: Found = self.found[key]
+        return found
 
     @cached_property
     def common_genes(self) -> tuple[str, ...] | None:

@@ -22,7 +22,7 @@ from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.data.targets import targets
 from nh2st_pipe.evaluation.judged import SlideFigures, judge, units_of
 from nh2st_pipe.evaluation.named import Named, gene_set_pcc, named, read_gmt
-from nh2st_pipe.evaluation.statistics import MEANS, many, mean_over_units
+from nh2st_pipe.evaluation.statistics import MEANS, headline, many, mean_over_units
 from nh2st_pipe.recipes.train import TargetRecipe, as_kept
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.runs.about import Seen
@@ -165,6 +165,8 @@ def _judge(
     )
     left_out = ("fold", "block", "likeness", "pcc_top50_train")  # of training
     judged = {key: value for key, value in asdict(of_slide.figures()).items() if key not in left_out}
+    if judged["n_genes_pcc_undefined"]:
+        notes.append(f"{slide_id}: {headline(judged)}")
     truth = np.where(missing, np.nan, truth)
     predicted = np.where(np.isfinite(predicted), predicted, 0.0)
     judged |= {name: each.of(predicted, truth) for name, each in more.items()}

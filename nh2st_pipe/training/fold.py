@@ -109,7 +109,11 @@ def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = Non
     predicted = {name: trained.model.predict_spots(study.samples([name], recipe, None)) for name in fold.test}
     cautions = {name: trained.model.caution(of_slide) for name, of_slide in predicted.items()}
     patients = {name: slide.patient for name, slide in study.slides.items()}
-    picked = picked_genes(recipe, study.samples(fold.train, recipe, target), patients, panel)
+    question = recipe.targets.model_dump_json(), recipe.features.model_dump_json(), recipe.protocol, recipe.seed
+    picked = study.once(
+        (fold, tuple(panel), question),
+        lambda: picked_genes(recipe, study.samples(fold.train, recipe, target), patients, panel),
+    )
     judged = []
     for name, said in predicted.items():
         slide, like = study.slides[name], said.likeness

@@ -112,7 +112,11 @@ function markGene(focus) {
     row.querySelector("button").tabIndex = g === state.gene ? 0 : -1;
   });
   const row = geneRow.get(state.gene);
-  if (row && focus) row.querySelector("button").focus();
+  if (!row || !row.isConnected) return;
+  const box = at("genes"), top = row.offsetTop - row.offsetHeight;  // the header stands above it
+  if (top < box.scrollTop) box.scrollTop = top;
+  else if (row.offsetTop + row.offsetHeight > box.scrollTop + box.clientHeight) box.scrollTop = row.offsetTop + row.offsetHeight - box.clientHeight;
+  if (focus) row.querySelector("button").focus({ preventScroll: true });
 }
 
 function stepGene(step, focus) {
