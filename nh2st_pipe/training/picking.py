@@ -19,6 +19,7 @@ from nh2st_pipe.training.choosing import left_out
 
 __all__ = ["picked_genes"]
 
+_NEAREST, _FEWEST_NEAREST, _SHARE = 50, 3, 7  # at most a seventh of the spots, for their mean to say something
 _MOST_SPOTS = 4000  # of all slides: what is ranked is genes, not spots
 _FEWEST_OF_A_SLIDE = 50
 
@@ -38,7 +39,9 @@ def picked_genes(recipe: TrainRecipe, train: Samples, patients: dict[str, str], 
         inner, watched = (some.subset(rows, smooth_anew=False) for rows in (~out, out))
         if not (len(inner) and len(watched)):
             continue
-        predicted = registry.fit(knn, inner, panel, {}).model.predict_unsmoothed(watched).values
+        k = max(_FEWEST_NEAREST, min(_NEAREST, len(inner) // _SHARE))
+        of_k = knn.chosen({"head.k": k})
+        predicted = registry.fit(of_k, inner, panel, {}).model.predict_unsmoothed(watched).values
         assert watched.target is not None
         truth = watched.target.cpu().numpy()
         for part in watched.parts:

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nh2st_pipe.data.samples import Samples
+from nh2st_pipe.data.targets import targets
+from nh2st_pipe.recipes.train import load_train_recipe
+from nh2st_pipe.tiles.neighbours import nearest_spots
+from nh2st_pipe.training import picking
+from nh2st_pipe.training.picking import picked_genes
+from tests.conftest import slide
+from tests.evaluation.known import grid, smooth_maps
+
+GENES = [f"g{i}" for i in range(90)]
+FOLLOW = np.arange(90) % 3 == 0  # thirty genes follow the image
+
+
+def training(slides: int, side: int = 8) -> Samples:
+    recipe, found = load_train_recipe("ridge").targets, []
+    for i in range(slides):
+        rng = np.random.default_rng(i)
+        maps = smooth_maps(rng, side, 6)
+        level = np.where(FOLLOW, maps[:, np.arange(90) % 6], smooth_maps(rng, side, 90))
+        rows, cols = (axis.ravel() for axis in np.mgrid[:side, :side])
+        found.append(
+            slide(
+                f"s{i}",
+                counts=rng.poisson(20 * np.exp(0.5 * level)),
+                genes=GENES,
+                xy=grid(side),
+                views=maps[:, None].astype(np.float16),
+                array_row=rows,
+                array_col=cols,
+                neighbours=nearest_spots(grid(side), 9)[0],
+            )
+        )
+    return Samples.of(found, [targets(each, GENES, recipe) for each in found], neighbours=9, smoothed=True)
+
+
+@pytest.mark.parametrize("slides", [1, 2, 4])
+def test_the_genes_that_are_picked_are_predicted_best_inside_the_training_slides(slides: int) -> None:
+    patients = {f"s{i}": f"s{i}" for i in range(slides)}
+    picked = picked_genes(load_train_recipe("ridge"), training(slides, 16 if slides == 1 else 8), patients, GENES)
+    assert len(picked) == 50
+    assert FOLLOW[picked].sum() >= 26  # 17 by chance
+    assert (np.diff(picked) > 0).all()
+
+
+def test_of_a_small_panel_all_genes_are_meant_and_of_many_spots_some_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, train = load_train_recipe("ridge"), training(3)
+    patients = {f"s{i}": "P" for i in range(3)}
+    assert picked_genes(recipe, train, patients, GENES[:50]).tolist() == list(range(50))
+    monkeypatch.setattr(picking, "_MOST_SPOTS", 3 * 40)
+    monkeypatch.setattr(picking, "_FEWEST_OF_A_SLIDE", 10)
+    some = picked_genes(recipe, train, patients, GENES)
+    assert FOLLOW[some].sum() >= 26
+    assert np.array_equal(some, picked_genes(recipe, train, patients, GENES))
