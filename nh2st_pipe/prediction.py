@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import nh2st_pipe
 from nh2st_pipe.core.devices import pick_head_device
-from nh2st_pipe.core.errors import NH2STError, SlideError, StoreError, TrainError, UsageError
+from nh2st_pipe.core.errors import NH2STError, SlideError, StoreError, TrainError, UsageError, listed
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.data.panels import read_gene_file
@@ -150,6 +150,7 @@ def predict(
             trusted = sum(about.trusted.get(head.genes[i], False) for i in columns)
             words += f"; {trusted:,} of {len(columns):,} genes are trusted: {about.trusted_in_words}"
         at_the_end.append(words)
+    strange = list[str]()
     progress.start("predicting", len(names), "slides")
     for number, name in enumerate(names):
         progress.advance(number, len(names), name)
@@ -189,7 +190,13 @@ def predict(
             n_scale_genes=about.n_scale_genes,
         )
         summary.files[name] = path
+        if notices["unlike"]:
+            strange.append(name)
     summary.notices += at_the_end
+    if strange and about.trusted:
+        summary.notices.append(
+            f"the verdicts on genes were found on slides like the training slides: they say little of {listed(strange)}"
+        )
     return summary
 
 

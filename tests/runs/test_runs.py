@@ -128,6 +128,7 @@ def test_tiles_say_how_far_they_are_from_the_training_tiles(finished: Path, stud
     write_sums(finished / "model")
     summary = predict(finished, embeddings=store, out=tmp_path / "p")
     assert any("s0: 100% of its tiles lie farther from the training tiles" in words for words in summary.notices)
+    assert summary.notices[-1].endswith("they say little of s0, s1, s2")
     far = anndata.read_h5ad(summary.files["s0"])
     assert (far.obs["unlike"] == "yes").all()
     assert far.uns["nh2st_pipe"]["unlike_share"] == 1.0
