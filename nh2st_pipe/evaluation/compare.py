@@ -86,7 +86,7 @@ def compare(runs: Sequence[str | Path], *, read: Callable[[Path], dict[str, Any]
     if 1 < n_units < FEWEST_UNITS:
         notes.append(
             f"{n_units} {unit}s are too few to rule out chance, whatever the difference: with {n_units} the smallest p "
-            f"is {2 / 2**n_units:.2g}"
+            f"is {2 / 2**n_units:.3g}"
         )
     figures = {
         name: {key: by_unit([getattr(entry.slides[of], key) for of in common], units) for key in FIGURES}
