@@ -115,6 +115,10 @@ class HeadRecipe(Strict):
         """Return the fields of `features` that the head does not read, each with what does nearly the same."""
         return {}
 
+    def idle_fields(self) -> dict[str, str]:
+        """Return the head's own fields that nothing reads as the others are, each with why."""
+        return {}
+
     def in_brief(self) -> HeadRecipe | None:
         """Return the head as it is trained where it has to be many times over; None where that takes too long."""
         return None if self.by_epochs else self
@@ -321,14 +325,12 @@ class ContextHead(HeadRecipe):
         centred = "head.centring says how far a slide's own mean is taken off"
         return {"scale": centred, "clip": centred, **({} if self.hypergraph else {"neighbours": around})}
 
-    @model_validator(mode="after")
-    def _a_share_is_of_two_parts(self) -> Self:
-        if self.kernel is None or self.network is None:
-            left, fields = ("kernel" if self.network is None else "network"), type(self).model_fields
-            for key in ("kernel_share", "gate_from", "gate_to"):
-                if getattr(self, key) != fields[key].default:
-                    raise ValueError(f"{key} has no effect where the {left} part is alone; leave it out")
-        return self
+    def idle_fields(self) -> dict[str, str]:
+        """See HeadRecipe."""
+        if self.kernel is not None and self.network is not None:
+            return {}
+        left = "kernel" if self.network is None else "network"
+        return dict.fromkeys(("kernel_share", "gate_from", "gate_to"), f"the {left} part is alone; leave it out")
 
     @model_validator(mode="after")
     def _something_is_left(self) -> Self:
@@ -410,6 +412,9 @@ class TrainRecipe(Strict):
         for key, instead in self.head.idle_features().items():
             if getattr(self.features, key) != getattr(defaults, key):
                 raise ValueError(f"features.{key} has no effect on a head of kind {self.head.kind}: {instead}")
+        for key, why in self.head.idle_fields().items():
+            if getattr(self.head, key) != type(self.head).model_fields[key].default:
+                raise ValueError(f"head.{key} has no effect: {why}")
         if self.features.scale == "none" and self.features.clip != defaults.clip:
             raise ValueError("features.clip has no effect with features.scale=none: scaled values alone are clipped")
         if isinstance(self.targets.genes, tuple) and self.targets.panel != "mean":

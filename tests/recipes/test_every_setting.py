@@ -160,7 +160,11 @@ def test_all_heads_are_tried() -> None:
         ("nh2st-context", ["features.scale=none"], "features.scale has no effect .*head.centring"),
         ("nh2st-context", ["features.clip=3"], "features.clip has no effect .*head.centring"),
         ("nh2st-context", ["features.neighbours=5"], "features.neighbours has no effect .*head.sigmas"),
-        ("nh2st-context", ["head.network=null", "head.kernel_share=0.9"], "kernel_share has no effect"),
+        (
+            "nh2st-context",
+            ["head.network=null", "head.kernel_share=0.9"],
+            "head.kernel_share has no effect: the kernel part is alone",
+        ),
         ("ridge", ["features.neighbours=5"], "features.neighbours has no effect .*head.context=true"),
         ("ridge", ["features.scale=none", "features.clip=3"], "features.clip has no effect"),
         ("ridge", ["targets.genes=[A, B]", "targets.panel=dispersion"], "targets.panel has no effect"),

@@ -48,8 +48,12 @@ def test_a_store_of_format_1_is_read_as_it_is_and_upgraded(old: Path) -> None:
                 then.genes,
                 then.barcodes,
             )
-            for element in ("xy", "neighbours", "array_row", "array_col", "views"):
+            for element in ("xy", "neighbours", "array_row", "array_col"):
                 assert np.array_equal(getattr(now, element), getattr(then, element)), element
+            if store.location.path == whole:
+                assert np.array_equal(now.views, then.views)
+            else:  # encoded anew, on a processor that may add up in another order
+                assert np.allclose(now.views.astype(np.float32), then.views, atol=2e-3)
             assert now.counts is not None
             assert then.counts is not None
             assert np.array_equal(now.counts.toarray(), then.counts.toarray())
