@@ -42,11 +42,11 @@ def timed(what: str, made: Callable[[], object], values: list[np.ndarray]) -> No
 
 def judged(units: int, genes: int, shift: float, seed: int) -> list[Judged]:
     rng = np.random.default_rng(seed)
-    names, null = tuple(f"g{i}" for i in range(genes)), rng.normal(0, 0.1, (20, genes)).astype(np.float32)
+    names, null = tuple(f"g{i}" for i in range(genes)), np.full(genes, 0.1)
     found, none = [], np.empty(0, np.int64)
     for i in range(units):
         pcc = rng.normal(0.3 + shift, 0.15, genes)
-        found.append(Judged(f"s{i}", f"s{i}", "", None, names, 1000, pcc, pcc, pcc, pcc, none, null, None))
+        found.append(Judged(f"s{i}", f"s{i}", "", None, names, 1000, pcc, pcc, pcc, pcc, none, null, None, None))
     return found
 
 

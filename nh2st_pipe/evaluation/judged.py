@@ -1,6 +1,6 @@
 """A slide that was held out, judged: what every figure of a run is made from, by pure functions.
 
-Letters: n spots, G genes of the slide's panel, P points of a sketch, S moves of the null.
+Letters: n spots, G genes of the slide's panel, P points of a sketch.
 """
 
 from __future__ import annotations
@@ -88,15 +88,16 @@ class Judged:
     """G: of the truth; NaN where the slide lacks the gene."""
     picked: NDArray[np.int64]
     """Places of the genes that were chosen on training slides."""
-    null: NDArray[np.float32]
-    """S × G: PCCs with the truth moved away."""
+    null_spread: NDArray[np.float64]
+    """G: root mean square of the PCC with the truth moved away (`evaluation.null`); NaN where there is none."""
+    null_top50: float | None
+    """Mean of the 50 best genes with the truth moved away."""
     off: NDArray[np.float32] | None
     """G × P: how far predictions were off (`intervals.sketch`); None where it is not kept."""
     likeness: float | None = None
 
     def figures(self) -> SlideFigures:
         """Return the slide's figures, means over genes."""
-        null = [top for row in self.null.astype(np.float64) if (top := top_mean(row)) is not None]
         return SlideFigures(
             slide_id=self.slide_id,
             patient=self.patient,
@@ -104,7 +105,7 @@ class Judged:
             block=self.block,
             pcc=mean_of_known(self.pcc),
             pcc_top50=top_mean(self.pcc),
-            pcc_top50_null=float(np.mean(null)) if null else None,
+            pcc_top50_null=self.null_top50,
             pcc_top50_train=mean_of_known(self.pcc[self.picked]),
             mse=mean_of_known(self.mse),
             mae=mean_of_known(self.mae),
@@ -135,7 +136,12 @@ def judge(
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(known, target, 0.0).sum(axis=0, dtype=np.float64) / known.sum(axis=0)
     # The same moves for every head, whatever order slides are judged in.
-    seed = zlib.crc32(f"{slide_id} {block}".encode())
+    null = moved_pcc(predicted, target, xy, zlib.crc32(f"{slide_id} {block}".encode()))
+    tops = [top for row in null.astype(np.float64) if (top := top_mean(row)) is not None]
+    moved = np.isfinite(null)
+    squares = np.square(np.where(moved, null, 0.0)).sum(axis=0, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        spread = np.sqrt(squares / np.where(moved.any(axis=0), moved.sum(axis=0), np.nan))
     return Judged(
         slide_id=slide_id,
         patient=patient,
@@ -148,7 +154,8 @@ def judge(
         mae=found["mae"],
         mean=mean,
         picked=np.empty(0, np.int64) if picked is None else picked,
-        null=moved_pcc(predicted, target, xy, seed),
+        null_spread=spread,
+        null_top50=float(np.mean(tops)) if tops else None,
         off=sketch(predicted - target) if keep_off else None,
         likeness=likeness,
     )

@@ -108,16 +108,16 @@ def trusted_p(pcc: NDArray[np.float64], spread: NDArray[np.float64], bound: floa
 
 
 def _null_spread(slides: Sequence[Judged], genes: list[str]) -> NDArray[np.float64]:
-    """Return the root mean square of each gene's PCC without any tie, over slides and moves; NaN where none is known.
+    """Return the root mean square of each gene's PCC without any tie, over slides; NaN where none is known.
 
     The mean over slides, and so not less where a patient has several: they may be wrong together.
     """
     place = {gene: i for i, gene in enumerate(genes)}
     squares, count = np.zeros(len(genes)), np.zeros(len(genes))
     for each in slides:
-        at = np.array([place[gene] for gene in each.genes], dtype=np.int64)
-        known = np.isfinite(each.null)
-        squares[at] += np.square(np.where(known, each.null, 0.0)).sum(axis=0, dtype=np.float64)
-        count[at] += known.sum(axis=0)
-    with np.errstate(invalid="ignore"):
-        return np.where(count > 0, np.sqrt(squares / np.maximum(count, 1)), np.nan)
+        known = np.isfinite(each.null_spread)
+        at = np.array([place[gene] for gene in each.genes], dtype=np.int64)[known]
+        squares[at] += np.square(each.null_spread[known])
+        count[at] += 1
+    mean: NDArray[np.float64] = np.divide(squares, count, out=np.full(len(genes), np.nan), where=count > 0)
+    return np.sqrt(mean)
