@@ -38,6 +38,7 @@ __all__ = [
     "many",
     "mean_interval",
     "mean_over_units",
+    "over_genes",
     "sign_flip",
     "summary",
     "verdict",
@@ -174,19 +175,23 @@ def headline(figures: Mapping[str, Any]) -> str:
 
     `figures` are those of `summary` or of a slide; of earlier versions too.
     """
-    pcc, genes = figures.get("pcc"), figures.get("n_genes") or 0
-    most = figures.get("n_genes_pcc_undefined") or 0
-    least = figures.get("n_genes_pcc_undefined_least", most)
+    pcc, low, high = (figures.get(key) for key in ("pcc", "pcc_low", "pcc_high"))
     said = "PCC undefined" if pcc is None else f"PCC {pcc:.3f}"
-    low, high = figures.get("pcc_low"), figures.get("pcc_high")
     if low is not None and high is not None:
         said += f" (95 % interval {low:.3f} to {high:.3f}, over {many(figures['n_units'], figures['unit'])})"
+    return f"{said} {over_genes(figures)}"
+
+
+def over_genes(figures: Mapping[str, Any]) -> str:
+    """Say over how many genes a PCC is, and how many have none: "over 28 genes; 222 of 250 do not vary …"."""
+    genes, most = figures.get("n_genes") or 0, figures.get("n_genes_pcc_undefined") or 0
+    least = figures.get("n_genes_pcc_undefined_least", most)
     if not most:
-        return f"{said} over {many(genes, 'gene')}"
+        return f"over {many(genes, 'gene')}"
     if least == most:
-        return f"{said} over {many(genes - most, 'gene')}; {most:,} of {genes:,} do not vary on these spots"
-    over = f"{genes - most:,} to {many(genes - least, 'gene')} a slide"
-    return f"{said} over {over}; {least:,} to {most:,} of {genes:,} do not vary there"
+        return f"over {many(genes - most, 'gene')}; {most:,} of {genes:,} do not vary on these spots"
+    over = f"over {genes - most:,} to {many(genes - least, 'gene')} a slide"
+    return f"{over}; {least:,} to {most:,} of {genes:,} do not vary there"
 
 
 def many(count: int, what: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.evaluation.compare import Comparison, compare
-from nh2st_pipe.evaluation.statistics import FEWEST_UNITS, headline, many
+from nh2st_pipe.evaluation.statistics import FEWEST_UNITS, many, over_genes
 
 __all__ = ["comparison_of", "facts", "figure", "provenance", "verdict", "warnings"]
 
@@ -33,15 +33,12 @@ def figure(metrics: Mapping[str, Any], comparison: Comparison | None) -> dict[st
         return None
     interval = comparison.rows[0]["interval"] if comparison is not None else None
     over = "" if comparison is None else many(comparison.n_units, comparison.unit)
-    genes = headline({key: summary.get(key) for key in summary if key not in ("pcc_low", "pcc_high")}).partition(
-        " over "
-    )
     return {
         "pcc": summary["pcc"],
         "mse": summary.get("mse"),
         "interval": interval,
         "over": over,
-        "genes": f"over {genes[2]}" if summary.get("n_genes") else "",
+        "genes": over_genes(summary) if summary.get("n_genes") else "",
     }
 
 

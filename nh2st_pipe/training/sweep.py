@@ -150,6 +150,10 @@ def sweep(
             f"this is {nh2st_pipe.__version__}: figures of the two may be of other definitions; delete "
             f"{'it' if len(older) == 1 else 'them'} to train anew"
         )
+    said = [set(of_cell["notes"]) for of_cell in metrics.values()]
+    found.notes += (
+        [note for note in next(iter(metrics.values()))["notes"] if all(note in each for each in said)] if said else []
+    )
     apart = [key for key in of if key.partition(".")[0] in _QUESTION and len(of[key]) > 1]
     if apart:
         found.notes.append(
