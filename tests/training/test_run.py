@@ -406,6 +406,30 @@ def test_a_single_slide_is_judged_by_blocks(make_study: Callable[..., Study]) ->
     assert (again.metrics["summary"]["unit"], again.metrics["summary"]["n_units"]) == ("block", 4)
 
 
+def test_of_one_patient_slides_are_left_out_and_that_is_said_before_anything_is_read(
+    make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(2, patients=["P", "P"])
+    result = run(study, recipe="ridge", settings=("baselines=[]",))
+    assert (result.metrics["folds_by"], result.metrics["summary"]["unit"]) == ("slide", "slide")
+    assert "all 2 slides are of one patient: folds leave out slides" in result.metrics["notes"][0]
+    card = (result.path / "model" / "README.md").read_text()
+    assert "- Note: all 2 slides are of one patient" in card
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("something was read")
+
+    monkeypatch.setattr("nh2st_pipe.data.study.Study.load", load)
+    said: list[str] = []
+    monkeypatch.setattr("nh2st_pipe.core.progress.Progress.say", lambda self, words: said.append(words))
+    with pytest.raises(AssertionError, match="something was read"):
+        run(study, "again", recipe="ridge", settings=())
+    assert "of one patient" in said[0]
+    for folds, message in (("patient", "need at least two patients"), ("slide:3", "need at least 3 slides")):
+        with pytest.raises(TrainError, match=message):
+            run(study, "other", recipe="ridge", settings=(), folds=folds)
+
+
 def test_folds_by_a_column_name_patients_on_both_sides(study: Study) -> None:
     lines = study.manifest.read_text().splitlines()
     sites = ("site", "X", "Y", "Y")
