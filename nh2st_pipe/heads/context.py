@@ -40,7 +40,7 @@ from nh2st_pipe.heads.kernel import Kernel, low_count_weights, solve, solve_land
 from nh2st_pipe.heads.members import Members, Surroundings, fit_members
 
 if TYPE_CHECKING:
-    from nh2st_pipe.recipes.train import KernelPart, NetworkPart, TrainRecipe
+    from nh2st_pipe.recipes.train import ContextHead, KernelPart, NetworkPart, TrainRecipe
 
 __all__ = ["Context"]
 
@@ -82,7 +82,6 @@ class Context(HeadModel):
         self.register_buffer("target_mean", torch.zeros(n_genes))
         self.register_buffer("target_scale", torch.ones(()))
         self.register_buffer("basis", torch.zeros(dim, 0))
-        self._last: tuple[object, Samples, Blur] | None = None
         kernel, network = self.recipe.kernel, self.recipe.network
         if kernel is not None:
             self.register_buffer("kernel_blocks", torch.zeros(n_blocks, 0, dim))
@@ -130,13 +129,13 @@ class Context(HeadModel):
         if shifts and wanted:
             basis = stain_basis(torch.from_numpy(np.concatenate(shifts)).double(), min(wanted, train.dim // 2))
             self.basis = basis.to(self.basis)
+        blurs = _Blurs(train, self.recipe)
         if self.recipe.kernel is not None:
-            self._fit_kernel(train, raw, plan.seed)
-        done = self._fit_network(train, raw, plan) if self.recipe.network is not None else Fit()
-        self._last = None
-        return done
+            self._fit_kernel(blurs, raw, plan.seed)
+        return self._fit_network(blurs, raw, plan) if self.recipe.network is not None else Fit()
 
-    def _fit_kernel(self, train: Samples, raw: torch.Tensor, seed: int) -> None:
+    def _fit_kernel(self, blurs: _Blurs, raw: torch.Tensor, seed: int) -> None:
+        train = blurs.samples
         recipe = self.recipe.kernel
         assert recipe is not None
         assert train.depth is not None
@@ -145,19 +144,20 @@ class Context(HeadModel):
         y = _centred(raw, weights, train)
 
         if len(train) <= recipe.exact_up_to:
-            blocks = torch.cat([torch.stack(b) for _, b in self._view_means(train)], 1)
+            blocks = torch.cat([torch.stack(b) for _, b in self._view_means(blurs)], 1)
             kernel = solve(blocks, y, weights, recipe.ridge, recipe.rank)
         else:
             draw = torch.Generator().manual_seed(seed)
             chosen = torch.randperm(len(train), generator=draw)[: recipe.landmarks].sort().values.to(train.device)
-            marks = [torch.stack(b) for _, b in self._view_means(train, chosen)]
-            spots = ((b, y[part.rows], weights[part.rows]) for part, b in self._view_means(train))
+            marks = [torch.stack(b) for _, b in self._view_means(blurs, chosen)]
+            spots = ((b, y[part.rows], weights[part.rows]) for part, b in self._view_means(blurs))
             kernel = solve_landmarks(torch.cat(marks, 1), spots, recipe.ridge, recipe.rank)
         self.kernel_blocks = kernel.blocks.to(self.kernel_blocks)
         self.kernel_medians = kernel.medians.to(self.kernel_medians)
         self.kernel_coefficients = kernel.coefficients.to(self.kernel_coefficients)
 
-    def _fit_network(self, train: Samples, raw: torch.Tensor, plan: Plan) -> Fit:
+    def _fit_network(self, blurs: _Blurs, raw: torch.Tensor, plan: Plan) -> Fit:
+        train = blurs.samples
         recipe = self.recipe.network
         assert recipe is not None
         assert train.depth is not None
@@ -168,11 +168,11 @@ class Context(HeadModel):
         scale = smooth.square().nanmean().sqrt()
         self.target_scale = (scale if scale > 0 else torch.ones_like(scale)).float().to(train.device)
 
-        self._fit_components(train, plan.seed)
+        self._fit_components(blurs, plan.seed)
         width = self.components.shape[0] * self.components.shape[2]
         # Half precision, as the embeddings have it: of unit RMS, and the largest thing that training holds.
         features = torch.empty((len(train), train.n_views, width), dtype=torch.float16, device=train.device)
-        for part, view, x, blur in self._each_view(train):
+        for part, view, x, blur in self._each_view(blurs):
             features[part.rows, view] = self._project(x, blur).to(torch.float16)
         target = (y / self.target_scale).float()
         return fit_members(
@@ -198,11 +198,12 @@ class Context(HeadModel):
         own = features_nvf[..., : self.members.seen].float().mean(1)
         return Surroundings(own, Nearest(rows, torch.cat([each.distance for each in near])))
 
-    def _fit_components(self, train: Samples, seed: int) -> None:
+    def _fit_components(self, blurs: _Blurs, seed: int) -> None:
         """Find each block's mean, leading principal axes and their scale over the training spots and views.
 
         Over a random part of the spots where there are very many: the axes are then as well known.
         """
+        train = blurs.samples
         n_blocks, dim, kept = self.components.shape
         total = torch.zeros((n_blocks, dim), dtype=torch.float64, device=train.device)
         second = torch.zeros((n_blocks, dim, dim), device=train.device)
@@ -211,7 +212,7 @@ class Context(HeadModel):
         if len(train) > most:
             draw = torch.Generator().manual_seed(seed)
             chosen = torch.randperm(len(train), generator=draw)[:most].sort().values.to(train.device)
-        for part, _, x, blur in self._each_view(train):
+        for part, _, x, blur in self._each_view(blurs):
             for i, block in enumerate(blur(x, None if chosen is None else _inside(chosen, part))):
                 total[i] += block.sum(0, dtype=torch.float64)
                 second[i].addmm_(block.T, block)
@@ -232,13 +233,12 @@ class Context(HeadModel):
 
     # ---- features
 
-    def _view_means(
-        self, samples: Samples, rows: torch.Tensor | None = None
-    ) -> Iterator[tuple[Part, list[torch.Tensor]]]:
+    def _view_means(self, blurs: _Blurs, rows: torch.Tensor | None = None) -> Iterator[tuple[Part, list[torch.Tensor]]]:
         """Yield each slide's blocks of the mean over views, which the kernel compares; with `rows`, those spots' alone.
 
         In float64; in float32 on slides so large that means over them are sparse.
         """
+        samples = blurs.samples
         for part in samples.parts:
             dtype = torch.float64 if part.stop - part.start <= DENSE_SPOTS else torch.float32
             each = centred_views(samples, part, self.recipe.centring, dtype)
@@ -246,25 +246,17 @@ class Context(HeadModel):
             for view in each:
                 x += view
             x = without(x.div_(samples.n_views), self._basis(self.recipe.kernel, dtype))
-            yield part, self._blur(samples, part, dtype)(x, None if rows is None else _inside(rows, part))
+            yield part, blurs.of(part, dtype)(x, None if rows is None else _inside(rows, part))
 
     def _each_view(
-        self, samples: Samples, parts: Sequence[Part] | None = None
+        self, blurs: _Blurs, parts: Sequence[Part] | None = None
     ) -> Iterator[tuple[Part, int, torch.Tensor, Blur]]:
         """Yield each slide's embeddings view by view, float32, and what makes the network's blocks of them."""
-        basis = self._basis(self.recipe.network, torch.float32)
+        samples, basis = blurs.samples, self._basis(self.recipe.network, torch.float32)
         for part in samples.parts if parts is None else parts:
-            blur = self._blur(samples, part, torch.float32)
+            blur = blurs.of(part, torch.float32)
             for view, x in enumerate(centred_views(samples, part, self.recipe.centring, torch.float32)):
                 yield part, view, without(x, basis), blur
-
-    def _blur(self, samples: Samples, part: Part, dtype: torch.dtype) -> Blur:
-        """Return what makes the blocks of one slide's embeddings; the last is kept for the other part of the head."""
-        key = (id(samples), part.name, part.start, dtype)
-        if self._last is None or self._last[0] != key:
-            around = hypergraph_mean(samples, part, _SIMILAR) if self.recipe.hypergraph else None
-            self._last = (key, samples, Blur(part, self.recipe.sigmas, samples.device, dtype, around))
-        return self._last[2]
 
     def _basis(self, part: KernelPart | NetworkPart | None, dtype: torch.dtype) -> torch.Tensor | None:
         """Return the directions that a part leaves out, d × r, None where there are none."""
@@ -279,6 +271,7 @@ class Context(HeadModel):
         if not samples.parts:
             raise TrainError("nh2st-context predicts whole slides; these samples do not say which slide they are of")
         self.eval()
+        blurs = _Blurs(samples, self.recipe)
         out = torch.zeros(len(samples), len(self.genes), dtype=torch.float64, device=samples.device)
         likeness: np.ndarray[Any, np.dtype[np.float32]] | None = None
         share = torch.zeros(len(samples), 1, dtype=torch.float64, device=samples.device)
@@ -287,7 +280,7 @@ class Context(HeadModel):
                 self.kernel_blocks.double(), self.kernel_medians.double(), self.kernel_coefficients.double()
             )
             best = torch.empty(len(samples), dtype=torch.float64, device=samples.device)
-            for part, blocks in self._view_means(samples):
+            for part, blocks in self._view_means(blurs):
                 of_slide = out[part.rows]
                 for rows, k in kernel.similarities(blocks):
                     best[part.rows][rows], of_slide[rows] = k.amax(1), k @ kernel.coefficients
@@ -297,7 +290,7 @@ class Context(HeadModel):
         spread: torch.Tensor | None = None
         if self.recipe.network is not None:
             for part in samples.parts:
-                views = [self._project(x, blur) for _, _, x, blur in self._each_view(samples, [part])]
+                views = [self._project(x, blur) for _, _, x, blur in self._each_view(blurs, [part])]
                 alone = replace(part, start=0, stop=part.stop - part.start)
                 around = (
                     self._around(torch.stack([view[:, : self.members.seen] for view in views], 1), [alone])
@@ -312,7 +305,6 @@ class Context(HeadModel):
                     spread = torch.empty_like(out, dtype=torch.float32) if spread is None else spread
                     spread[part.rows] = apart.mul_(rest)
                 del own, apart
-        self._last = None
         out += self.target_mean
         return Prediction(out.float().cpu().numpy(), likeness, None if spread is None else spread.cpu().numpy())
 
@@ -336,6 +328,22 @@ class Context(HeadModel):
             return 1.0
         like = (float(best.quantile(0.5)) - recipe.gate_from) / (recipe.gate_to - recipe.gate_from)
         return recipe.kernel_share * min(1.0, max(0.0, like))
+
+
+class _Blurs:
+    """What makes the blocks of the slides of `samples`; the last is kept, for the other part of the head."""
+
+    def __init__(self, samples: Samples, recipe: ContextHead) -> None:
+        self.samples, self._recipe = samples, recipe
+        self._last: tuple[tuple[int, torch.dtype], Blur] | None = None
+
+    def of(self, part: Part, dtype: torch.dtype) -> Blur:
+        """Return what makes the blocks of one slide's embeddings, in `dtype`."""
+        if self._last is None or self._last[0] != (part.start, dtype):
+            around = hypergraph_mean(self.samples, part, _SIMILAR) if self._recipe.hypergraph else None
+            blur = Blur(part, self._recipe.sigmas, self.samples.device, dtype, around)
+            self._last = (part.start, dtype), blur
+        return self._last[1]
 
 
 def _inside(rows: torch.Tensor, part: Part) -> torch.Tensor:
