@@ -21,6 +21,7 @@ from nh2st_pipe.recipes.values import Strict, faults_in_words, validate
 
 __all__ = [
     "HEADS",
+    "HestRidgeHead",
     "MeanHead",
     "NH2STHead",
     "RidgeHead",
@@ -165,6 +166,20 @@ class RidgeHead(HeadRecipe):
     def idle_features(self) -> dict[str, str]:
         """See HeadRecipe."""
         return {} if self.context else {"neighbours": "head.context=true reads them"}
+
+
+class HestRidgeHead(HeadRecipe):
+    """HEST-Benchmark's probe: standardised principal components, ridge without an intercept."""
+
+    model: ClassVar[str] = "nh2st_pipe.heads.hest_ridge:HestRidge"
+    kind: Literal["hest-ridge"]
+    components: int = Field(256, gt=0)
+    """Principal components; fewer where there are fewer values or spots."""
+
+    def idle_features(self) -> dict[str, str]:
+        """See HeadRecipe."""
+        scaled = "it standardises embeddings itself, as the benchmark does; ridge scales as features says"
+        return {"scale": scaled, "clip": scaled, "neighbours": _OWN_SPOT}
 
 
 class NH2STHead(HeadRecipe):
@@ -341,7 +356,9 @@ class ContextHead(HeadRecipe):
         return self
 
 
-Head = Annotated[MeanHead | RidgeHead | KNNHead | MLPHead | NH2STHead | ContextHead, Field(discriminator="kind")]
+Head = Annotated[
+    MeanHead | RidgeHead | HestRidgeHead | KNNHead | MLPHead | NH2STHead | ContextHead, Field(discriminator="kind")
+]
 _OWN_SPOT = "it looks at the spot's own embedding alone; ridge-context and nh2st-context look around it"
 
 HEADS: dict[str, type[HeadRecipe]] = {

@@ -31,6 +31,7 @@ SMALL = {
     "mean": [],
     "knn": ["head.k=4"],
     "ridge": ["head.alpha=30", "choose={}"],
+    "hest-ridge": ["head.components=4"],
     "ridge-context": ["head.alpha=30", "choose={}"],
     "mlp": ["head.network.width=8", "head.network.epochs=3", "head.network.contrast={width: 4}"],
     "nh2st": [
