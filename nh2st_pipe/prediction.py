@@ -24,6 +24,7 @@ from nh2st_pipe.data.targets import targets
 from nh2st_pipe.evaluation.intervals import LEVELS, Intervals, Level
 from nh2st_pipe.evaluation.reference import UNLIKE, Familiarity, Reference
 from nh2st_pipe.heads.base import HeadModel, Prediction
+from nh2st_pipe.heads.carry import CUT
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.checksums import sha256
 from nh2st_pipe.runs.model import HUB, load_model, load_reference, model_files
@@ -168,6 +169,7 @@ def predict(
             "caution": _caution(head, predicted, about),
             "unlike": _unlike(familiar),
             "pitch": apart,
+            "carried": _carried(predicted, columns),
         }
         summary.notices += [f"{name}: {words}" for words in notices.values() if words]
         path = summary.out / f"{name}.h5ad"
@@ -241,6 +243,19 @@ def _unlike(familiar: Familiarity | None) -> str | None:
     )
 
 
+def _carried(predicted: Prediction, columns: NDArray[np.int64]) -> str | None:
+    """Say in words how many of a slide's genes rest on patterns that do not carry over, if some do."""
+    if predicted.cut is None:
+        return None
+    rest = int((predicted.cut[columns] > CUT).sum())
+    if not rest:
+        return None
+    return (
+        f"{rest:,} of {len(columns):,} genes rest mostly on patterns that do not carry over between slides "
+        '(var["cut"]); they are not trusted here'
+    )
+
+
 def _predict(
     head: HeadModel, slide: SlideData, about: About, reference: Reference | None, device: torch.device
 ) -> tuple[Prediction, Familiarity | None, str | None]:
@@ -259,6 +274,7 @@ def _predict(
             columns[name] = np.empty((len(slide), *values.shape[1:]), np.float32)
         columns[name][rows] = values
 
+    cut = list[NDArray[np.float32]]()
     step, parts = parted(slide, about.pitch)
     for rows in parts:
         samples = Samples.of(
@@ -271,11 +287,14 @@ def _predict(
         put("values", rows, said.values)
         put("likeness", rows, said.likeness)
         put("spread", rows, said.spread)
+        if said.cut is not None:
+            cut.append(said.cut * np.float32(len(rows) / len(slide)))
         if reference is not None:
             familiar = reference.of_tiles(samples)
             put("distance", rows, familiar.distance)
             put("percentile", rows, familiar.percentile)
-    predicted = Prediction(columns["values"], columns.get("likeness"), columns.get("spread"))
+    of_genes = np.sum(cut, axis=0) if cut else None
+    predicted = Prediction(columns["values"], columns.get("likeness"), columns.get("spread"), of_genes)
     known = Familiarity(columns["distance"], columns["percentile"]) if reference is not None else None
     return predicted, known, _pitch_apart(slide, about, step)
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nh2st_pipe.data.samples import Samples
+from nh2st_pipe.heads.carry import CARRY, Carry
 
 if TYPE_CHECKING:
     from nh2st_pipe.recipes.train import FitRecipe, TrainRecipe
@@ -60,6 +61,8 @@ class Prediction:
     """N: how like each spot is to the training spots, 0 to 1; None where the head cannot tell."""
     spread: NDArray[np.float32] | None = None
     """N × G: standard deviation over the head's members; None where it has a single one."""
+    cut: NDArray[np.float32] | None = None
+    """G: which share of each gene's variation was taken away as not carrying over; None where nothing is weighed."""
 
 
 class FeatureScaler(nn.Module):
@@ -113,6 +116,8 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
     genes: list[str]
     about: dict[str, Any]
     kind: str
+    carry: Carry | None = None
+    """What of its predictions carries over to a new slide; None leaves them as they are."""
 
     @classmethod
     def build(cls, recipe: TrainRecipe, dim: int, genes: list[str], about: dict[str, Any]) -> Self:
@@ -161,7 +166,14 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
         """
         inside = Path(pretrained_model_name_or_path) / "model"
         found = inside if (inside / "config.json").is_file() else pretrained_model_name_or_path
-        loaded: Self = super().from_pretrained(str(found).removeprefix("hf-hub:"), **options)
+        name = str(found).removeprefix("hf-hub:")
+        loaded: Self = super().from_pretrained(name, **options)
+        folder = Path(found)
+        if not folder.is_dir():
+            from nh2st_pipe.core.hub import fetch_folder
+
+            folder = fetch_folder(name, [CARRY], options.get("revision"))
+        loaded.carry = Carry.load(folder, len(loaded.genes))
         return loaded
 
     def forward_view(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
@@ -192,11 +204,22 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
         This is the one place for that, so that a head and its baselines are smoothed alike.
         """
         said = self.predict_unsmoothed(samples)
-        if not (self.smooths and samples.smoothed):
-            return said
-        # The mean of neighbours' spreads is never less than the spread of their mean.
-        spread = None if said.spread is None else samples.smooth(said.spread)
-        return replace(said, values=samples.smooth(said.values), spread=spread)
+        if self.smooths and samples.smoothed:
+            # The mean of neighbours' spreads is never less than the spread of their mean.
+            spread = None if said.spread is None else samples.smooth(said.spread)
+            said = replace(said, values=samples.smooth(said.values), spread=spread)
+        return said if self.carry is None else self._carried(said, samples, self.carry)
+
+    def _carried(self, said: Prediction, samples: Samples, carry: Carry) -> Prediction:
+        """Return predictions slide by slide as far as they carry over."""
+        values, cut = said.values.copy(), np.zeros(len(self.genes), np.float32)
+        rows_of = [part.rows for part in samples.parts] or [slice(0, len(samples))]
+        for rows in rows_of:
+            like = None if said.likeness is None else said.likeness[rows]
+            weighed = carry.weigh(said.values[rows], carry.gate(like))
+            values[rows] = weighed.values
+            cut += weighed.cut / len(rows_of)
+        return replace(said, values=values, cut=cut)
 
     @torch.inference_mode()
     def predict_unsmoothed(self, samples: Samples) -> Prediction:

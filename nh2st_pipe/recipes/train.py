@@ -21,6 +21,7 @@ from nh2st_pipe.recipes.values import Strict, faults_in_words, validate
 
 __all__ = [
     "HEADS",
+    "CarryRecipe",
     "HestRidgeHead",
     "MeanHead",
     "NH2STHead",
@@ -122,6 +123,12 @@ class HeadRecipe(Strict):
 
     def in_brief(self) -> HeadRecipe | None:
         """Return the head as it is trained where it has to be many times over; None where that takes too long."""
+        return None if self.by_epochs else self
+
+    def in_small(self) -> HeadRecipe | None:
+        """Return the head as it is trained where its predictions of slides left out are wanted; None where that takes
+        too long.
+        """
         return None if self.by_epochs else self
 
     def uses_stain_shift(self) -> bool:
@@ -330,6 +337,12 @@ class ContextHead(HeadRecipe):
         assert self.network is not None
         return self.model_copy(update={"network": self.network.model_copy(update={"members": 1})})
 
+    def in_small(self) -> ContextHead:
+        """See HeadRecipe: with a single member."""
+        if self.network is None:
+            return self
+        return self.model_copy(update={"network": self.network.model_copy(update={"members": 1})})
+
     def uses_stain_shift(self) -> bool:
         """See HeadRecipe."""
         return any(part is not None and part.stain_directions > 0 for part in (self.kernel, self.network))
@@ -367,6 +380,27 @@ HEADS: dict[str, type[HeadRecipe]] = {
 """Every head by its kind."""
 
 
+class CarryRecipe(Strict):
+    """What of predictions carries over to another patient's slide; see `heads.carry`. Pairs: like and unlike slides."""
+
+    rank: int = Field(16, gt=0)
+    """r: principal factors of the training targets that are told apart."""
+    q: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.5, 2.0)
+    """Power of min(1, A / a), for factors that are louder than they ever were on slides left out."""
+    p: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.0, 1.0)
+    """Power of the reliability."""
+    gate_from: float = 0.3
+    """Likeness up to which a slide is unlike."""
+    gate_to: float = 0.5
+    """Likeness from which it is like."""
+
+    @model_validator(mode="after")
+    def _the_gate_opens(self) -> Self:
+        if self.gate_to <= self.gate_from:
+            raise ValueError(f"gate_to ({self.gate_to:g}) has to lie above gate_from ({self.gate_from:g})")
+        return self
+
+
 class _OfHead(Strict):
     head: Head
 
@@ -383,6 +417,8 @@ class TrainRecipe(Strict):
     choose: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
     """Fields of the head that are chosen inside the training slides, each with the values to choose from
     ("head.alpha": [300, 3000]): the best mean PCC where training slides are left out in turn."""
+    carry: CarryRecipe | None = None
+    """How predictions are weighed by what carried over between training slides; None leaves them as they are."""
     fit: FitRecipe | None = None
     """For heads that are trained by steps (`nh2st`); the others' numbers stand in `head`."""
     protocol: Literal["nested", "paper"] = "nested"
@@ -438,6 +474,11 @@ class TrainRecipe(Strict):
             raise ValueError("targets.panel has no effect where targets.genes names the genes; give a number of them")
         if self.targets.scale_to is None and self.targets.scale_over != "all" and self.protocol == "nested":
             raise ValueError("targets.scale_over has no effect with targets.scale_to=null: nothing is scaled")
+        if self.carry is not None and self.head.in_small() is None:
+            raise ValueError(
+                "carry needs predictions of training slides that are left out, and a head of kind "
+                f"{self.head.kind} takes too long for that; leave it out"
+            )
         if self.folds == "none" and self.trust_from != type(self).model_fields["trust_from"].default:
             raise ValueError("trust_from has no effect without folds: no gene is judged")
         return self

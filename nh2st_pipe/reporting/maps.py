@@ -195,7 +195,7 @@ def _read(file: Path, order: dict[str, int], most: int | None) -> SlideMaps:
         "patient": str(about.get("patient", "")),
         "label": _label(about),
         "in_sample": bool(about.get("in_sample")),
-        "notes": [str(about[key]) for key in ("in_sample", "caution", "unlike", "pitch") if about.get(key)],
+        "notes": [str(about[key]) for key in ("in_sample", "caution", "unlike", "carried", "pitch") if about.get(key)],
         "n": len(xy),
         **_background(uns, slide_id, xy),
         "barcodes": _zipped(json.dumps([str(name) for name in obs.index]).encode()),

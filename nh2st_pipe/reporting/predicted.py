@@ -62,6 +62,8 @@ def _gene_table(slides: list[SlideMaps]) -> GeneTable:
     genes.column("cv_low", "from", "Lower end of its 95 % interval", of.get("cv_low", {}))
     genes.column("cv_high", "to", "Upper end of its 95 % interval", of.get("cv_high", {}))
     genes.column("half", "halves", HALVES, of.get("half_pcc", {}))
+    words = "Share of its variation that was taken away, as it does not carry over between slides"
+    genes.column("cut", "cut", words, of.get("cut", {}))
     return genes
 
 

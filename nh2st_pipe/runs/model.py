@@ -10,6 +10,7 @@ from pathlib import Path
 from nh2st_pipe.core.errors import HubError, RunError, nearest
 from nh2st_pipe.evaluation.reference import REFERENCE, Reference
 from nh2st_pipe.heads.base import HeadModel
+from nh2st_pipe.heads.carry import CARRY
 from nh2st_pipe.heads.registry import head_class
 from nh2st_pipe.runs.checksums import SUMS, check_files, write_sums
 
@@ -29,7 +30,8 @@ def load_model(where: str | Path) -> HeadModel:
     if not (folder / "model.safetensors").is_file():
         raise RunError(f"{folder} holds no model.safetensors; weights in other forms are not loaded")
     config_file = folder / "config.json"
-    check_files(folder, ("config.json", "model.safetensors"))  # its card may be edited
+    beside = [CARRY] if (folder / CARRY).is_file() else []
+    check_files(folder, ("config.json", "model.safetensors", *beside))  # its card may be edited
     try:
         kind = json.loads(config_file.read_text(encoding="utf-8")).get("kind")
     except (ValueError, AttributeError) as error:
@@ -80,6 +82,8 @@ def save_model(model: HeadModel, folder: Path, card: str, reference: Reference |
     model.cpu().save_pretrained(folder)
     if reference is not None:
         reference.save(folder)
+    if model.carry is not None:
+        model.carry.save(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")  # in place of the hub's empty one
     write_sums(folder)
 
@@ -91,7 +95,7 @@ def _from_hub(text: str) -> Path:
     if repo.count("/") != 1:
         raise RunError(f"{text} is no model on the hub; {HUB}owner/name is expected")
     try:
-        found = fetch_folder(repo, ["config.json", "model.safetensors", REFERENCE, SUMS], revision or None)
+        found = fetch_folder(repo, ["config.json", "model.safetensors", REFERENCE, CARRY, SUMS], revision or None)
     except HubError as error:
         raise RunError(f"{text} cannot be had: {error}") from error
     if not (found / "config.json").is_file():

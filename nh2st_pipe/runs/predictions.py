@@ -18,6 +18,7 @@ from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.evaluation.reference import Familiarity
 from nh2st_pipe.heads.base import Prediction
+from nh2st_pipe.heads.carry import CUT
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.store.graph import squidpy_graph
 from nh2st_pipe.store.read import SlideData
@@ -52,10 +53,11 @@ def write_prediction(
     obs["likeness"] tells how like each spot is to the training spots (its median stands in uns). `by_gene` are columns
     of var, each a value by gene: cv_pcc, half_pcc …; those that are empty are left out. With the `half_width` of each
     gene's interval, layers["low"] and layers["high"] are its ends; layers["spread"] is the members' where there are
-    several; `familiar` is kept in obs. var["trusted"] has var["judged"] beside it, false where there is no verdict.
-    `scale_genes` are those that counts were scaled over where slides measure different ones, `n_scale_genes` how many
-    there are in any case. With `columns`, those genes alone are written. Layers are made and written one
-    after another: besides the prediction, a single n × G array is held.
+    several; var["cut"] is which share of a gene's variation was taken away as not carrying over to this slide, and a
+    gene that lost most of it is not trusted here; `familiar` is kept in obs. var["trusted"] has var["judged"] beside
+    it, false where there is no verdict. `scale_genes` are those that counts were scaled over where slides measure
+    different ones, `n_scale_genes` how many there are in any case. With `columns`, those genes alone are written.
+    Layers are made and written one after another: besides the prediction, a single n × G array is held.
     """
     obs = pd.DataFrame(index=pd.Index(slide.barcodes, name="barcode", dtype=object))
     for name, places in (("array_row", slide.array_row), ("array_col", slide.array_col)):
@@ -81,6 +83,10 @@ def write_prediction(
                     var["judged"] = np.array([value is not None for value in of_genes])
             else:
                 var[column] = np.array([np.nan if value is None else value for value in of_genes])
+    if predicted.cut is not None:
+        var["cut"] = predicted.cut[cut]
+        if "trusted" in var:
+            var["trusted"] &= var["cut"] <= CUT
     if predicted.likeness is not None:
         obs["likeness"] = predicted.likeness
         about["likeness"] = float(np.median(predicted.likeness))

@@ -48,10 +48,12 @@ def choose(
     return choices[int(np.argmax(scores))]
 
 
-def left_out(train: Samples, patients: dict[str, str], seed: int) -> Iterator[torch.Tensor]:
+def left_out(
+    train: Samples, patients: dict[str, str], seed: int, most: int = _MOST_INNER_FOLDS
+) -> Iterator[torch.Tensor]:
     """Yield the spots that are watched, as N booleans: each patient left out in turn, or each slide of the one patient.
 
-    In five folds where there are more; a single slide is split at its median x, each half left out in turn.
+    In `most` folds where there are more; a single slide is split at its median x, each half left out in turn.
     """
     names = [part.name for part in train.parts]
     if len(names) == 1:
@@ -61,7 +63,7 @@ def left_out(train: Samples, patients: dict[str, str], seed: int) -> Iterator[to
     several = len({patients[name] for name in names}) > 1
     group = [patients[name] if several else name for name in names]
     groups = sorted(set(group))
-    for held in kfold(len(groups), min(len(groups), _MOST_INNER_FOLDS), seed):
+    for held in kfold(len(groups), min(len(groups), most), seed):
         out = torch.zeros(len(train), dtype=torch.bool, device=train.device)
         for part, mine in zip(train.parts, group, strict=True):
             out[part.rows] = groups.index(mine) in held

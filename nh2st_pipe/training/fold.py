@@ -28,6 +28,7 @@ from nh2st_pipe.heads import registry
 from nh2st_pipe.heads.base import Prediction
 from nh2st_pipe.recipes.train import TrainRecipe
 from nh2st_pipe.store.read import open_store
+from nh2st_pipe.training.carrying import learn_carry
 from nh2st_pipe.training.choosing import choose, right_of
 from nh2st_pipe.training.halves import half_pcc
 from nh2st_pipe.training.picking import picked_genes
@@ -105,10 +106,13 @@ def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = Non
     began = time.perf_counter()
     chosen = _choose(study, recipe, panel, target, fold.train, lambda words: tell(f"{fold.name}, {words}"))
     trained = _fit(study, recipe.chosen(chosen), panel, target, fold, tell)
+    patients = {name: slide.patient for name, slide in study.slides.items()}
+    trained.model.carry, unknown = learn_carry(
+        recipe.chosen(chosen), study.samples(fold.train, recipe, target), patients, panel, tell
+    )
     seconds = time.perf_counter() - began
     predicted = {name: trained.model.predict_spots(study.samples([name], recipe, None)) for name in fold.test}
     cautions = {name: trained.model.caution(of_slide) for name, of_slide in predicted.items()}
-    patients = {name: slide.patient for name, slide in study.slides.items()}
     question = recipe.targets.model_dump_json(), recipe.features.model_dump_json(), recipe.protocol, recipe.seed
     picked = study.once(
         (fold, tuple(panel), question),
@@ -144,7 +148,7 @@ def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = Non
         history=trained.history,
         chosen=chosen,
         cautions={name: words for name, words in cautions.items() if words},
-        notice=trained.notice,
+        notice="; ".join(filter(None, (trained.notice, unknown))),
     )
 
 
@@ -278,5 +282,7 @@ def fit_all(
     )
     history += [{"phase": "train", **row} for row in trained.history]
     history = [{"fold": "all slides", **row} for row in history]
+    trained.model.carry, unknown = learn_carry(recipe, samples, patients, panel, tell)
     reference = Reference.of(samples, recipe.seed)
-    return Final(trained.model, chosen or 0, history, choice, trained.notice, half, reference)
+    notice = "; ".join(filter(None, (trained.notice, unknown)))
+    return Final(trained.model, chosen or 0, history, choice, notice, half, reference)

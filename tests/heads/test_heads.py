@@ -289,7 +289,7 @@ def test_a_head_with_missing_weights_is_never_loaded(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot be loaded"):
         load_model(tmp_path)
     (tmp_path / "model" / "config.json").write_text(json.dumps({"kind": "novel"}))
-    with pytest.raises(RunError, match="a head of kind 'novel'; this version knows mean, ridge, knn, mlp, nh2st"):
+    with pytest.raises(RunError, match="a head of kind 'novel'; this version knows mean, ridge, hest-ridge, knn"):
         load_model(tmp_path)
     with pytest.raises(RunError, match="there is no run at"):
         load_model(tmp_path / "none")

@@ -1,0 +1,164 @@
+"""What carries over, on slides whose truth is known: patterns that hold everywhere, and one of the training patient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pytest
+import torch
+
+from nh2st_pipe.core.errors import RecipeError, RunError
+from nh2st_pipe.evaluation.metrics import gene_metrics
+from nh2st_pipe.heads.carry import CARRY, CUT, Carry
+from nh2st_pipe.prediction import predict
+from nh2st_pipe.recipes.train import CarryRecipe, load_train_recipe
+from nh2st_pipe.runs.model import load_model
+from nh2st_pipe.training.carrying import learn_carry
+from nh2st_pipe.training.run import train
+from tests.conftest import GENES, Study
+from tests.evaluation.known import smooth_maps
+from tests.training.test_choosing import one_patient, quiet, slides
+
+SIDE, N_GENES = 12, 30
+
+
+def patterns(seed: int, against: float, loud: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and prediction of a slide of four patterns over genes: the first two are predicted well, the third with
+    `against` its truth and `loud` times as loud, the fourth not at all.
+    """
+    shape = np.linalg.qr(np.random.default_rng(99).standard_normal((N_GENES, 4)))[0].T * [[8], [6], [4], [2]]
+    rng = np.random.default_rng(seed)
+    f, other = smooth_maps(rng, SIDE, 4), smooth_maps(rng, SIDE, 4)
+    said = np.column_stack((f[:, 0], f[:, 1] * 0.9 + other[:, 1] * 0.3, against * f[:, 2] * loud, 0.3 * other[:, 3]))
+    mean = np.linspace(1, 3, N_GENES)
+    noise = 0.2 * rng.standard_normal((SIDE**2, N_GENES))
+    return (mean + f @ shape + noise).astype(np.float32), (mean + said @ shape).astype(np.float32)
+
+
+def learnt(**changes: Any) -> Carry:
+    """Slides on which the third pattern followed the truth a little, as within the training patient."""
+    pairs = [patterns(seed, 0.6) for seed in range(4)]
+    recipe = CarryRecipe(**{"rank": 6, **changes})
+    return Carry.learn(recipe, [truth for truth, _ in pairs], [said for _, said in pairs])
+
+
+def test_the_factors_are_those_of_the_targets_and_fare_as_they_did() -> None:
+    made = learnt()
+    assert made.basis.shape == (N_GENES, 6)
+    assert np.allclose(made.basis.T @ made.basis, np.eye(6), atol=1e-5)
+    assert (made.reliability[:3] > 0.85).all()
+    assert made.reliability[3] < 0.5
+    truth = [patterns(seed, 0.6)[0] for seed in range(4)]
+    stacked = np.concatenate([values - values.mean(0) for values in truth]).astype(np.float64)
+    axes = np.linalg.svd(stacked, full_matrices=False)[2][:6]
+    assert np.abs(np.sum(axes[:4] * made.basis[:, :4].T, axis=1)) == pytest.approx(np.ones(4), abs=1e-5)
+    wide = Carry.learn(CarryRecipe(rank=6), [each[:8] for each in truth[:2]], [each[:8] for each in truth[:2]])
+    assert np.allclose(wide.basis.T @ wide.basis, np.eye(wide.basis.shape[1]), atol=1e-4)  # fewer spots than genes
+
+
+def test_a_pattern_that_is_extrapolated_is_cut_on_an_unlike_slide_and_kept_on_a_like_one() -> None:
+    """On the new patient's slide the third pattern runs against the truth, and louder than it ever was."""
+    made = learnt()
+    truth, said = patterns(50, -0.6, loud=3.0)
+    plain = gene_metrics(said, truth)["pcc"].mean()
+    unlike, like = made.weigh(said, 0.0), made.weigh(said, 1.0)
+    assert unlike.weights[2] < 0.2 < like.weights[2]
+    assert gene_metrics(unlike.values, truth)["pcc"].mean() > plain + 0.1
+    assert np.allclose(unlike.values.mean(0), said.mean(0), atol=1e-5), "a slide's own mean is never touched"
+    third = np.abs(made.basis[:, 2])
+    assert unlike.cut[third.argmax()] > CUT
+    assert unlike.cut[third.argmin()] < CUT
+    same_truth, same = patterns(60, 0.6)  # another slide of the training patient
+    kept = made.weigh(same, 1.0)
+    before, after = (gene_metrics(values, same_truth)["pcc"].mean() for values in (same, kept.values))
+    assert after > before - 0.01
+    assert kept.cut.max() < CUT
+
+
+def test_weights_by_hand() -> None:
+    recipe = CarryRecipe(rank=2, q=(0.5, 2.0), p=(0.0, 1.0))
+    made = Carry(
+        recipe, np.eye(3, 2, dtype=np.float32), np.array([1.0, 2.0], np.float32), np.array([0.5, 0.8], np.float32)
+    )
+    louder = np.array([4.0, 1.0])
+    assert made.weights(louder, 1.0) == pytest.approx([0.5, 1.0])
+    assert made.weights(louder, 0.0) == pytest.approx([0.5 / 16, 0.8])
+    assert made.weights(louder, 0.5) == pytest.approx([0.25**1.25 * 0.5**0.5, 0.8**0.5])
+    assert made.weights(np.array([0.0, 1.0]), 0.0) == pytest.approx([0.5, 0.8])  # it does not vary on the new slide
+    assert [made.gate(np.array([value])) for value in (0.2, 0.4, 0.6)] == pytest.approx([0, 0.5, 1])
+    assert made.gate(None) == 1.0  # a head that cannot tell
+    values = np.array([[1.0, 0, 5], [-1, 0, -5]], np.float32)
+    dropped = made.weigh(values, 0.0)
+    assert dropped.values[:, 2].tolist() == [0, 0]  # outside the factors
+    assert dropped.cut[2] == 1.0
+
+
+def test_genes_that_slides_lack_take_no_part_there() -> None:
+    pairs = [patterns(seed, 0.6) for seed in range(4)]
+    lacking = pairs[0][0].copy()
+    lacking[:, 5] = np.nan
+    made = Carry.learn(CarryRecipe(rank=6), [lacking, *(t for t, _ in pairs[1:])], [said for _, said in pairs])
+    assert np.isfinite(made.basis).all()
+    assert (made.reliability[:3] > 0.8).all()
+
+
+def test_it_is_saved_beside_the_model_and_a_changed_file_is_refused(tmp_path: Path) -> None:
+    made = learnt()
+    made.save(tmp_path)
+    again = Carry.load(tmp_path, N_GENES)
+    assert again is not None
+    assert again.recipe == made.recipe
+    said = patterns(50, -0.6)[1]
+    assert np.array_equal(again.weigh(said, 0.3).values, made.weigh(said, 0.3).values)
+    with pytest.raises(RunError, match="it is of 30 genes, and the head of 29"):
+        Carry.load(tmp_path, N_GENES - 1)
+    (tmp_path / CARRY).write_bytes(b"nothing")
+    with pytest.raises(RunError, match=f"{CARRY} cannot be read"):
+        Carry.load(tmp_path, N_GENES)
+    assert Carry.load(tmp_path / "none", N_GENES) is None
+
+
+def test_it_is_learnt_inside_the_training_slides_and_not_from_one() -> None:
+    data = slides([40, 30, 50])
+    recipe = load_train_recipe("ridge", ["carry={rank: 2}", "choose={}"])
+    made, said = learn_carry(recipe, data, one_patient(data), ["a", "b"], quiet)
+    assert made is not None
+    assert said == ""
+    assert made.basis.shape == (2, 2)
+    kept = torch.zeros(len(data), dtype=torch.bool)
+    kept[:40] = True
+    none, said = learn_carry(recipe, data.subset(kept), one_patient(data), ["a", "b"], quiet)
+    assert none is None
+    assert "not known from a single training slide" in said
+    off = load_train_recipe("ridge")
+    assert learn_carry(off, data, one_patient(data), ["a", "b"], quiet) == (None, "")
+    with pytest.raises(RecipeError, match="a head of kind nh2st takes too long"):
+        load_train_recipe("nh2st", ["carry={}"])
+
+
+def test_a_run_weighs_its_predictions_and_says_what_was_cut(study: Study) -> None:
+    study.stored(views=8)
+    store, options = study.folder / "store.zarr", {"recipe": "ridge", "genes": GENES[:6]}
+    plain = train(store, out=study.folder / "plain", settings=["baselines=[]"], **options)  # type: ignore[arg-type]
+    settings = ["baselines=[]", "carry={rank: 3, q: [3, 3], p: [2, 2]}"]
+    run = train(store, out=study.folder / "run", settings=settings, **options)  # type: ignore[arg-type]
+    assert not (plain.path / "model" / CARRY).exists()
+    held, before = (anndata.read_h5ad(each.path / "predictions" / "s1.h5ad") for each in (run, plain))
+    assert not np.allclose(held.X, before.X, atol=1e-4)
+    assert np.allclose(np.asarray(held.X).mean(0), np.asarray(before.X).mean(0), atol=1e-4)
+    assert held.var["cut"].between(0, 1).all()
+    model = load_model(run.path)
+    assert model.carry is not None
+    direct = type(model).from_pretrained(run.path)
+    assert direct.carry is not None
+    done = predict(run.path, embeddings=store, out=study.folder / "p")
+    data = anndata.read_h5ad(done.files["s1"])
+    rest = data.var["cut"] > CUT
+    assert not data.var["trusted"][rest].any()
+    assert any("rest mostly on patterns that do not carry over" in words for words in done.notices) == bool(rest.any())
+    (run.path / "model" / CARRY).write_bytes(b"other")
+    with pytest.raises(RunError, match=f"{CARRY} has changed since it was written"):
+        load_model(run.path)
