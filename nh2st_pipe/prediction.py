@@ -23,6 +23,7 @@ from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.data.targets import targets
 from nh2st_pipe.evaluation.intervals import LEVELS, Intervals, Level
 from nh2st_pipe.evaluation.reference import UNLIKE, Familiarity, Reference
+from nh2st_pipe.evaluation.statistics import many
 from nh2st_pipe.heads.base import HeadModel, Prediction
 from nh2st_pipe.heads.carry import CUT
 from nh2st_pipe.runs.about import About
@@ -85,12 +86,12 @@ def predict(
     off on patients or slides held out; see `evaluation.intervals`), var["cv_pcc"], var["cv_low"], var["cv_high"] and
     var["half_pcc"] (each gene's PCC out of fold with its 95 % interval, and between halves of the training tissue),
     var["trusted"] and var["judged"] (the verdict on a gene, see `evaluation.trust`, and whether there is one),
-    layers["spread"] (standard deviation over the head's members, where it has several), obs["train_distance"],
-    obs["train_percentile"] and
-    obs["unlike"] (how far a tile lies from the training tiles, see `evaluation.reference`), obs["likeness"] where the
-    head can tell how like a spot is to the training spots, and in uns["nh2st_pipe"] what the numbers are and whether
-    the head was trained on this slide. With `genes` (a file with one a line, names with commas between them, or a
-    sequence) those alone are written. A slide whose tiles would show another size of tissue fails, unless `any_mpp`.
+    var["cut"] where predictions are weighed (see `heads.carry`), layers["spread"] (standard deviation over the head's
+    members, where it has several), obs["train_distance"], obs["train_percentile"] and obs["unlike"] (how far a tile
+    lies from the training tiles, see `evaluation.reference`), obs["likeness"] where the head can tell how like a spot
+    is to the training spots, and in uns["nh2st_pipe"] what the numbers are and whether the head was trained on this
+    slide. With `genes` (a file with one a line, names with commas between them, or a sequence) those alone are written.
+    A slide whose tiles would show another size of tissue fails, unless `any_mpp`.
     `trust_remote_code` lets an encoder's repository run its code.
 
     Raises RunError where the model cannot be read, StoreError where the store is another encoder's, UsageError for a
@@ -318,7 +319,7 @@ def _about_intervals(of: Intervals, level: float, reach: Level) -> str:
     reached = (
         "" if reach.coverage is None else f", and cover {reach.coverage:.0%} of a new one's values by leaving one out"
     )
-    units = f"{of.groups} {of.by}{'s' if of.groups > 1 else ''}"
+    units = many(of.groups, of.by)
     words = f"intervals at {level:.0%} are from {units} held out{reached}"
     return words if reach.promised else f"{words}; {level:.0%} is not promised ({units})"
 

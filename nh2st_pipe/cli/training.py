@@ -374,10 +374,9 @@ def compare(
                 p = "–" if of["p"] is None else f"{of['p']:.3f}"
                 against = [_figure(of["mean"], 3, "+"), interval, p, *won, row["verdict"]]
             lines.append((row["head"], *figures, *against))
-        wide = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        for head, *cells, verdict in lines:
-            middle = (f"{cell:>{width}}" for cell, width in zip(cells, wide[1:], strict=False))
-            typer.echo("  ".join((f"{head:<{wide[0]}}", *middle, verdict)).rstrip())
+        rows = aligned([line[:-1] for line in lines]).splitlines()
+        for text, (*_, verdict) in zip(rows, lines, strict=True):
+            typer.echo(f"{text}  {verdict}".rstrip())
         for note in found.notes:
             typer.echo(f"note: {note}")
 

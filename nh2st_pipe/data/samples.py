@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nh2st_pipe.core.names import part_name
 from nh2st_pipe.data.counts import Counts
 from nh2st_pipe.data.smoothing import grid_mean, near_mean
 
@@ -114,7 +115,7 @@ class Part:
     @property
     def name(self) -> str:
         """The slide's, with the number of the block where it is one."""
-        return self.slide_id if self.block is None else f"{self.slide_id}, block {self.block}"
+        return part_name(self.slide_id, self.block)
 
     @property
     def rows(self) -> slice:

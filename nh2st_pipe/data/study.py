@@ -25,7 +25,7 @@ from nh2st_pipe.store.read import SlideData, Store
 
 __all__ = ["Study"]
 
-Found = TypeVar("Found")
+_Found = TypeVar("_Found")
 
 _SHARE, _SHARE_OF_GPU = 0.6, 0.8
 _LEAST_KEPT = 64 << 20  # bytes
@@ -110,11 +110,11 @@ class Study:
         """Where the embeddings lie."""
         return self.cache.device
 
-    def once(self, key: Hashable, find: Callable[[], Found]) -> Found:
+    def once(self, key: Hashable, find: Callable[[], _Found]) -> _Found:
         """Return what `find` finds, which is kept under `key` for the next who asks."""
         if key not in self.found:
             self.found[key] = find()
-        found: Found = self.found[key]
+        found: _Found = self.found[key]
         return found
 
     @cached_property
@@ -124,7 +124,7 @@ class Study:
         What a slide measures is known before any of its values is.
         """
         first, *others = self.slides.values()
-        if all(slide.genes == first.genes for slide in others):
+        if all(slide.genes == first.genes or set(slide.genes) == set(first.genes) for slide in others):
             return None
         common = set(first.genes).intersection(*(slide.genes for slide in others))
         return tuple(gene for gene in first.genes if gene in common)

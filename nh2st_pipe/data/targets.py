@@ -51,9 +51,10 @@ def targets(
         )
     columns = [place[gene] for gene in panel if gene in place]
     values = slide.counts[:, columns].toarray().astype(np.float64)
-    depth = _depth(slide, place, common)
+    of_all = recipe.scale_to is not None and recipe.scale_over == "all"
+    depth = _depth(slide, place, common, needed=of_all)
     if recipe.scale_to is not None:
-        sums = depth if recipe.scale_over == "all" else values.sum(axis=1)
+        sums = depth if of_all else values.sum(axis=1)
         values *= (recipe.scale_to / np.where(sums > 0, sums, 1.0))[:, None]
     if recipe.log != "none":
         values = np.log10(values + 1) if recipe.log == "log10" else np.log1p(values)
@@ -74,16 +75,21 @@ def targets(
     return Targets(whole(grid_mean(slide.grid) @ values), raw, depth)
 
 
-def _depth(slide: SlideData, place: Mapping[str, int], common: Sequence[str] | None) -> NDArray[np.float64]:
-    """Return each spot's counts over the genes `common` that the slide has (None: over all of its own), n."""
+def _depth(
+    slide: SlideData, place: Mapping[str, int], common: Sequence[str] | None, *, needed: bool
+) -> NDArray[np.float64]:
+    """Return each spot's counts over the genes `common` that the slide has (None: over all of its own), n.
+
+    Where it has none of them, over its own too, unless they are `needed`: values are scaled by it then.
+    """
     counts = slide.counts
     assert counts is not None
     if common is not None and len(common) < len(slide.genes):
         columns = [place[gene] for gene in common if gene in place]
-        if not columns:
+        if not columns and needed:
             raise TrainError(
                 f"slide {slide.slide_id} has none of the {len(common)} genes that counts are scaled over; leave it out "
                 "of the manifest, or train with --set targets.scale_over=panel"
             )
-        counts = counts[:, columns]
+        counts = counts[:, columns] if columns else counts
     return np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()

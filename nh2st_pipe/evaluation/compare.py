@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import RunError, UsageError, listed
 from nh2st_pipe.evaluation.judged import SlideFigures, by_unit, units_of
-from nh2st_pipe.evaluation.statistics import FEWEST_UNITS, Verdict, figures_from, mean_interval, verdict
+from nh2st_pipe.evaluation.statistics import FEWEST_UNITS, Verdict, figures_from, many, mean_interval, verdict
 from nh2st_pipe.recipes.train import TargetRecipe, as_kept
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.runs.folder import read_metrics
@@ -121,7 +121,7 @@ def in_words(of: Verdict, unit: str) -> str:
     if of.side == "few":
         behind = of.mean is not None and of.mean > 0
         won, where = (of.ahead, "behind") if behind else (of.behind, "ahead")
-        return f"{where} on {won} of {of.units} {unit}{'s' * (of.units != 1)}; too few to rule out chance"
+        return f"{where} on {won} of {many(of.units, unit)}; too few to rule out chance"
     return {"more": "worse", "less": "better", "undefined": "undefined"}.get(of.side, "not distinguishable")
 
 

@@ -44,12 +44,12 @@ def evaluate(
     """Return the figures of the predictions in a folder (or a run folder's own), by slide and as their mean.
 
     `slides` are the figures by slide_id, `summary` their means over `unit` (patients where several are told, else
-    slides), `notes` what has to be known of them: slides and
-    patients that the head was trained on (found by the images' fingerprints, whatever files are called), and what was
-    left out. Each slide's `in_sample` says so in words, None where it is new to the head; where some are and some are
-    not (`in_sample` counts them), `summary_new` are the means over the new ones alone. Slides are joined with the store
-    `embeddings` by name, spots by barcode, genes by name. `figures` are more of them by name (see `evaluation.named`);
-    `gene_sets` is a GMT file whose sets are judged by their mean z-score, in `gene_sets` of each slide and their mean.
+    slides), `notes` what has to be known of them: slides and patients that the head was trained on (found by the
+    images' fingerprints, whatever files are called), genes that do not vary, and what was left out. Each slide's
+    `in_sample` says so in words, None where it is new to the head; where some are and some are not (`in_sample` counts
+    them), `summary_new` are the means over the new ones alone. Slides are joined with the store `embeddings` by name,
+    spots by barcode, genes by name. `figures` are more of them by name (see `evaluation.named`); `gene_sets` is a GMT
+    file whose sets are judged by their mean z-score, in `gene_sets` of each slide and their mean.
     With `out` all are written there as JSON.
 
     Raises RunError where there is nothing to judge, or a file is not what prediction writes or not of the store's
@@ -164,7 +164,7 @@ def _judge(
         keep_off=False,
     )
     left_out = ("fold", "block", "likeness", "pcc_top50_train")  # of training
-    judged = {key: value for key, value in asdict(of_slide.figures()).items() if key not in left_out}
+    judged = {key: value for key, value in asdict(of_slide.figures).items() if key not in left_out}
     if judged["n_genes_pcc_undefined"]:
         notes.append(f"{slide_id}: {headline(judged)}")
     truth = np.where(missing, np.nan, truth)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nh2st_pipe.core.names import part_name
 from nh2st_pipe.evaluation.intervals import sketch
 from nh2st_pipe.evaluation.metrics import gene_metrics, mean_of_known, top_mean
 from nh2st_pipe.evaluation.null import moved_pcc
@@ -67,7 +69,7 @@ class SlideFigures:
     @property
     def name(self) -> str:
         """The slide's, with the number of the block where it is one."""
-        return self.slide_id if self.block is None else f"{self.slide_id}, block {self.block}"
+        return part_name(self.slide_id, self.block)
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,14 @@ class Judged:
     """G × P: how far predictions were off (`intervals.sketch`); None where it is not kept."""
     likeness: float | None = None
 
+    @property
+    def name(self) -> str:
+        """The slide's, with the number of the block where it is one."""
+        return part_name(self.slide_id, self.block)
+
+    @cached_property
     def figures(self) -> SlideFigures:
-        """Return the slide's figures, means over genes."""
+        """The slide's figures, means over genes."""
         return SlideFigures(
             slide_id=self.slide_id,
             patient=self.patient,
@@ -172,7 +180,7 @@ def units_of(slides: Sequence[Place]) -> tuple[str, list[str]]:
         return "patient", [each.patient for each in slides]
     if len({each.slide_id for each in slides}) > 1 or all(each.block is None for each in slides):
         return "slide", [each.slide_id for each in slides]
-    return "block", [f"{each.slide_id}, block {each.block}" for each in slides]
+    return "block", [part_name(each.slide_id, each.block) for each in slides]
 
 
 def by_unit(values: Sequence[float | None], units: Sequence[str]) -> NDArray[Any]:

@@ -74,7 +74,7 @@ def moved_pcc(
         of_move = np.empty((1, genes), np.float32)
         for start in range(0, genes, _GENES_AT_ONCE):
             block = slice(start, min(start + _GENES_AT_ONCE, genes))
-            p, t = (values[:, block].astype(np.float32) for values in (predicted[rows], target[onto]))
+            p, t = predicted[:, block][rows].astype(np.float32), target[:, block][onto].astype(np.float32)
             says_nothing, varies = _centre(p), ~_centre(t)
             spread = np.sqrt(np.einsum("ng,ng->g", p, p) * np.einsum("ng,ng->g", t, t))
             with np.errstate(invalid="ignore", divide="ignore"):

@@ -22,11 +22,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nh2st_pipe.evaluation.intervals import Intervals, intervals, joined_sketch
 from nh2st_pipe.evaluation.judged import Judged, Place, SlideFigures, by_unit, units_of
 
 __all__ = [
     "ALPHA",
     "FEWEST_UNITS",
+    "FIGURES",
     "MEANS",
     "GeneFigures",
     "Verdict",
@@ -35,6 +37,7 @@ __all__ = [
     "gene_figures",
     "gene_pcc",
     "headline",
+    "intervals_of",
     "many",
     "mean_interval",
     "mean_over_units",
@@ -48,7 +51,11 @@ ALPHA = 0.05
 FEWEST_UNITS = 6
 """Units from which on a difference can be told from chance at 5 %."""
 
-MEANS = ("pcc", "pcc_top50", "pcc_top50_null", "pcc_top50_train", "mse", "mae")
+MEANS = ("pcc", "pcc_top50_train", "pcc_top50", "pcc_top50_null", "mse", "mae")
+"""A slide's figures that means over units are taken of."""
+
+FIGURES = ("pcc", "pcc_low", "pcc_high", *MEANS[1:], "train_seconds")
+"""A head's figures (`summary`) as tables show them, in their order."""
 
 _EXACT_UP_TO = 13  # units: 8,192 assignments of signs
 _DRAWN = 10_000
@@ -227,34 +234,37 @@ class GeneFigures:
     target_mean: float | None
 
 
-def gene_matrix(slides: Sequence[Judged], of: str) -> tuple[list[str], list[str], NDArray[np.float64]]:
-    """Return genes, units, and K × G means over each unit's slides of what is known of the attribute `of`."""
+def gene_matrices(
+    slides: Sequence[Judged], *attributes: str
+) -> tuple[list[str], list[str], dict[str, NDArray[np.float64]]]:
+    """Return genes, units, and by attribute ("pcc", "mse" …) K × G means over each unit's slides of what is known."""
     genes = list(dict.fromkeys(gene for each in slides for gene in each.genes))
     place = {gene: i for i, gene in enumerate(genes)}
     _, unit_of = units_of(slides)
-    units = list(dict.fromkeys(unit_of))
-    total, count = (np.zeros((len(units), len(genes))) for _ in range(2))
+    row = {unit: i for i, unit in enumerate(dict.fromkeys(unit_of))}
+    total, count = ({key: np.zeros((len(row), len(genes))) for key in attributes} for _ in range(2))
     for each, unit in zip(slides, unit_of, strict=True):
-        values = np.asarray(getattr(each, of), dtype=np.float64)
-        known = np.isfinite(values)
-        row = units.index(unit)
-        at = np.array([place[gene] for gene in each.genes], dtype=np.int64)[known]
-        total[row, at] += values[known]
-        count[row, at] += 1
+        columns = np.array([place[gene] for gene in each.genes], dtype=np.int64)
+        for key in attributes:
+            values = np.asarray(getattr(each, key), dtype=np.float64)
+            known = np.isfinite(values)
+            total[key][row[unit], columns[known]] += values[known]
+            count[key][row[unit], columns[known]] += 1
     with np.errstate(invalid="ignore"):
-        return genes, units, np.where(count > 0, total / count, np.nan)
+        means = {key: np.where(count[key] > 0, total[key] / count[key], np.nan) for key in attributes}
+    return genes, list(row), means
 
 
-def gene_pcc(slides: Sequence[Judged]) -> tuple[list[str], NDArray[np.float64]]:
-    """Return genes, and their PCC by unit, K × G: over a slide's spots, then the mean over the slides of a unit."""
-    genes, _, matrix = gene_matrix(slides, "pcc")
-    return genes, matrix
+def gene_pcc(slides: Sequence[Judged]) -> tuple[list[str], list[str], NDArray[np.float64]]:
+    """Return genes, units, and the genes' PCC by unit, K × G: over a slide's spots, then the mean over its unit's."""
+    genes, units, means = gene_matrices(slides, "pcc")
+    return genes, units, means["pcc"]
 
 
 def gene_figures(slides: Sequence[Judged]) -> list[GeneFigures]:
     """Return each gene's figures, in the order in which genes first stand."""
-    genes, pcc = gene_pcc(slides)
-    means = {key: gene_matrix(slides, key)[2] for key in ("mse", "mae", "mean")}
+    genes, _, means = gene_matrices(slides, "pcc", "mse", "mae", "mean")
+    pcc = means["pcc"]
     folds: dict[str, set[str]] = {gene: set() for gene in genes}
     for each in slides:
         for gene in each.genes:
@@ -283,6 +293,20 @@ def gene_figures(slides: Sequence[Judged]) -> list[GeneFigures]:
 def _known_mean(values: NDArray[np.float64]) -> float | None:
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else None
+
+
+def intervals_of(slides: Sequence[Judged]) -> Intervals:
+    """Return how far predictions were off on what was held out, unit by unit (see `evaluation.intervals`)."""
+    unit, units = units_of(slides)
+    genes = list(dict.fromkeys(gene for each in slides for gene in each.genes))
+    place = {gene: i for i, gene in enumerate(genes)}
+    of_unit: dict[str, list[NDArray[np.float32]]] = {name: [] for name in units}
+    for each, name in zip(slides, units, strict=True):
+        if each.off is not None:
+            points = np.full((len(genes), each.off.shape[1]), np.nan, np.float32)
+            points[[place[gene] for gene in each.genes]] = each.off
+            of_unit[name].append(points)
+    return intervals(unit, [joined_sketch(points) for points in of_unit.values() if points], genes)
 
 
 def figures_from(row: Mapping[str, Any]) -> SlideFigures:

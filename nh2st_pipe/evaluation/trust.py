@@ -67,7 +67,7 @@ def trust(
     if not slides:
         return Trust(bound=bound)
     unit, _ = units_of(slides)
-    genes, pcc = gene_pcc(slides)
+    genes, units, pcc = gene_pcc(slides)
     spread = _null_spread(slides, genes)
     p = trusted_p(pcc, spread, bound)
     judged = np.isfinite(p)
@@ -77,12 +77,14 @@ def trust(
 
         good[judged] = false_discovery_control(p[judged]) <= ALPHA
     if rival and good.any():
-        theirs_of, theirs = gene_pcc(rival)
+        theirs_of, their_units, theirs = gene_pcc(rival)
         place = {gene: i for i, gene in enumerate(theirs_of)}
         both = np.array([i for i in np.flatnonzero(good) if genes[i] in place], dtype=np.int64)
-        if len(both):
-            apart = pcc[:, both] - theirs[:, [place[genes[i]] for i in both]]
-            good[both[(sign_flip(apart) <= ALPHA) & (np.nanmean(apart, axis=0) < 0)]] = False
+        mine = [i for i, each in enumerate(units) if each in their_units]  # joined by name, in whatever order
+        if len(both) and mine:
+            rows = [their_units.index(units[i]) for i in mine]
+            apart = pcc[mine][:, both] - theirs[rows][:, [place[genes[i]] for i in both]]
+            good[both[(sign_flip(apart) <= ALPHA) & (np.nan_to_num(apart).sum(axis=0) < 0)]] = False
     verdicts = {genes[i]: bool(good[i]) for i in np.flatnonzero(judged)}
     return Trust(unit, len(pcc), bound, (rival_name or None) if rival else None, verdicts)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from numpy.typing import NDArray
 from torch import nn
 
@@ -166,15 +166,32 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
         """
         inside = Path(pretrained_model_name_or_path) / "model"
         found = inside if (inside / "config.json").is_file() else pretrained_model_name_or_path
-        name = str(found).removeprefix("hf-hub:")
-        loaded: Self = super().from_pretrained(name, **options)
-        folder = Path(found)
-        if not folder.is_dir():
-            from nh2st_pipe.core.hub import fetch_folder
-
-            folder = fetch_folder(name, [CARRY], options.get("revision"))
-        loaded.carry = Carry.load(folder, len(loaded.genes))
+        loaded: Self = super().from_pretrained(str(found).removeprefix("hf-hub:"), **options)
         return loaded
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
+        """Load weights, and what predictions are weighed by where the head says that they are."""
+        loaded: Self = super()._from_pretrained(model_id=model_id, **options)
+        if loaded.about.get("carry"):
+            folder = Path(model_id)
+            if not folder.is_dir():
+                asked = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+                folder = Path(hf_hub_download(model_id, CARRY, **{key: options[key] for key in asked})).parent
+            loaded.carry = Carry.load(folder, len(loaded.genes))
+        return loaded
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write weights, and what predictions are weighed by."""
+        super()._save_pretrained(save_directory)
+        if self.carry is not None:
+            self.carry.save(save_directory)
+
+    def weigh_by(self, carry: Carry | None) -> None:
+        """Weigh predictions by `carry` from now on; kept in `about` too, so that the head never loads without it."""
+        self.carry = carry
+        if carry is not None:
+            self.about["carry"] = True
 
     def forward_view(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
         """Return predictions b × G for the spots `rows` in one view."""

@@ -116,15 +116,15 @@ class Carry:
         save_file(kept, folder / CARRY, metadata={"recipe": json.dumps(self.recipe.model_dump(mode="json"))})
 
     @classmethod
-    def load(cls, folder: Path, genes: int) -> Carry | None:
-        """Read what `save` wrote; None where a model has none. Raises RunError where it is not of `genes` genes."""
+    def load(cls, folder: Path, genes: int) -> Carry:
+        """Read what `save` wrote. Raises RunError where it is not there, or not of `genes` genes."""
         from safetensors import safe_open
 
         from nh2st_pipe.recipes.train import CarryRecipe
 
         path = folder / CARRY
         if not path.is_file():
-            return None
+            raise RunError(f"{path} is missing: without it the head would predict otherwise than it was judged")
         try:
             with safe_open(path, "numpy") as file:
                 recipe = CarryRecipe.model_validate(json.loads(file.metadata()["recipe"]))

@@ -129,7 +129,7 @@ class HeadRecipe(Strict):
         """Return the head as it is trained where its predictions of slides left out are wanted; None where that takes
         too long.
         """
-        return None if self.by_epochs else self
+        return self.in_brief()
 
     def uses_stain_shift(self) -> bool:
         """Whether it learns from how embeddings move under other stains."""
@@ -334,8 +334,7 @@ class ContextHead(HeadRecipe):
         """See HeadRecipe: the kernel part, which is solved, or a single member."""
         if self.kernel is not None:
             return self.model_copy(update={"network": None})
-        assert self.network is not None
-        return self.model_copy(update={"network": self.network.model_copy(update={"members": 1})})
+        return self.in_small()
 
     def in_small(self) -> ContextHead:
         """See HeadRecipe: with a single member."""

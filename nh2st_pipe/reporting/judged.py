@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from nh2st_pipe.core.errors import RunError
-from nh2st_pipe.recipes.train import TargetRecipe
+from nh2st_pipe.recipes.train import TargetRecipe, as_kept
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.reporting import words
 from nh2st_pipe.reporting.maps import SlideMaps, read_slides
@@ -94,7 +94,7 @@ def _about(run: Path) -> About | None:
 def _unit(recipe: Mapping[str, Any]) -> str:
     """Say what a target is a number of."""
     targets = recipe.get("targets")
-    return "" if targets is None else validate(TargetRecipe, targets, "recipe.yaml, targets").unit()
+    return "" if targets is None else validate(TargetRecipe, as_kept(targets), "recipe.yaml, targets").unit()
 
 
 def _genes(
@@ -149,9 +149,5 @@ def _calibration(about: About) -> dict[str, Any] | None:
         if each.coverage is not None
     ]
     genes = max((len(each.half_width) for each in about.intervals.levels.values()), default=0)
-    return {**of_units(about), "genes": genes, "levels": known} if known else None
-
-
-def of_units(about: About) -> dict[str, Any]:
-    """Return what intervals are of: what was held out, and how many."""
-    return {"by": about.intervals.by, "groups": about.intervals.groups}
+    of = about.intervals
+    return {"by": of.by, "groups": of.groups, "genes": genes, "levels": known} if known else None

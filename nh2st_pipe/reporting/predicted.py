@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ from nh2st_pipe.reporting.maps import SlideMaps, read_slides
 from nh2st_pipe.reporting.tables import HALVES, GeneTable
 
 __all__ = ["predicted_folder"]
+
+_OVER_SLIDES: dict[str, Callable[[Any, Any], Any]] = {"trusted": lambda a, b: a and b, "cut": max}
+"""Columns of var that differ from slide to slide: a gene is trusted that is so on all of them."""
 
 _MANY = 0.1  # share of the tiles that are unlike, from which on the verdicts on genes are put in doubt
 
@@ -50,11 +53,13 @@ def _gene_table(slides: list[SlideMaps]) -> GeneTable:
     of: dict[str, dict[str, Any]] = {}
     for slide in slides:
         for column, values in slide.var.items():
-            of.setdefault(column, {}).update(zip(slide.names, values, strict=True))
+            known, over = of.setdefault(column, {}), _OVER_SLIDES.get(column)
+            for name, value in zip(slide.names, values, strict=True):
+                known[name] = over(known[name], value) if over is not None and name in known else value
     every = list(dict.fromkeys(name for slide in slides for name in slide.names))
     by = next((key for key in ("half_pcc", "cv_low", "cv_pcc") if key in of), "")
-    known = {name: value for name, value in of.get(by, {}).items() if value == value}
-    genes = GeneTable(sorted(every, key=lambda name: -known.get(name, -2.0)))
+    rank = {name: value for name, value in of.get(by, {}).items() if value == value}
+    genes = GeneTable(sorted(every, key=lambda name: -rank.get(name, -2.0)))
     genes.sort = {"half_pcc": "half"}.get(by, by)
     judged = of.get("judged", {})  # versions before said nothing of genes without a verdict
     genes.trusted = {name: bool(value) for name, value in of.get("trusted", {}).items() if judged.get(name, True)}
@@ -62,7 +67,7 @@ def _gene_table(slides: list[SlideMaps]) -> GeneTable:
     genes.column("cv_low", "from", "Lower end of its 95 % interval", of.get("cv_low", {}))
     genes.column("cv_high", "to", "Upper end of its 95 % interval", of.get("cv_high", {}))
     genes.column("half", "halves", HALVES, of.get("half_pcc", {}))
-    words = "Share of its variation that was taken away, as it does not carry over between slides"
+    words = "Share of its variation that was taken away, as it does not carry over between slides; the largest"
     genes.column("cut", "cut", words, of.get("cut", {}))
     return genes
 

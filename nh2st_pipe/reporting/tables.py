@@ -11,22 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from nh2st_pipe.core.errors import RunError
+from nh2st_pipe.evaluation.statistics import FIGURES
 
-__all__ = ["FIGURES", "HALVES", "GeneTable", "heads_of", "history_of", "number", "table"]
+__all__ = ["HALVES", "GeneTable", "heads_of", "history_of", "number", "table"]
 
 HALVES = "PCC between halves of the training tissue: the better guide to a new slide"
-
-FIGURES = (
-    "pcc",
-    "pcc_low",
-    "pcc_high",
-    "pcc_top50_train",
-    "pcc_top50",
-    "pcc_top50_null",
-    "mse",
-    "mae",
-    "train_seconds",
-)
 
 
 @dataclass

@@ -86,6 +86,8 @@ class About(BaseModel):
     """How many genes counts were scaled over; 0 where an earlier version does not say."""
     smooth_predictions: bool | None = None
     """Whether predictions are smoothed as the targets are; None in models of earlier versions (`HeadModel.smooths`)."""
+    carry: bool = False
+    """Whether predictions are weighed by what carries over (`heads.carry`), which lies beside the weights."""
     intervals: Intervals = Field(default_factory=Intervals)
     """How far predictions were off on what was held out."""
     pitch: float | None = None

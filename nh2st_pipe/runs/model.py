@@ -82,8 +82,6 @@ def save_model(model: HeadModel, folder: Path, card: str, reference: Reference |
     model.cpu().save_pretrained(folder)
     if reference is not None:
         reference.save(folder)
-    if model.carry is not None:
-        model.carry.save(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")  # in place of the hub's empty one
     write_sums(folder)
 

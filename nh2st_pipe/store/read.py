@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import DamageError, StoreError
 from nh2st_pipe.core.location import Location
+from nh2st_pipe.core.names import part_name
 from nh2st_pipe.store import legacy
 from nh2st_pipe.store.files import faults_of
 from nh2st_pipe.store.format import FORMAT, KEY, Contract, SlideRecord, read_signed, tile_words
@@ -65,7 +66,7 @@ class SlideData:
     @property
     def name(self) -> str:
         """The slide's, with the number of the block where it is one: for keys and messages."""
-        return self.slide_id if self.block is None else f"{self.slide_id}, block {self.block}"
+        return part_name(self.slide_id, self.block)
 
     @property
     def image_fingerprint(self) -> str:
@@ -181,9 +182,13 @@ class Store:
             elif self.format > 1 and self.location.files(f"slides/{name}"):
                 yield name, None  # something is there, and nothing says what
 
+    def records(self) -> dict[str, SlideRecord]:
+        """Return the records of the complete slides by their ids, sorted: each is read once."""
+        return {name: record for name, record in self._records() if record is not None and record.state.complete}
+
     def slides(self) -> list[str]:
         """Return the ids of the complete slides, sorted."""
-        return [name for name, record in self._records() if record is not None and record.state.complete]
+        return list(self.records())
 
     def incomplete(self) -> list[str]:
         """Return the ids of slides that were begun and not finished, sorted."""

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nh2st_pipe.data.blocks import cut, part_of
+from nh2st_pipe.core.names import part_name
+from nh2st_pipe.data.blocks import cut
 from nh2st_pipe.data.folds import Fold, hold_out
 from nh2st_pipe.data.panels import choose_panel
 from nh2st_pipe.data.study import Study
@@ -107,9 +108,11 @@ def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = Non
     chosen = _choose(study, recipe, panel, target, fold.train, lambda words: tell(f"{fold.name}, {words}"))
     trained = _fit(study, recipe.chosen(chosen), panel, target, fold, tell)
     patients = {name: slide.patient for name, slide in study.slides.items()}
-    trained.model.carry, unknown = learn_carry(
-        recipe.chosen(chosen), study.samples(fold.train, recipe, target), patients, panel, tell
-    )
+    unknown = ""
+    if recipe.carry is not None:
+        train = study.samples(fold.train, recipe, target)
+        carry, unknown = learn_carry(recipe.chosen(chosen), train, patients, panel, tell)
+        trained.model.weigh_by(carry)
     seconds = time.perf_counter() - began
     predicted = {name: trained.model.predict_spots(study.samples([name], recipe, None)) for name in fold.test}
     cautions = {name: trained.model.caution(of_slide) for name, of_slide in predicted.items()}
@@ -222,7 +225,7 @@ def joined(study: Study, results: Sequence[FoldResult]) -> FoldResult:
         values, truth = (np.full((len(slide), len(panel)), np.nan, np.float32) for _ in range(2))
         likeness = np.full(len(slide), np.nan, np.float32)
         for number, rows in enumerate(cut(slide), start=1):
-            block = part_of(slide, rows, number).name
+            block = part_name(slide_id, number)
             result = next(result for result in results if block in result.predicted)
             place = np.ix_(rows, np.array([column[gene] for gene in result.panel]))
             values[place], truth[place] = result.predicted[block].values, result.target[block]
@@ -282,7 +285,8 @@ def fit_all(
     )
     history += [{"phase": "train", **row} for row in trained.history]
     history = [{"fold": "all slides", **row} for row in history]
-    trained.model.carry, unknown = learn_carry(recipe, samples, patients, panel, tell)
+    carry, unknown = learn_carry(recipe, samples, patients, panel, tell)
+    trained.model.weigh_by(carry)
     reference = Reference.of(samples, recipe.seed)
     notice = "; ".join(filter(None, (trained.notice, unknown)))
     return Final(trained.model, chosen or 0, history, choice, notice, half, reference)

@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
-from nh2st_pipe.evaluation.intervals import Intervals, intervals, joined_sketch
-from nh2st_pipe.evaluation.judged import Judged, units_of
+from nh2st_pipe.evaluation.judged import Judged
 from nh2st_pipe.evaluation.statistics import fold_figures, gene_figures, summary
 from nh2st_pipe.training.fold import FoldResult
 
-__all__ = ["Outcome", "intervals_of"]
+__all__ = ["Outcome"]
 
 
 class Outcome:
@@ -35,7 +32,7 @@ class Outcome:
         figures = {
             "fold": fold.name,
             "test_slides": list(fold.test),
-            **fold_figures([each.figures() for each in result.judged]),
+            **fold_figures([each.figures for each in result.judged]),
             "train_seconds": result.train_seconds,
         }
         if result.best_epoch:
@@ -56,27 +53,13 @@ class Outcome:
 
     def per_slide(self, head: str) -> list[dict[str, Any]]:
         """Return one row per judged slide, or block of one (`judged.SlideFigures`)."""
-        return [{"head": head, **asdict(each.figures())} for each in self.slides]
+        return [{"head": head, **asdict(each.figures)} for each in self.slides]
 
     def likeness(self) -> dict[str, float]:
         """Return the median likeness of each slide to the slides it was held out from, where the head can tell."""
-        return {each.figures().name: each.likeness for each in self.slides if each.likeness is not None}
+        return {each.name: each.likeness for each in self.slides if each.likeness is not None}
 
     def record(self) -> dict[str, Any]:
         """Return `summary` (None without folds) and `folds`."""
         seconds = sum(fold["train_seconds"] for fold in self.folds)
-        return {"summary": summary([each.figures() for each in self.slides], seconds), "folds": self.folds}
-
-
-def intervals_of(slides: list[Judged]) -> Intervals:
-    """Return how far predictions were off on what was held out, unit by unit (see `evaluation.intervals`)."""
-    unit, units = units_of(slides)
-    genes = list(dict.fromkeys(gene for each in slides for gene in each.genes))
-    place = {gene: i for i, gene in enumerate(genes)}
-    of_unit: dict[str, list[Any]] = {name: [] for name in units}
-    for each, name in zip(slides, units, strict=True):
-        if each.off is not None:
-            points = np.full((len(genes), each.off.shape[1]), np.nan, np.float32)
-            points[[place[gene] for gene in each.genes]] = each.off
-            of_unit[name].append(points)
-    return intervals(unit, [joined_sketch(points) for points in of_unit.values() if points], genes)
+        return {"summary": summary([each.figures for each in self.slides], seconds), "folds": self.folds}

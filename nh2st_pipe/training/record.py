@@ -11,7 +11,7 @@ import torch
 import nh2st_pipe
 from nh2st_pipe.data.pitch import pitch_in_tiles
 from nh2st_pipe.data.study import Study
-from nh2st_pipe.evaluation.statistics import gene_figures
+from nh2st_pipe.evaluation.statistics import gene_figures, intervals_of
 from nh2st_pipe.evaluation.trust import Trust
 from nh2st_pipe.heads.base import HeadModel
 from nh2st_pipe.heads.registry import Trained
@@ -20,7 +20,7 @@ from nh2st_pipe.runs.about import RUN_FORMAT, About, Seen, TrainedOn
 from nh2st_pipe.runs.folder import RunFolder
 from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.training.fold import FoldResult
-from nh2st_pipe.training.outcome import Outcome, intervals_of
+from nh2st_pipe.training.outcome import Outcome
 
 __all__ = [
     "about",

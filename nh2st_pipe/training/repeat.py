@@ -12,7 +12,7 @@ import yaml
 from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.quiet import quiet_warnings
-from nh2st_pipe.recipes.train import TrainRecipe
+from nh2st_pipe.recipes.train import TrainRecipe, as_kept
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.runs.checksums import sha256
 from nh2st_pipe.runs.folder import read_metrics
@@ -65,6 +65,8 @@ def repeat(
         kept = yaml.safe_load((of / "recipe.yaml").read_text("utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise RunError(f"{of}/recipe.yaml cannot be read: {error}") from error
+    if isinstance(kept, dict) and "targets" in kept:
+        kept = {**kept, "targets": as_kept(kept["targets"])}
     recipe = validate(TrainRecipe, kept, f"{of}/recipe.yaml")
     again = train(
         embeddings if embeddings is not None else then["store"]["path"],

@@ -95,7 +95,7 @@ def train(
         notes.append(words)
         progress.say(words)
 
-    rows = [store.complete(name).row for name in store.slides() if store.has_expression(name)]
+    rows = (record.row for record in store.records().values() if record.expression is not None)
     slides = [Listed(row.slide_id, row.patient, row.extra) for row in rows]
     if slides:  # what cannot be folded is told before anything is read
         by, why = checked_folds(slides, None if folds is None else resolved.folds, resolved.folds, resolved.seed)
@@ -173,7 +173,7 @@ def _run_folds(
             write_predictions(folder, study, heads[0], result)
         elif result.head == heads[0].name:
             own.append(result)
-        rows = [asdict(each.figures()) for each in result.judged]
+        rows = [asdict(each.figures) for each in result.judged]
         folder.log(
             "fold", head=result.head, fold=result.fold.name, figures=outcomes[result.head].folds[-1], slides=rows
         )

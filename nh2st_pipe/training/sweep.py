@@ -18,6 +18,7 @@ import nh2st_pipe
 from nh2st_pipe.core.errors import NH2STError, RunError, UsageError, listed
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.whole import written_whole
+from nh2st_pipe.evaluation.statistics import FIGURES
 from nh2st_pipe.recipes.train import TrainRecipe, set_in
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.runs.folder import read_metrics
@@ -26,17 +27,6 @@ from nh2st_pipe.training.run import resolve, train
 
 __all__ = ["Swept", "parse_grid", "sweep"]
 
-_FIGURES = (
-    "pcc",
-    "pcc_low",
-    "pcc_high",
-    "pcc_top50_train",
-    "pcc_top50",
-    "pcc_top50_null",
-    "mse",
-    "mae",
-    "train_seconds",
-)
 _LONGEST_NAME = 120
 _QUESTION = ("targets", "folds", "protocol")  # fields that decide what is predicted, and how it is judged
 
@@ -137,7 +127,7 @@ def sweep(
         for name, of_cell in metrics.items()
     ]
     rows = sorted(rows, key=lambda row: (row["pcc"] is None, -(row["pcc"] or 0.0)))
-    empty = dict.fromkeys((*_FIGURES, "version"))
+    empty = dict.fromkeys((*FIGURES, "version"))
     found.rows = [
         *rows,
         *({"cell": name, **cells[name].values, **empty, "failed": cause} for name, cause in found.failed.items()),
@@ -230,7 +220,7 @@ def _same_question(out: Path, base: TrainRecipe, store: Store) -> None:
 
 def _figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
     summary = metrics["summary"] or {}
-    return {key: summary.get(key) for key in _FIGURES}
+    return {key: summary.get(key) for key in FIGURES}
 
 
 def _version(metrics: Mapping[str, Any]) -> str | None:

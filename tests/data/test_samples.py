@@ -167,6 +167,8 @@ def test_every_head_is_smoothed_alike_and_not_by_the_papers_protocol(name: str) 
 
 def test_genes_that_all_slides_have_are_what_is_scaled_over(embedded: Study) -> None:
     assert embedded.common_genes is None
+    turned = replace(embedded.slides["s1"], genes=GENES[::-1])  # the same genes in another order
+    assert replace(embedded, slides={**embedded.slides, "s1": turned}).common_genes is None
     some = replace(embedded.slides["s1"], genes=["other", *GENES[1:]])
     apart = replace(embedded, slides={**embedded.slides, "s1": some})
     assert apart.common_genes == tuple(GENES[1:])

@@ -65,6 +65,9 @@ def test_genes_do_not_depend_on_which_others_are_predicted_or_measured() -> None
         assert made.depth.tolist() == counts[:, 1:].sum(1).tolist()
     with pytest.raises(TrainError, match="none of the 1 genes that counts are scaled over"):
         targets(lacks, ["b"], TargetRecipe(smooth="none"), ["a"])
+    for recipe in (TargetRecipe(smooth="none", scale_over="panel"), TargetRecipe(smooth="none", scale_to=None)):
+        made = targets(lacks, ["b"], recipe, ["a"])  # nothing is scaled over them
+        assert made.depth.tolist() == counts[:, 1:].sum(1).tolist()
 
 
 def test_the_protocol_says_over_which_counts_is_scaled() -> None:

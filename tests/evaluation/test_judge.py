@@ -6,11 +6,13 @@ from typing import Any
 
 import anndata
 import numpy as np
+import polars as pl
 import pytest
 from PIL import Image
 
 from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.evaluation.judge import evaluate
+from nh2st_pipe.evaluation.statistics import headline
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.training.run import train
 from tests.cli.test_commands import call
@@ -36,8 +38,6 @@ def change(file: Path, how: Callable[[anndata.AnnData], anndata.AnnData | None])
 def test_out_of_fold_predictions_are_judged_as_the_run_judged_them(study: Study, predicted: Path) -> None:
     run, store = study.folder / "run", study.folder / "store.zarr"
     figures = evaluate(run, store)
-    import polars as pl
-
     table = pl.read_csv(run / "per_slide.csv")
     for slide_id, pcc, mse in table.select("slide_id", "pcc", "mse").iter_rows():
         assert figures["slides"][slide_id]["pcc"] == pytest.approx(pcc, abs=1e-6)
@@ -115,6 +115,39 @@ def test_genes_that_a_slide_does_not_have_are_left_out(study: Study, predicted: 
     absent = 8 - len(set(GENES[:5]) & set(anndata.read_h5ad(done.files["s1"]).var_names))
     assert f"s1: {absent} of the 8 genes are not in its expression, and left out" in figures["notes"]
     assert figures["slides"]["s1"]["n_genes"] == 8 - absent
+    assert any("s1: its counts are scaled over 6 genes, and those of the training slides were over 12" in note
+               for note in figures["notes"])  # fmt: skip
+
+
+def test_slides_that_measure_different_genes_are_judged_as_the_run_judged_them(
+    make_study: Callable[..., Study],
+) -> None:
+    """Counts are scaled over what all slides have; one gene of one slide does not vary, which is said."""
+    study = make_study(3)
+    data = anndata.read_h5ad(study.folder / "s1.h5ad")
+    counts = np.asarray(data.X.toarray())
+    counts[:, 3] = 0
+    places, grid = data.obsm["spatial"], data.obs[["array_row", "array_col"]].to_numpy()
+    genes = [*GENES[:-1], "other"]
+    write_spots(study.folder / "s1.h5ad", places, grid=grid, genes=genes, counts=counts, barcodes=list(data.obs_names))
+    study.stored(views=8)
+    store = study.folder / "store.zarr"
+    run = train(store, recipe="ridge", genes=GENES[:6], out=study.folder / "run", settings=["baselines=[]"])
+    kept = anndata.read_h5ad(run.path / "predictions" / "s0.h5ad").uns["nh2st_pipe"]
+    assert list(kept["scale_genes"]) == GENES[:-1]
+    found = evaluate(run.path, store)
+    table = {row["slide_id"]: row for row in pl.read_csv(run.path / "per_slide.csv").iter_rows(named=True)}
+    for slide_id, slide in found["slides"].items():
+        assert slide["mse"] == pytest.approx(table[slide_id]["mse"], abs=1e-6)
+        assert slide["pcc"] == pytest.approx(table[slide_id]["pcc"], abs=1e-6)
+    assert any(note.startswith("s1: PCC ") and note.endswith("over 5 genes; 1 of 6 do not vary on these spots")
+               for note in found["notes"])  # fmt: skip
+    assert "over 5 to 6 genes a slide; 0 to 1 of 6 do not vary there" in headline(run.metrics["summary"])
+    done = predict(run.path, embeddings=store, out=study.folder / "p")
+    again = evaluate(done.out, store)["slides"]["s0"]["mse"]
+    target, said = (np.asarray(values) for values in (anndata.read_h5ad(done.files["s0"]).layers["target"],
+                                                      anndata.read_h5ad(done.files["s0"]).X))  # fmt: skip
+    assert again == pytest.approx(np.square(target - said).mean(), rel=1e-5)
 
 
 def test_files_that_cannot_be_judged_are_named(study: Study, predicted: Path) -> None:

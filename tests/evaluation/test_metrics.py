@@ -60,6 +60,6 @@ def test_the_pcc_of_slides_is_never_that_of_their_spots_together() -> None:
 def test_genes_without_a_pcc_are_counted() -> None:
     truth = np.tile(np.arange(9.0)[:, None], (1, 3)).astype(np.float32)
     truth[:, 1], truth[:, 2] = 4.0, np.nan
-    figures = judge(truth, truth, grid(3), slide_id="s", patient="s", genes="abc").figures()
+    figures = judge(truth, truth, grid(3), slide_id="s", patient="s", genes="abc").figures
     assert (figures.n_genes, figures.n_genes_pcc_undefined, figures.n_spots) == (2, 1, 9)
     assert figures.pcc == pytest.approx(1.0)

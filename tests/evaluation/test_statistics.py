@@ -119,7 +119,8 @@ def test_a_gene_is_averaged_over_slides_and_never_over_their_spots() -> None:
         judge(level - ramp, level + ramp, grid(3), slide_id=name, patient=name, genes=("a", "b"))
         for name, level in (("s0", 0.0), ("s1", 100.0))
     ]
-    genes, matrix = gene_pcc(slides)
+    genes, units, matrix = gene_pcc(slides)
+    assert units == ["s0", "s1"]
     assert genes == ["a", "b"]
     assert matrix == pytest.approx(np.full((2, 2), -1.0))
     assert [each.pcc for each in gene_figures(slides)] == pytest.approx([-1.0, -1.0])
@@ -139,10 +140,10 @@ def test_a_gene_that_a_slide_lacks_or_that_does_not_vary_there() -> None:
     assert a.target_mean == pytest.approx(truth[1:, :, 0].mean(), abs=1e-6)  # not NaN
     assert c.pcc is None
     assert c.target_mean == pytest.approx(5.0)
-    made = summary([each.figures() for each in slides])
+    made = summary([each.figures for each in slides])
     assert made is not None
     assert headline(made).endswith("over 1 to 2 genes a slide; 1 to 2 of 3 do not vary there")
-    one = summary([slides[1].figures()])
+    one = summary([slides[1].figures])
     assert one is not None
     assert headline(one) == "PCC 1.000 over 1 gene; 2 of 3 do not vary on these spots"
 
@@ -156,6 +157,6 @@ def test_a_headline_says_what_it_is_over() -> None:
 
 
 def test_figures_by_slide_are_read_back_from_a_row() -> None:
-    figures = study(0, 1, 0.5)[0].figures()
+    figures = study(0, 1, 0.5)[0].figures
     assert figures_from(vars(figures)) == figures
     assert figures_from({"slide_id": "s", "pcc": 0.5, "later": 1}) == SlideFigures("s", "s", pcc=0.5)

@@ -84,9 +84,10 @@ def test_a_gene_that_the_rival_predicts_better_beyond_chance_is_not_trusted() ->
     for mine, other in zip(ours, theirs, strict=True):
         other.pcc[:] = mine.pcc + np.array([0.05, -0.05, 0.05, 0.0])
     theirs[3].pcc[2] = ours[3].pcc[2] - 0.5  # better on seven of eight, and far worse on one
-    found = trust(ours, theirs, rival_name="ridge-context")
+    found = found_all = trust(ours, theirs, rival_name="ridge-context")
     assert found.verdicts == {"g0": False, "g1": True, "g2": True, "g3": True}
     assert "ridge-context is not better beyond chance" in found.words()
+    assert trust(ours, theirs[::-1], rival_name="ridge-context") == found_all, "joined by name, in whatever order"
     alone = trust(ours)
     assert all(alone.verdicts.values())
     assert "no baseline was there to hold them against" in alone.words()

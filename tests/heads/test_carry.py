@@ -109,7 +109,6 @@ def test_it_is_saved_beside_the_model_and_a_changed_file_is_refused(tmp_path: Pa
     made = learnt()
     made.save(tmp_path)
     again = Carry.load(tmp_path, N_GENES)
-    assert again is not None
     assert again.recipe == made.recipe
     said = patterns(50, -0.6)[1]
     assert np.array_equal(again.weigh(said, 0.3).values, made.weigh(said, 0.3).values)
@@ -118,7 +117,8 @@ def test_it_is_saved_beside_the_model_and_a_changed_file_is_refused(tmp_path: Pa
     (tmp_path / CARRY).write_bytes(b"nothing")
     with pytest.raises(RunError, match=f"{CARRY} cannot be read"):
         Carry.load(tmp_path, N_GENES)
-    assert Carry.load(tmp_path / "none", N_GENES) is None
+    with pytest.raises(RunError, match=f"{CARRY} is missing: without it the head would predict otherwise"):
+        Carry.load(tmp_path / "none", N_GENES)
 
 
 def test_it_is_learnt_inside_the_training_slides_and_not_from_one() -> None:
@@ -162,3 +162,8 @@ def test_a_run_weighs_its_predictions_and_says_what_was_cut(study: Study) -> Non
     (run.path / "model" / CARRY).write_bytes(b"other")
     with pytest.raises(RunError, match=f"{CARRY} has changed since it was written"):
         load_model(run.path)
+    (run.path / "model" / CARRY).unlink()  # as where weights and config alone were copied
+    with pytest.raises(RunError, match=f"{CARRY} is missing"):
+        load_model(run.path)
+    with pytest.raises(RunError, match=f"{CARRY} is missing"):
+        type(model).from_pretrained(run.path)

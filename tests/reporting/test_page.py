@@ -290,6 +290,35 @@ def test_the_best_head_is_named_whoever_it_is(tmp_path: Path) -> None:
     assert "no baseline" in alone
 
 
+def test_the_headline_says_over_how_many_genes_it_is(tmp_path: Path) -> None:
+    figure = page_data(report(make_run(tmp_path / "all")))["verdict"]["figure"]
+    assert figure["genes"] == "over 3 genes"
+    few = {**figures(0.41), "n_genes": 250, "n_genes_pcc_undefined": 222}
+    figure = page_data(report(make_run(tmp_path / "few", summary=few)))["verdict"]["figure"]
+    assert figure["genes"] == "over 28 genes; 222 of 250 do not vary on these spots"
+
+
+def test_a_gene_is_trusted_on_a_page_that_is_so_on_all_of_its_slides(tmp_path: Path) -> None:
+    verdicts: dict[str, dict[str, float | None]] = {
+        "cv_pcc": dict.fromkeys(GENES, 0.5),
+        "trusted": dict.fromkeys(GENES, True),
+    }
+    for name, share in (("s1", (0.1, 0.9, 0.2)), ("s2", (0.3, 0.1, 0.2))):
+        said = Prediction(values(1)[0], cut=np.array(share, np.float32))
+        write_prediction(
+            tmp_path / f"{name}.h5ad", slide_data(name), GENES, said, None, None, {"recipe": "r"}, verdicts
+        )
+    data = page_data(report(tmp_path))
+    assert dict(zip(data["genes"]["names"], data["genes"]["trusted"], strict=True)) == {
+        GENES[0]: True,
+        GENES[1]: False,
+        GENES[2]: True,
+    }
+    assert dict(zip(data["genes"]["names"], column(data, "cut"), strict=True)) == pytest.approx(
+        dict(zip(GENES, (0.3, 0.9, 0.2), strict=True)), abs=1e-5
+    )
+
+
 def test_optimistic_figures_carry_a_warning(tmp_path: Path) -> None:
     assert page_data(report(make_run(tmp_path / "nested")))["warnings"] == []
     paper = page_data(report(make_run(tmp_path / "paper", protocol="paper")))

@@ -1,15 +1,23 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
+from nh2st_pipe.data.folds import Fold
 from nh2st_pipe.data.samples import Samples
+from nh2st_pipe.data.study import Study as FoldData
 from nh2st_pipe.data.targets import targets
 from nh2st_pipe.recipes.train import load_train_recipe
+from nh2st_pipe.store.read import open_store
 from nh2st_pipe.tiles.neighbours import nearest_spots
 from nh2st_pipe.training import picking
+from nh2st_pipe.training.fold import FoldTask, run_fold
 from nh2st_pipe.training.picking import picked_genes
-from tests.conftest import slide
+from tests.conftest import GENES as STUDY_GENES
+from tests.conftest import Study, slide
 from tests.evaluation.known import grid, smooth_maps
 
 GENES = [f"g{i}" for i in range(90)]
@@ -56,3 +64,24 @@ def test_of_a_small_panel_all_genes_are_meant_and_of_many_spots_some_do(monkeypa
     some = picked_genes(recipe, train, patients, GENES)
     assert FOLLOW[some].sum() >= 26
     assert np.array_equal(some, picked_genes(recipe, train, patients, GENES))
+
+
+def test_test_slides_pick_nothing(study: Study) -> None:
+    """Other counts on the slide that is judged: the same fifty genes."""
+    study.stored(views=8)
+    whole = FoldData.load(open_store(study.folder / "store.zarr"), ["s0", "s1", "s2"])
+    many = [f"{gene}-{i}" for i in range(5) for gene in STUDY_GENES]
+    rng, picked = np.random.default_rng(0), []
+    counts = {name: sp.csr_matrix(rng.poisson(5, (len(whole.slides[name]), 60))) for name in whole.slides}
+    for others in (counts["s2"], counts["s2"][::-1] * 3):
+        slides = {
+            name: replace(slide, genes=many, counts=others if name == "s2" else counts[name])
+            for name, slide in whole.slides.items()
+        }
+        recipe = load_train_recipe("mean", ["targets.genes=all", "targets.scale_to=null"])
+        result = run_fold(
+            FoldTask("", recipe, Fold("f", ("s0", "s1"), ("s2",))), replace(whole, slides=slides, found={})
+        )
+        picked.append(result.judged[0].picked)
+    assert len(picked[0]) == 50 < 60
+    assert np.array_equal(picked[0], picked[1])

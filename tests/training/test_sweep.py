@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anndata
 import polars as pl
 import pytest
 import yaml
@@ -16,7 +18,7 @@ from nh2st_pipe.core.errors import RecipeError, RunError, UsageError
 from nh2st_pipe.recipes.train import load_train_recipe
 from nh2st_pipe.runs.checksums import write_sums
 from nh2st_pipe.runs.folder import read_metrics
-from nh2st_pipe.training.repeat import repeat
+from nh2st_pipe.training.repeat import _alike, repeat
 from nh2st_pipe.training.run import train
 from nh2st_pipe.training.sweep import _cells, parse_grid, sweep
 from tests.cli.test_commands import call
@@ -174,6 +176,38 @@ def test_a_run_is_made_again_bit_for_bit(store: Path, tmp_path: Path, recipe: st
     assert done.returncode == 0, done.stderr
     assert f"the same as {tmp_path / 'a'} bit for bit: model and 3 predictions" in done.stdout
     assert (tmp_path / "a-repeat" / "recipe.yaml").read_bytes() == (tmp_path / "a" / "recipe.yaml").read_bytes()
+
+
+def test_predictions_are_the_same_only_if_every_layer_and_column_is(store: Path, tmp_path: Path) -> None:
+    run = train(store, recipe="ridge", genes=5, out=tmp_path / "a", settings=["baselines=[]"])
+    one, two = run.path / "predictions" / "s0.h5ad", tmp_path / "two.h5ad"
+    for where in ("", "X", "layers", "obs", "var"):
+        data = anndata.read_h5ad(one)
+        if where == "X":
+            data.X[3, 2] += 1e-4
+        elif where == "layers":
+            data.layers["target"][3, 2] += 1e-4
+        elif where:
+            getattr(data, where)["more"] = 1.0
+        data.write_h5ad(two)
+        assert _alike(one, two) is (where == "")
+
+
+def test_what_an_earlier_version_scaled_over_is_scaled_over_again(store: Path, tmp_path: Path) -> None:
+    train(store, recipe="ridge", genes=5, out=tmp_path / "a", settings=["baselines=[]", "targets.scale_over=panel"])
+    kept = yaml.safe_load((tmp_path / "a" / "recipe.yaml").read_text())
+    del kept["targets"]["scale_over"]  # as that version kept it
+    (tmp_path / "a" / "recipe.yaml").write_text(yaml.safe_dump(kept))
+    write_sums(tmp_path / "a")
+    assert repeat(tmp_path / "a").other == []
+
+
+def test_a_sweep_says_what_holds_for_all_of_its_cells(make_study: Callable[..., Study], tmp_path: Path) -> None:
+    study = make_study(2, patients=["P", "P"])
+    study.stored()
+    options: dict[str, Any] = {"genes": 5, "out": tmp_path / "s", "settings": ["choose={}"]}
+    found = sweep("ridge", study.folder / "store.zarr", {"head.alpha": [10, 20]}, **options)
+    assert "all 2 slides are of one patient" in found.notes[0]
 
 
 def test_a_run_that_comes_out_otherwise_is_said_to_and_why(store: Path, study: Study, tmp_path: Path) -> None:

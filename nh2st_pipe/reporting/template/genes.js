@@ -13,7 +13,8 @@ function geneTable() {
     ...(known ? [{ label: "trusted", words: `Trusted: ${D.trust || "the verdict of the version that made it"}`, value: (g) => (D.genes.trusted[g] === null ? null : Number(D.genes.trusted[g])), text: (v) => (v === null ? "not judged" : v ? "yes" : "no") }] : []),
     ...D.genes.columns.map((column) => ({ ...column, value: (g) => column.values[g] })),
   ];
-  state.column = Math.max(0, geneColumns.findIndex((column) => column.key === D.genes.sort));
+  const sorted = geneColumns.findIndex((column) => column.key === D.genes.sort);
+  [state.column, state.up] = [Math.max(0, sorted), sorted < 0];  // by name where there is no such column
   const table = make("table", null, at("genes"), { "aria-label": "Genes", role: "grid" });
   const headRow = make("tr", null, make("thead", null, table));
   geneColumns.forEach((column, c) => {
