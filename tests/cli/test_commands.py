@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -170,6 +171,9 @@ def test_folds_are_named_by_what_they_leave_out(embedded: Study) -> None:
     store, out = embedded.folder / "store.zarr", embedded.folder / "run"
     done = call("train", "--embeddings", store, "--recipe", "mean", "--folds", 2, "--out", out)
     assert done.stdout.startswith("2 folds by patient, protocol nested")
+    headline = r"mean: PCC 0\.000 \(95 % interval 0\.000 to 0\.000, over 3 patients\) over \d+ genes"
+    assert re.search(headline, done.stdout)
+    assert "its null: top 50 of maps without any tie" in done.stdout
 
 
 def test_a_failure_is_told_once_with_its_cause(study: Study) -> None:
