@@ -25,7 +25,7 @@ from nh2st_pipe.evaluation.intervals import LEVELS, Intervals, Level
 from nh2st_pipe.evaluation.reference import UNLIKE, Familiarity, Reference
 from nh2st_pipe.evaluation.statistics import many
 from nh2st_pipe.heads.base import HeadModel, Prediction
-from nh2st_pipe.heads.carry import CUT
+from nh2st_pipe.heads.carry import Carried
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.checksums import sha256
 from nh2st_pipe.runs.model import HUB, load_model, load_reference, model_files
@@ -86,11 +86,12 @@ def predict(
     off on patients or slides held out; see `evaluation.intervals`), var["cv_pcc"], var["cv_low"], var["cv_high"] and
     var["half_pcc"] (each gene's PCC out of fold with its 95 % interval, and between halves of the training tissue),
     var["trusted"] and var["judged"] (the verdict on a gene, see `evaluation.trust`, and whether there is one),
-    var["cut"] where predictions are weighed (see `heads.carry`), layers["spread"] (standard deviation over the head's
-    members, where it has several), obs["train_distance"], obs["train_percentile"] and obs["unlike"] (how far a tile
-    lies from the training tiles, see `evaluation.reference`), obs["likeness"] where the head can tell how like a spot
-    is to the training spots, and in uns["nh2st_pipe"] what the numbers are and whether the head was trained on this
-    slide. With `genes` (a file with one a line, names with commas between them, or a sequence) those alone are written.
+    var["cut"], varm["factors"] and uns["carry"] where predictions are weighed (see `write_prediction`),
+    layers["spread"] (standard deviation over the head's members, where it has several), obs["train_distance"],
+    obs["train_percentile"] and obs["unlike"] (how far a tile lies from the training tiles, see `evaluation.reference`),
+    obs["likeness"] where the head can tell how like a spot is to the training spots, and in uns["nh2st_pipe"] what the
+    numbers are and whether the head was trained on this slide. With `genes` (a file with one a line, names with commas
+    between them, or a sequence) those alone are written.
     A slide whose tiles would show another size of tissue fails, unless `any_mpp`.
     `trust_remote_code` lets an encoder's repository run its code.
 
@@ -170,7 +171,7 @@ def predict(
             "caution": _caution(head, predicted, about),
             "unlike": _unlike(familiar),
             "pitch": apart,
-            "carried": _carried(predicted, columns),
+            "carried": None if predicted.carried is None else predicted.carried.words(columns),
         }
         summary.notices += [f"{name}: {words}" for words in notices.values() if words]
         path = summary.out / f"{name}.h5ad"
@@ -244,19 +245,6 @@ def _unlike(familiar: Familiarity | None) -> str | None:
     )
 
 
-def _carried(predicted: Prediction, columns: NDArray[np.int64]) -> str | None:
-    """Say in words how many of a slide's genes rest on patterns that do not carry over, if some do."""
-    if predicted.cut is None:
-        return None
-    rest = int((predicted.cut[columns] > CUT).sum())
-    if not rest:
-        return None
-    return (
-        f"{rest:,} of {len(columns):,} genes rest mostly on patterns that do not carry over between slides "
-        '(var["cut"]); they are not trusted here'
-    )
-
-
 def _predict(
     head: HeadModel, slide: SlideData, about: About, reference: Reference | None, device: torch.device
 ) -> tuple[Prediction, Familiarity | None, str | None]:
@@ -275,7 +263,7 @@ def _predict(
             columns[name] = np.empty((len(slide), *values.shape[1:]), np.float32)
         columns[name][rows] = values
 
-    cut = list[NDArray[np.float32]]()
+    carried = list[tuple[float, Carried]]()
     step, parts = parted(slide, about.pitch)
     for rows in parts:
         samples = Samples.of(
@@ -288,14 +276,14 @@ def _predict(
         put("values", rows, said.values)
         put("likeness", rows, said.likeness)
         put("spread", rows, said.spread)
-        if said.cut is not None:
-            cut.append(said.cut * np.float32(len(rows) / len(slide)))
+        if said.carried is not None:
+            carried.append((len(rows), said.carried))
         if reference is not None:
             familiar = reference.of_tiles(samples)
             put("distance", rows, familiar.distance)
             put("percentile", rows, familiar.percentile)
-    of_genes = np.sum(cut, axis=0) if cut else None
-    predicted = Prediction(columns["values"], columns.get("likeness"), columns.get("spread"), of_genes)
+    over = Carried.mean(carried) if carried else None
+    predicted = Prediction(columns["values"], columns.get("likeness"), columns.get("spread"), over)
     known = Familiarity(columns["distance"], columns["percentile"]) if reference is not None else None
     return predicted, known, _pitch_apart(slide, about, step)
 

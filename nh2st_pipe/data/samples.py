@@ -237,6 +237,14 @@ class Samples:
         step = max(1, _CHUNK_VALUES // (self.n_views * self.dim))
         return [slice(i, min(i + step, len(self))) for i in range(0, len(self), step)]
 
+    def of_part(self, part: Part) -> Samples:
+        """Return the spots of one slide of these, whole."""
+        if len(self.parts) == 1:
+            return self
+        kept = torch.zeros(len(self), dtype=torch.bool, device=self.device)
+        kept[part.rows] = True
+        return self.subset(kept)
+
     def by_genes(self) -> list[tuple[torch.Tensor, Samples]]:
         """Return the genes in groups that the same slides have: columns of the target, and those slides' spots.
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from nh2st_pipe.encoders.encoder import Encoder
 
-__all__ = ["STAINS", "VERSION", "restain", "stain_shift", "tiles_for_shift"]
+__all__ = ["STAINS", "VERSION", "restain", "stain_shift", "stained", "tiles_for_shift"]
 
 STAINS = 8
 VERSION = "hed-1"
@@ -42,10 +42,16 @@ def _draws() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 def restain(tiles_bhwc: NDArray[np.uint8], stain: int) -> NDArray[np.uint8]:
     """Return RGB tiles as they would look under synthetic stain 0 … S − 1."""
-    gain, offset = (torch.from_numpy(values[stain]).float() for values in _draws())
+    gain, offset = _draws()
+    return stained(tiles_bhwc, gain[stain], offset[stain])
+
+
+def stained(pixels: NDArray[np.uint8], gain: NDArray[np.float64], offset: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return RGB pixels, … × 3, with each concentration multiplied by its `gain` and moved by its `offset`, of 3."""
     vectors = torch.from_numpy(_VECTORS / np.linalg.norm(_VECTORS, axis=1, keepdims=True)).float()
-    density = -torch.log((torch.from_numpy(tiles_bhwc).float() + 1) / 256)
-    changed = ((density @ torch.linalg.inv(vectors)) * gain + offset) @ vectors
+    density = -torch.log((torch.from_numpy(pixels).float() + 1) / 256)
+    alpha, beta = torch.from_numpy(gain).float(), torch.from_numpy(offset).float()
+    changed = ((density @ torch.linalg.inv(vectors)) * alpha + beta) @ vectors
     out = (256 * torch.exp(-changed) - 1).round_().clamp_(0, 255)
     return out.to(torch.uint8).numpy()
 

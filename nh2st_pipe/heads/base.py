@@ -18,8 +18,8 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from numpy.typing import NDArray
 from torch import nn
 
-from nh2st_pipe.data.samples import Samples
-from nh2st_pipe.heads.carry import CARRY, Carry
+from nh2st_pipe.data.samples import Part, Samples
+from nh2st_pipe.heads.carry import CARRY, Carried, Carry
 
 if TYPE_CHECKING:
     from nh2st_pipe.recipes.train import FitRecipe, TrainRecipe
@@ -61,8 +61,8 @@ class Prediction:
     """N: how like each spot is to the training spots, 0 to 1; None where the head cannot tell."""
     spread: NDArray[np.float32] | None = None
     """N × G: standard deviation over the head's members; None where it has a single one."""
-    cut: NDArray[np.float32] | None = None
-    """G: which share of each gene's variation was taken away as not carrying over; None where nothing is weighed."""
+    carried: Carried | None = None
+    """What of it carries over, the mean over slides; None where nothing is weighed."""
 
 
 class FeatureScaler(nn.Module):
@@ -229,14 +229,18 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
 
     def _carried(self, said: Prediction, samples: Samples, carry: Carry) -> Prediction:
         """Return predictions slide by slide as far as they carry over."""
-        values, cut = said.values.copy(), np.zeros(len(self.genes), np.float32)
-        rows_of = [part.rows for part in samples.parts] or [slice(0, len(samples))]
-        for rows in rows_of:
-            like = None if said.likeness is None else said.likeness[rows]
-            weighed = carry.weigh(said.values[rows], carry.gate(like))
-            values[rows] = weighed.values
-            cut += weighed.cut / len(rows_of)
-        return replace(said, values=values, cut=cut)
+        values, carried = said.values.copy(), list[tuple[float, Carried]]()
+        for part in samples.parts or (Part("", 0, len(samples), np.zeros((len(samples), 2))),):
+            strength = carry.strength(None if said.likeness is None else said.likeness[part.rows])
+            expressed = None
+            if strength.share and carry.alike is not None and carry.recipe.retrieval is not None:
+                slide = samples.of_part(part)
+                expressed = carry.alike.expressed(carry.recipe.retrieval, slide)
+                expressed = slide.smooth(expressed) if self.smooths else expressed
+            weighed = carry.weigh(said.values[part.rows], strength, expressed)
+            values[part.rows] = weighed.values
+            carried.append((1.0, weighed.carried))
+        return replace(said, values=values, carried=Carried.mean(carried))
 
     @torch.inference_mode()
     def predict_unsmoothed(self, samples: Samples) -> Prediction:

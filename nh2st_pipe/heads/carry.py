@@ -3,15 +3,18 @@
 Seen in the principal factors of the training targets, predictions on another patient's slide follow the truth in the
 first ones and may run against it in others: patterns of the training patient. Two signals that need no truth tell:
 
-- Amplitude. A factor that is louder on a new slide than it ever was on held-out ones is extrapolated:
+- Amplitude. A factor that is louder on a new slide than it ever was on held-out ones is extrapolation:
   w_k = min(1, A_k / a_k)^q, A_k being the standard deviation over spots of factor k in predictions of training slides
   that were left out, mean over slides, and a_k the same on the new slide.
 - Reliability. ρ_k is the PCC of factor k on slides that were left out, mean over slides, not below 0: w_k is multiplied
   by ρ_k^p.
 
-How much they decide follows how like the slide is to the training spots, as far as the head can tell (`likeness`):
-with g = 1, like, the first of each pair q and p holds and what lies outside the factors is kept; with g = 0 the second,
-and it is dropped; between them straight lines. The slide's own mean is never touched.
+What the training spots most alike express (`heads.alike`) never extrapolates, and may have a share of the mixture
+before it is weighed. How much all of it decides (`Strength`) follows how like the slide is to the training spots, as
+far as the head can tell (`likeness`): with g = 1, like, the first of each pair q, p and share holds and what lies
+outside the factors is kept; with g = 0 the second, and it is dropped; between them straight lines. Where training
+slides are of several patients it is chosen by leaving patients out instead (`training.carrying`), and is the same for
+every slide. The slide's own mean is never touched.
 
 It is applied after smoothing, by any head, and saved beside it: a model without it predicts as it is.
 
@@ -21,8 +24,9 @@ Letters: n spots of a slide, G genes, r factors.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, astuple, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,27 +34,81 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import RunError
+from nh2st_pipe.heads.alike import Alike
 
 if TYPE_CHECKING:
     from nh2st_pipe.recipes.train import CarryRecipe
 
-__all__ = ["CARRY", "CUT", "Carried", "Carry"]
+__all__ = ["CARRY", "CUT", "Carried", "Carry", "Strength", "Weighed"]
 
 CARRY = "carry.safetensors"
 CUT = 0.5
 """Share of a gene's variation over a slide, taken away, beyond which its map rests on what does not carry over."""
 
+_ALIKE = ("keys", "values", "scale")
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How much the signals decide."""
+
+    q: float
+    """Power of the amplitude's."""
+    p: float
+    """Power of the reliability's."""
+    share: float
+    """Of the mixture, which what is expressed by spots alike has."""
+    outside: float
+    """What is kept of what lies outside the factors."""
+
 
 @dataclass(frozen=True)
 class Carried:
+    """What was found of one slide's predictions."""
+
+    strength: Strength
+    weights: NDArray[np.float32]
+    """r: what is kept of each factor."""
+    louder: NDArray[np.float32]
+    """r: a / A, how loud each factor is here beside what it was on slides left out; NaN where it was silent there."""
+    reliability: NDArray[np.float32]
+    """r: ρ."""
+    lives: NDArray[np.float32]
+    """G × r: the share of each gene's variation over the slide that lies in each factor; the rest lies outside."""
+    cut: NDArray[np.float32]
+    """G: which share of each gene's variation over the slide was taken away, by standard deviations."""
+
+    @classmethod
+    def mean(cls, of: Iterable[tuple[float, Carried]]) -> Carried:
+        """Return the mean of several slides, or parts of one, each with its weight."""
+        weights, parts = zip(*of, strict=True)
+
+        def mean(each: Callable[[Carried], Any]) -> Any:
+            return np.average([each(part) for part in parts], axis=0, weights=weights)
+
+        strength = Strength(*mean(lambda part: astuple(part.strength)).tolist())
+        names = ("weights", "louder", "reliability", "lives", "cut")
+        return cls(strength, *(mean(attrgetter(name)).astype(np.float32) for name in names))
+
+    def words(self, columns: NDArray[np.int64] | slice = slice(None)) -> str | None:
+        """Say how many genes, of those in `columns`, rest on patterns that do not carry over, if some do."""
+        of = self.cut[columns]
+        rest = int((of > CUT).sum())
+        if not rest:
+            return None
+        return (
+            f"on this slide {rest:,} of {len(of):,} genes rest mostly on patterns that do not carry over "
+            '(var["cut"]); they are not trusted here'
+        )
+
+
+@dataclass(frozen=True)
+class Weighed:
     """One slide's predictions, weighed."""
 
     values: NDArray[np.float32]
     """n × G."""
-    weights: NDArray[np.float32]
-    """r: what is kept of each factor."""
-    cut: NDArray[np.float32]
-    """G: which share of each gene's variation over the slide, as the head predicted it, was taken away."""
+    carried: Carried
 
 
 @dataclass(frozen=True)
@@ -64,6 +122,10 @@ class Carry:
     """r: A."""
     reliability: NDArray[np.float32]
     """r: ρ."""
+    chosen: Strength | None = None
+    """What was chosen by leaving patients out; None where likeness decides."""
+    alike: Alike | None = None
+    """Training spots; None where nothing is retrieved."""
 
     @classmethod
     def learn(cls, recipe: CarryRecipe, truth: Sequence[NDArray[Any]], predicted: Sequence[NDArray[Any]]) -> Carry:
@@ -75,8 +137,8 @@ class Carry:
         factors = [(t @ basis, p @ basis) for t, p in zip(real, said, strict=True)]
         amplitude = np.mean([p.std(axis=0) for _, p in factors], axis=0)
         reliability = np.mean([_pcc(t, p) for t, p in factors], axis=0)
-        kinds = (np.asarray(each, np.float32) for each in (basis, amplitude, np.maximum(reliability, 0)))
-        return cls(recipe, *kinds)
+        kinds = [np.asarray(each, np.float32) for each in (basis, amplitude, np.maximum(reliability, 0))]
+        return cls(recipe, kinds[0], kinds[1], kinds[2])
 
     def gate(self, likeness: NDArray[Any] | None) -> float:
         """Return g, from 0 on a slide unlike the training slides to 1 on one that is like them, or where the head
@@ -87,37 +149,78 @@ class Carry:
         low, high = self.recipe.gate_from, self.recipe.gate_to
         return float(np.clip((np.median(likeness) - low) / (high - low), 0, 1))
 
-    def weights(self, amplitude: NDArray[Any], gate: float) -> NDArray[np.float64]:
+    def strength(self, likeness: NDArray[Any] | None) -> Strength:
+        """Return how much the signals decide on a slide whose spots have this `likeness`."""
+        return self.chosen or self.strength_at(self.gate(likeness))
+
+    def strength_at(self, gate: float) -> Strength:
+        """Return how much the signals decide at g."""
+        q, p, share = (
+            like * gate + unlike * (1 - gate)
+            for like, unlike in (
+                self.recipe.q,
+                self.recipe.p,
+                (0.0, 0.0) if self.recipe.retrieval is None else self.recipe.retrieval.share,
+            )
+        )
+        return Strength(q, p, share, gate)
+
+    def weights(self, amplitude: NDArray[Any], strength: Strength) -> NDArray[np.float64]:
         """Return w, r, for factors of this `amplitude` (r) on a slide."""
-        q, p = (like * gate + unlike * (1 - gate) for like, unlike in (self.recipe.q, self.recipe.p))
         with np.errstate(divide="ignore", invalid="ignore"):
             louder = np.where(amplitude > 0, self.amplitude / amplitude, 1.0)
-        return np.asarray(np.minimum(1.0, louder) ** q * self.reliability.astype(np.float64) ** p)
+        return np.asarray(np.minimum(1.0, louder) ** strength.q * self.reliability.astype(np.float64) ** strength.p)
 
-    def weigh(self, values: NDArray[Any], gate: float) -> Carried:
-        """Weigh the predictions of one slide, n × G."""
+    def weigh(self, values: NDArray[Any], strength: Strength, expressed: NDArray[Any] | None = None) -> Weighed:
+        """Weigh the predictions of one slide, n × G; `expressed`, the same, is what spots alike express, where it has
+        a share.
+        """
         mean = values.mean(axis=0, dtype=np.float64)
         apart = values - mean
-        factors = apart @ self.basis.astype(np.float64)
-        weights = self.weights(factors.std(axis=0), gate)
-        inside = factors @ self.basis.T
-        kept = (factors * weights) @ self.basis.T + gate * (apart - inside)
+        if expressed is not None:
+            shown = expressed - expressed.mean(axis=0, dtype=np.float64)
+            apart = (1 - strength.share) * apart + strength.share * shown
+        basis = self.basis.astype(np.float64)
+        factors = apart @ basis
+        amplitude = factors.std(axis=0)
+        weights = self.weights(amplitude, strength)
+        outside = apart - factors @ basis.T
+        kept = (factors * weights) @ basis.T + strength.outside * outside
+        lives = self.basis**2 * amplitude**2
         with np.errstate(divide="ignore", invalid="ignore"):
-            cut = np.where(apart.std(axis=0) > 0, (apart - kept).std(axis=0) / apart.std(axis=0), 0.0)
-        out = (mean + kept).astype(np.float32)
-        return Carried(out, weights.astype(np.float32), np.minimum(cut, 1.0).astype(np.float32))
+            spread = apart.std(axis=0)
+            cut = np.where(spread > 0, (apart - kept).std(axis=0) / spread, 0.0)
+            louder = np.where(self.amplitude > 0, amplitude / self.amplitude, np.nan)
+            total = lives.sum(axis=1) + outside.var(axis=0)
+            lives = np.where(total[:, None] > 0, lives / total[:, None], 0.0)
+        found = (
+            np.asarray(each, np.float32) for each in (weights, louder, self.reliability, lives, np.minimum(cut, 1))
+        )
+        return Weighed((mean + kept).astype(np.float32), Carried(strength, *found))
 
     def save(self, folder: Path) -> None:
         """Write it beside a model's weights."""
         from safetensors.numpy import save_file
 
-        arrays = {"basis": self.basis, "amplitude": self.amplitude, "reliability": self.reliability}
+        arrays: dict[str, NDArray[Any]] = {
+            "basis": self.basis,
+            "amplitude": self.amplitude,
+            "reliability": self.reliability,
+        }
+        if self.alike is not None:
+            arrays |= {f"alike.{name}": getattr(self.alike, name) for name in _ALIKE}
         kept = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
-        save_file(kept, folder / CARRY, metadata={"recipe": json.dumps(self.recipe.model_dump(mode="json"))})
+        said = {
+            "recipe": json.dumps(self.recipe.model_dump(mode="json")),
+            "chosen": json.dumps(None if self.chosen is None else asdict(self.chosen)),
+        }
+        save_file(kept, folder / CARRY, metadata=said)
 
     @classmethod
     def load(cls, folder: Path, genes: int) -> Carry:
-        """Read what `save` wrote. Raises RunError where it is not there, or not of `genes` genes."""
+        """Read what `save` wrote. Raises RunError where it is not there, or not of `genes` genes, or lacks the spots
+        that its recipe retrieves.
+        """
         from safetensors import safe_open
 
         from nh2st_pipe.recipes.train import CarryRecipe
@@ -127,10 +230,24 @@ class Carry:
             raise RunError(f"{path} is missing: without it the head would predict otherwise than it was judged")
         try:
             with safe_open(path, "numpy") as file:
-                recipe = CarryRecipe.model_validate(json.loads(file.metadata()["recipe"]))
-                found = cls(recipe, *(file.get_tensor(name) for name in ("basis", "amplitude", "reliability")))
-            if found.basis.shape[0] != genes:
-                raise ValueError(f"it is of {found.basis.shape[0]} genes, and the head of {genes}")
+                said = file.metadata()
+                recipe = CarryRecipe.model_validate({"retrieval": None, **json.loads(said["recipe"])})
+                chosen = json.loads(said.get("chosen", "null"))
+                there = set(file.keys())
+                alike = None
+                if recipe.retrieval is not None:
+                    if not there.issuperset(f"alike.{name}" for name in _ALIKE):
+                        raise ValueError(
+                            "its recipe retrieves training spots, and none are kept in it; train again, or with "
+                            "--set carry.retrieval=null"
+                        )
+                    alike = Alike(*(file.get_tensor(f"alike.{name}") for name in _ALIKE))
+                basis, amplitude, reliability = map(file.get_tensor, ("basis", "amplitude", "reliability"))
+                strength = None if chosen is None else Strength(**chosen)
+                found = cls(recipe, basis, amplitude, reliability, strength, alike)
+            for held in (found.basis, *(() if alike is None else (alike.values.T,))):
+                if held.shape[0] != genes:
+                    raise ValueError(f"it is of {held.shape[0]} genes, and the head of {genes}")
         except Exception as error:  # whatever is wrong with it; a changed file has been told apart before
             raise RunError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
         return found

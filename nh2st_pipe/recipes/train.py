@@ -21,10 +21,12 @@ from nh2st_pipe.recipes.values import Strict, faults_in_words, validate
 
 __all__ = [
     "HEADS",
+    "CarryGrid",
     "CarryRecipe",
     "HestRidgeHead",
     "MeanHead",
     "NH2STHead",
+    "RetrievalPart",
     "RidgeHead",
     "TargetRecipe",
     "TrainRecipe",
@@ -379,6 +381,26 @@ HEADS: dict[str, type[HeadRecipe]] = {
 """Every head by its kind."""
 
 
+class RetrievalPart(Strict):
+    """What training spots that look alike express, as a part of the prediction; see `heads.alike`."""
+
+    share: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (0.0, 0.25)
+    """Of the mixture, on slides that are like the training slides and on those that are not."""
+    k: int = Field(100, ge=1)
+    """Training spots that a spot is likened to."""
+    sigmas: tuple[Annotated[float, Field(gt=0)], ...] = (1.0, 2.0)
+    """Widths of the Gaussian means that are compared beside the spots themselves, in spot pitches."""
+    most: int = Field(20_000, ge=1)
+    """Training spots that are kept with the model, evenly over slides, in half precision."""
+
+
+class CarryGrid(Strict):
+    """What is chosen from where training slides are of several patients."""
+
+    q: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.0, 0.5, 1.0, 2.0), min_length=1)
+    p: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.0, 0.5, 1.0), min_length=1)
+
+
 class CarryRecipe(Strict):
     """What of predictions carries over to another patient's slide; see `heads.carry`. Pairs: like and unlike slides."""
 
@@ -388,10 +410,16 @@ class CarryRecipe(Strict):
     """Power of min(1, A / a), for factors that are louder than they ever were on slides left out."""
     p: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.0, 1.0)
     """Power of the reliability."""
+    retrieval: RetrievalPart | None = RetrievalPart()
+    """None retrieves nothing, and keeps no training spots with the model."""
     gate_from: float = 0.3
     """Likeness up to which a slide is unlike."""
     gate_to: float = 0.5
     """Likeness from which it is like."""
+    grid: CarryGrid | None = CarryGrid()
+    """Where training slides are of several patients, powers that are chosen from by leaving patients out, in place of
+    the likeness: one of each, with either end of `retrieval.share`, and what lies outside the factors kept or dropped.
+    None leaves it to the likeness."""
 
     @model_validator(mode="after")
     def _the_gate_opens(self) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,11 @@ def write_prediction(
     obs["likeness"] tells how like each spot is to the training spots (its median stands in uns). `by_gene` are columns
     of var, each a value by gene: cv_pcc, half_pcc …; those that are empty are left out. With the `half_width` of each
     gene's interval, layers["low"] and layers["high"] are its ends; layers["spread"] is the members' where there are
-    several; var["cut"] is which share of a gene's variation was taken away as not carrying over to this slide, and a
-    gene that lost most of it is not trusted here; `familiar` is kept in obs. var["trusted"] has var["judged"] beside
-    it, false where there is no verdict. `scale_genes` are those that counts were scaled over where slides measure
+    several. Where predictions are weighed by what carries over, var["cut"] is which share of a gene's variation was
+    taken away on this slide, varm["factors"] which share of it lies in each factor, and uns["carry"] a table of these:
+    weights, louder (how loud beside slides left out), reliability (PCC there); a gene that lost most of its variation
+    is not trusted here. `familiar` is kept in obs. var["trusted"] has var["judged"] beside it, false where there is
+    no verdict. `scale_genes` are those that counts were scaled over where slides measure
     different ones, `n_scale_genes` how many there are in any case. With `columns`, those genes alone are written.
     Layers are made and written one after another: besides the prediction, a single n × G array is held.
     """
@@ -83,8 +86,9 @@ def write_prediction(
                     var["judged"] = np.array([value is not None for value in of_genes])
             else:
                 var[column] = np.array([np.nan if value is None else value for value in of_genes])
-    if predicted.cut is not None:
-        var["cut"] = predicted.cut[cut]
+    carried = predicted.carried
+    if carried is not None:
+        var["cut"] = carried.cut[cut]
         if "trusted" in var:
             var["trusted"] &= var["cut"] <= CUT
     if predicted.likeness is not None:
@@ -111,6 +115,12 @@ def write_prediction(
     if (spread := predicted.spread) is not None:
         layers["spread"] = lambda: spread[:, cut]
     data.uns["nh2st_pipe"] = about
+    if carried is not None:
+        data.varm["factors"] = carried.lives[cut]
+        columns_of = {name: getattr(carried, name) for name in ("weights", "louder", "reliability")}
+        numbers = [str(k) for k in range(1, len(carried.weights) + 1)]
+        data.uns["carry"] = pd.DataFrame(columns_of, index=pd.Index(numbers, name="factor", dtype=object))
+        about["carry"] = json.dumps(asdict(carried.strength))
     if "spatial" in slide.uns:
         data.uns["spatial"] = slide.uns["spatial"]
     with written_whole(path) as part, quiet_warnings():

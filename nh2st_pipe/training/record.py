@@ -95,6 +95,8 @@ def write_predictions(folder: RunFolder, study: Study, recipe: TrainRecipe, resu
     for name, predicted in result.predicted.items():
         path = folder.part / "predictions" / f"{name}.h5ad"
         caution = {"caution": result.cautions[name]} if name in result.cautions else {}
+        if predicted.carried is not None and (words := predicted.carried.words()):
+            caution["carried"] = words
         target = result.target[name]
         write_prediction(
             path, study.slides[name], result.panel, predicted, target, made, {**about, **caution}, **scaled

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,11 @@ import torch
 
 from nh2st_pipe.core.errors import RecipeError, RunError
 from nh2st_pipe.evaluation.metrics import gene_metrics
-from nh2st_pipe.heads.carry import CARRY, CUT, Carry
+from nh2st_pipe.heads.carry import CARRY, CUT, Carry, Strength
 from nh2st_pipe.prediction import predict
-from nh2st_pipe.recipes.train import CarryRecipe, load_train_recipe
+from nh2st_pipe.recipes.train import CarryGrid, CarryRecipe, RetrievalPart, load_train_recipe
 from nh2st_pipe.runs.model import load_model
-from nh2st_pipe.training.carrying import learn_carry
+from nh2st_pipe.training.carrying import LeftOut, choose_strength, learn_carry
 from nh2st_pipe.training.run import train
 from tests.conftest import GENES, Study
 from tests.evaluation.known import smooth_maps
@@ -41,8 +43,13 @@ def patterns(seed: int, against: float, loud: float = 1.0) -> tuple[np.ndarray, 
 def learnt(**changes: Any) -> Carry:
     """Slides on which the third pattern followed the truth a little, as within the training patient."""
     pairs = [patterns(seed, 0.6) for seed in range(4)]
-    recipe = CarryRecipe(**{"rank": 6, **changes})
+    recipe = CarryRecipe(**{"rank": 6, "retrieval": None, **changes})
     return Carry.learn(recipe, [truth for truth, _ in pairs], [said for _, said in pairs])
+
+
+def third_gene(made: Carry) -> int:
+    """The gene in which the third factor is loudest."""
+    return int(np.abs(made.basis[:, 2]).argmax())
 
 
 def test_the_factors_are_those_of_the_targets_and_fare_as_they_did() -> None:
@@ -64,18 +71,20 @@ def test_a_pattern_that_is_extrapolated_is_cut_on_an_unlike_slide_and_kept_on_a_
     made = learnt()
     truth, said = patterns(50, -0.6, loud=3.0)
     plain = gene_metrics(said, truth)["pcc"].mean()
-    unlike, like = made.weigh(said, 0.0), made.weigh(said, 1.0)
-    assert unlike.weights[2] < 0.2 < like.weights[2]
+    unlike, like = made.weigh(said, made.strength_at(0)), made.weigh(said, made.strength_at(1))
+    assert unlike.carried.weights[2] < 0.2 < like.carried.weights[2]
+    assert unlike.carried.louder[2] > 2
+    assert unlike.carried.lives[third_gene(made)].argmax() == 2
     assert gene_metrics(unlike.values, truth)["pcc"].mean() > plain + 0.1
     assert np.allclose(unlike.values.mean(0), said.mean(0), atol=1e-5), "a slide's own mean is never touched"
     third = np.abs(made.basis[:, 2])
-    assert unlike.cut[third.argmax()] > CUT
-    assert unlike.cut[third.argmin()] < CUT
+    assert unlike.carried.cut[third.argmax()] > CUT
+    assert unlike.carried.cut[third.argmin()] < CUT
     same_truth, same = patterns(60, 0.6)  # another slide of the training patient
-    kept = made.weigh(same, 1.0)
+    kept = made.weigh(same, made.strength_at(1))
     before, after = (gene_metrics(values, same_truth)["pcc"].mean() for values in (same, kept.values))
     assert after > before - 0.01
-    assert kept.cut.max() < CUT
+    assert kept.carried.cut.max() < CUT
 
 
 def test_weights_by_hand() -> None:
@@ -84,16 +93,70 @@ def test_weights_by_hand() -> None:
         recipe, np.eye(3, 2, dtype=np.float32), np.array([1.0, 2.0], np.float32), np.array([0.5, 0.8], np.float32)
     )
     louder = np.array([4.0, 1.0])
-    assert made.weights(louder, 1.0) == pytest.approx([0.5, 1.0])
-    assert made.weights(louder, 0.0) == pytest.approx([0.5 / 16, 0.8])
-    assert made.weights(louder, 0.5) == pytest.approx([0.25**1.25 * 0.5**0.5, 0.8**0.5])
-    assert made.weights(np.array([0.0, 1.0]), 0.0) == pytest.approx([0.5, 0.8])  # it does not vary on the new slide
+    assert made.weights(louder, made.strength_at(1)) == pytest.approx([0.5, 1.0])
+    assert made.weights(louder, made.strength_at(0)) == pytest.approx([0.5 / 16, 0.8])
+    assert made.weights(louder, made.strength_at(0.5)) == pytest.approx([0.25**1.25 * 0.5**0.5, 0.8**0.5])
+    silent = np.array([0.0, 1.0])  # it does not vary on the new slide
+    assert made.weights(silent, made.strength_at(0)) == pytest.approx([0.5, 0.8])
     assert [made.gate(np.array([value])) for value in (0.2, 0.4, 0.6)] == pytest.approx([0, 0.5, 1])
     assert made.gate(None) == 1.0  # a head that cannot tell
     values = np.array([[1.0, 0, 5], [-1, 0, -5]], np.float32)
-    dropped = made.weigh(values, 0.0)
+    dropped = made.weigh(values, made.strength_at(0))
     assert dropped.values[:, 2].tolist() == [0, 0]  # outside the factors
-    assert dropped.cut[2] == 1.0
+    assert dropped.carried.cut[2] == 1.0
+
+
+def test_what_is_retrieved_has_its_share_before_anything_is_weighed() -> None:
+    recipe = CarryRecipe(rank=1, q=(0, 0), p=(0, 0), retrieval=RetrievalPart(share=(0.0, 0.25)))
+    made = Carry(recipe, np.eye(2, 1, dtype=np.float32), np.ones(1, np.float32), np.ones(1, np.float32))
+    values, shown = np.array([[1.0, 7], [3, 9]]), np.array([[5.0, 0], [1, 0]])
+    assert made.strength_at(0) == Strength(0, 0, 0.25, 0)
+    assert made.strength_at(0.5) == Strength(0, 0, 0.125, 0.5)
+    mixed = made.weigh(values, made.strength_at(0), shown)
+    assert mixed.values.tolist() == [[2 - 0.75 + 0.5, 8], [2 + 0.75 - 0.5, 8]]
+    assert mixed.carried.lives.tolist() == [[1], [0]]
+    off = recipe.model_copy(update={"retrieval": None})
+    assert Carry(off, made.basis, made.amplitude, made.reliability).strength_at(0).share == 0
+
+
+def of_patients(third: list[float], loud: float) -> list[LeftOut]:
+    """Slides of as many patients; the third pattern's PCC with the truth differs from patient to patient."""
+    pairs = [patterns(seed, against, loud) for seed, against in enumerate(third)]
+    return [LeftOut(i, truth, said, None) for i, (truth, said) in enumerate(pairs)]
+
+
+def test_how_much_is_weighed_is_chosen_by_leaving_patients_out() -> None:
+    """Where a pattern holds for all patients nothing is cut; where it runs against the truth of some, it is."""
+    recipe = CarryRecipe(rank=4, retrieval=None)
+    same = choose_strength(recipe, of_patients([0.9, 0.9, 0.9, 0.9], 1.0))
+    assert same is not None
+    assert same.p <= 0.5
+    against = of_patients([-0.6, -0.5, 0.2, -0.7, -0.4], 2.0)
+    apart = choose_strength(recipe, against)
+    assert apart is not None
+    assert apart.p > 0  # the third pattern's reliability is 0, and any power of it cuts
+    better = Carry.learn(recipe, [each.truth for each in against], [each.predicted for each in against])
+    truth, said = patterns(70, -0.6, 2.0)
+    kept = better.weigh(said, apart).values
+    assert gene_metrics(kept, truth)["pcc"].mean() > gene_metrics(said, truth)["pcc"].mean() + 0.1
+
+
+def test_what_is_chosen_on_a_patient_has_not_seen_it() -> None:
+    """With two patients each is weighed by what the other says alone: one that contradicts itself changes nothing."""
+    recipe = CarryRecipe(rank=4, retrieval=None, grid=CarryGrid(q=(0.0,), p=(0.0, 1.0)))
+    one, other = of_patients([0.9, -0.9], 1.0)
+    scores = {}
+    for p in (0.0, 1.0):
+        from_other = Carry.learn(recipe, [other.truth], [other.predicted])
+        from_one = Carry.learn(recipe, [one.truth], [one.predicted])
+        strength = Strength(0.0, p, 0.0, 1.0)
+        scores[p] = sum(
+            gene_metrics(carry.weigh(slide.predicted, strength).values, slide.truth)["pcc"].mean()
+            for carry, slide in ((from_other, one), (from_one, other))
+        )
+    chosen = choose_strength(recipe, [one, other])
+    assert chosen is not None
+    assert chosen.p == max(scores, key=lambda p: scores[p])
 
 
 def test_genes_that_slides_lack_take_no_part_there() -> None:
@@ -107,13 +170,19 @@ def test_genes_that_slides_lack_take_no_part_there() -> None:
 
 def test_it_is_saved_beside_the_model_and_a_changed_file_is_refused(tmp_path: Path) -> None:
     made = learnt()
+    made = replace(made, chosen=Strength(1, 0.5, 0, 1))
     made.save(tmp_path)
     again = Carry.load(tmp_path, N_GENES)
+    assert again.chosen == made.chosen == again.strength(np.zeros(3))
     assert again.recipe == made.recipe
     said = patterns(50, -0.6)[1]
-    assert np.array_equal(again.weigh(said, 0.3).values, made.weigh(said, 0.3).values)
+    strength = made.strength_at(0.3)
+    assert np.array_equal(again.weigh(said, strength).values, made.weigh(said, strength).values)
     with pytest.raises(RunError, match="it is of 30 genes, and the head of 29"):
         Carry.load(tmp_path, N_GENES - 1)
+    replace(made, recipe=CarryRecipe(rank=6)).save(tmp_path)  # retrieves, and has nothing to retrieve from
+    with pytest.raises(RunError, match="retrieves training spots, and none are kept"):
+        Carry.load(tmp_path, N_GENES)
     (tmp_path / CARRY).write_bytes(b"nothing")
     with pytest.raises(RunError, match=f"{CARRY} cannot be read"):
         Carry.load(tmp_path, N_GENES)
@@ -126,7 +195,19 @@ def test_it_is_learnt_inside_the_training_slides_and_not_from_one() -> None:
     recipe = load_train_recipe("ridge", ["carry={rank: 2}", "choose={}"])
     made, said = learn_carry(recipe, data, one_patient(data), ["a", "b"], quiet)
     assert made is not None
+    assert made.chosen is None  # one patient: the likeness decides
+    assert made.alike is not None
+    assert len(made.alike.keys) == len(data)
     assert said == ""
+    patients = {part.name: part.name for part in data.parts}
+    several, _ = learn_carry(recipe, data, patients, ["a", "b"], quiet)
+    assert several is not None
+    assert several.chosen is not None
+    plain = load_train_recipe("ridge", ["carry={rank: 2, retrieval: null, grid: null}", "choose={}"])
+    gated, _ = learn_carry(plain, data, patients, ["a", "b"], quiet)
+    assert gated is not None
+    assert gated.chosen is None
+    assert gated.alike is None
     assert made.basis.shape == (2, 2)
     kept = torch.zeros(len(data), dtype=torch.bool)
     kept[:40] = True
@@ -143,13 +224,21 @@ def test_a_run_weighs_its_predictions_and_says_what_was_cut(study: Study) -> Non
     study.stored(views=8)
     store, options = study.folder / "store.zarr", {"recipe": "ridge", "genes": GENES[:6]}
     plain = train(store, out=study.folder / "plain", settings=["baselines=[]"], **options)  # type: ignore[arg-type]
-    settings = ["baselines=[]", "carry={rank: 3, q: [3, 3], p: [2, 2]}"]
+    settings = [
+        "baselines=[]",
+        "carry={rank: 3, q: [3, 3], p: [2, 2], grid: null, retrieval: {share: [0.3, 0.3]}}",
+    ]
     run = train(store, out=study.folder / "run", settings=settings, **options)  # type: ignore[arg-type]
     assert not (plain.path / "model" / CARRY).exists()
     held, before = (anndata.read_h5ad(each.path / "predictions" / "s1.h5ad") for each in (run, plain))
     assert not np.allclose(held.X, before.X, atol=1e-4)
     assert np.allclose(np.asarray(held.X).mean(0), np.asarray(before.X).mean(0), atol=1e-4)
     assert held.var["cut"].between(0, 1).all()
+    assert held.uns["carry"].index.tolist() == ["1", "2", "3"]
+    assert held.uns["carry"]["weights"].between(0, 1).all()
+    assert held.varm["factors"].shape == (6, 3)
+    assert (held.varm["factors"].sum(1) <= 1 + 1e-5).all()
+    assert json.loads(held.uns["nh2st_pipe"]["carry"])["q"] >= 0
     model = load_model(run.path)
     assert model.carry is not None
     direct = type(model).from_pretrained(run.path)

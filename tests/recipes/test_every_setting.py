@@ -21,6 +21,7 @@ from nh2st_pipe.recipes.train import HEADS, FeatureRecipe, FitRecipe, TrainRecip
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.store.read import SlideData
 from nh2st_pipe.tiles.neighbours import nearest_spots
+from nh2st_pipe.training.carrying import learn_carry
 from tests.conftest import slide
 from tests.evaluation.known import grid, smooth_maps
 
@@ -147,6 +148,52 @@ def test_a_setting_acts_or_is_refused(name: str, key: str, value: Any) -> None:
         return
     torch.manual_seed(0)
     assert not np.array_equal(predicted(recipe), before(name)), f"{key}={value} changes nothing"
+
+
+WEIGHED = "carry={rank: 3, gate_from: 0.1, gate_to: 0.95, retrieval: {k: 5, most: 60}}"
+OTHERWISE: dict[str, Any] = {
+    "rank": 2,
+    "q": (3.0, 3.0),
+    "p": (3.0, 3.0),
+    "retrieval.share": (0.5, 0.5),
+    "retrieval.k": 9,
+    "retrieval.sigmas": (1.0,),
+    "retrieval.most": 40,
+    "gate_from": 0.3,
+    "gate_to": 0.8,
+    "grid.q": (3.0,),
+    "grid.p": (3.0,),
+}
+
+
+@cache
+def weighed(recipe: str, patients: tuple[str, ...]) -> np.ndarray:
+    """Predictions of a new slide, of a head trained on slides of these patients."""
+    of = TrainRecipe.model_validate_json(recipe)
+    train = samples(of, slice(0, 3))
+    model = registry.fit(of, train, GENES, {}).model
+    named = {part.name: patient for part, patient in zip(train.parts, patients, strict=True)}
+    model.weigh_by(learn_carry(of, train, named, GENES, lambda words: None)[0])
+    return model.predict(samples(of, slice(3, 4)))
+
+
+def carry_cases() -> Iterator[tuple[str, Any]]:
+    carry = load_train_recipe("nh2st-context", ["carry={}"]).carry
+    assert carry is not None
+    for key, _, _ in leaves(carry, ""):
+        yield key, OTHERWISE.get(key)
+
+
+@pytest.mark.parametrize(("key", "value"), list(carry_cases()))
+def test_a_setting_of_what_carries_over_acts(key: str, value: Any) -> None:
+    """By the likeness with slides of one patient; the grid with slides of several."""
+    recipe = load_train_recipe("nh2st-context", [*SMALL["nh2st-context"], WEIGHED])
+    values = recipe.model_dump(mode="json")
+    set_in(values, f"carry.{key}", value)
+    changed = validate(TrainRecipe, values, "changed")
+    patients = ("a", "b", "c") if key.startswith("grid") else ("a", "a", "a")
+    one, other = (weighed(each.model_dump_json(), patients) for each in (recipe, changed))
+    assert not np.array_equal(one, other), f"carry.{key}={value} changes nothing"
 
 
 def test_all_heads_are_tried() -> None:

@@ -17,6 +17,7 @@ from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.evaluation.compare import compare
 from nh2st_pipe.evaluation.metrics import gene_metrics
 from nh2st_pipe.heads.base import Prediction
+from nh2st_pipe.heads.carry import Carried, Strength
 from nh2st_pipe.reporting import maps
 from nh2st_pipe.reporting.page import report
 from nh2st_pipe.runs.about import About
@@ -304,7 +305,8 @@ def test_a_gene_is_trusted_on_a_page_that_is_so_on_all_of_its_slides(tmp_path: P
         "trusted": dict.fromkeys(GENES, True),
     }
     for name, share in (("s1", (0.1, 0.9, 0.2)), ("s2", (0.3, 0.1, 0.2))):
-        said = Prediction(values(1)[0], cut=np.array(share, np.float32))
+        none, lives, cut = np.zeros(0, np.float32), np.zeros((len(GENES), 0), np.float32), np.array(share, np.float32)
+        said = Prediction(values(1)[0], carried=Carried(Strength(2, 1, 0.25, 0), none, none, none, lives, cut))
         write_prediction(
             tmp_path / f"{name}.h5ad", slide_data(name), GENES, said, None, None, {"recipe": "r"}, verdicts
         )

@@ -1,0 +1,135 @@
+"""What the training spots that look most alike express: a prediction that never extrapolates.
+
+Likeness is the sum over blocks of the cosine of two spots: the spot's embedding (the mean over views, less half of its
+slide's own mean, scaled on the training spots as the baselines' are) and its Gaussian means at several widths; searched
+exactly through FAISS. What is returned are means of training targets, each less its slide's own mean. Training spots
+that are compared with are kept in half precision, evenly over slides where there are too many.
+
+Letters: n spots of a slide, M spots that are kept, B blocks, d values per embedding, G genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from nh2st_pipe.data.samples import Part, Samples
+from nh2st_pipe.heads.blocks import Blur, centred_views
+
+if TYPE_CHECKING:
+    from nh2st_pipe.recipes.train import RetrievalPart
+
+__all__ = ["Alike", "evenly"]
+
+_CENTRING, _CLIP, _FLOOR = 0.5, 8.0, 0.1
+_AT_ONCE = 1024  # spots that are searched for at a time
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Training spots, and what they express."""
+
+    keys: NDArray[np.float16]
+    """M × (B · d): blocks of unit length, so that an inner product is the sum of their cosines."""
+    values: NDArray[np.float16]
+    """M × G: targets less their slide's mean; NaN where the slide lacks the gene."""
+    scale: NDArray[np.float32]
+    """2 × d: what is taken off an embedding's values, and what they are divided by."""
+
+    @classmethod
+    def of(cls, recipe: RetrievalPart, train: Samples, seed: int) -> Alike:
+        """Keep spots of `train`, `recipe.most` at most: as many of each slide as it has, up to an equal share."""
+        assert train.target is not None
+        scale = _scale(train)
+        draw = torch.Generator().manual_seed(seed)
+        sizes = [part.stop - part.start for part in train.parts]
+        keys, values = [], []
+        for part, size, n in zip(train.parts, sizes, evenly(sizes, recipe.most), strict=True):
+            rows = torch.randperm(size, generator=draw)[:n].sort().values
+            target = train.target[part.rows].double()
+            keys.append(_keys(recipe, train, part, scale, rows).half().numpy())
+            values.append((target - target.mean(0)).half().cpu().numpy()[rows.numpy()])
+        return cls(np.concatenate(keys), np.concatenate(values), scale.cpu().numpy())
+
+    def expressed(self, recipe: RetrievalPart, samples: Samples) -> NDArray[np.float32]:
+        """Return N × G: the mean over the `recipe.k` kept spots most like each spot of `samples`, slide by slide."""
+        import faiss
+
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        index = faiss.IndexFlatIP(self.keys.shape[1])
+        for start in range(0, len(self.keys), _AT_ONCE):
+            index.add(self.keys[start : start + _AT_ONCE].astype(np.float32))
+        scale = torch.from_numpy(self.scale).to(samples.device)
+        values = self.values.astype(np.float32)
+        complete = bool(np.isfinite(values).all())
+        out = np.empty((len(samples), values.shape[1]), np.float32)
+        for part in samples.parts:
+            keys = _keys(recipe, samples, part, scale).numpy()
+            for start in range(0, len(keys), _AT_ONCE):
+                found = index.search(keys[start : start + _AT_ONCE], min(recipe.k, index.ntotal))[1]
+                rows = slice(part.start + start, part.start + start + len(found))
+                out[rows] = _mean(values, found, complete)
+        return out
+
+
+def evenly(sizes: Sequence[int], most: int) -> list[int]:
+    """Return how many of each, `most` in all where there are more: up to an equal share, which grows by what smaller
+    ones leave of theirs.
+    """
+    out, left = [0] * len(sizes), most
+    for done, i in enumerate(sorted(range(len(sizes)), key=lambda i: sizes[i])):
+        out[i] = min(sizes[i], left // (len(sizes) - done))
+        left -= out[i]
+    return out
+
+
+def _mean(values: NDArray[np.float32], found: NDArray[np.int64], complete: bool) -> NDArray[np.float32]:
+    """Return n × G from rows n × k: as a sum over k, so that little of it is in memory. 0 for what none of them has."""
+    total = np.zeros((len(found), values.shape[1]), np.float32)
+    if complete:
+        for nth in found.T:
+            total += values[nth]
+        return total / np.float32(found.shape[1])
+    count = np.zeros_like(total)
+    for nth in found.T:
+        one = values[nth]
+        known = np.isfinite(one)
+        total += np.where(known, one, 0)
+        count += known
+    return np.asarray(total / np.maximum(count, 1), np.float32)
+
+
+def _scale(train: Samples) -> torch.Tensor:
+    """Return mean and scale over all spots as `heads.base.FeatureScaler` has them, of what `_embeddings` returns."""
+    total = torch.zeros(train.dim, dtype=torch.float64, device=train.device)
+    squares, n = torch.zeros_like(total), len(train)
+    for part in train.parts:
+        x = _embeddings(train, part).double()
+        total += x.sum(0)
+        squares += x.square().sum(0)
+    std = (squares / n - (total / n).square()).clamp(min=0).sqrt()
+    return torch.stack((total / n, torch.maximum(std, _FLOOR * std.quantile(0.5)).clamp(min=1e-6))).float()
+
+
+def _embeddings(samples: Samples, part: Part) -> torch.Tensor:
+    views = centred_views(samples, part, _CENTRING, torch.float32)
+    x = next(views)
+    for view in views:
+        x += view
+    return x.div_(samples.n_views)
+
+
+@torch.no_grad()
+def _keys(
+    recipe: RetrievalPart, samples: Samples, part: Part, scale: torch.Tensor, rows: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return n × (B · d) of one slide, on the CPU; with `rows`, of those of its spots alone."""
+    x = ((_embeddings(samples, part) - scale[0]) / scale[1]).clamp_(-_CLIP, _CLIP)
+    blur = Blur(replace(part, start=0, stop=len(x)), recipe.sigmas, samples.device, torch.float32)
+    return torch.cat([F.normalize(block) for block in blur(x, None if rows is None else rows.to(x.device))], 1).cpu()
