@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from nh2st_pipe.data.targets import targets
 from nh2st_pipe.evaluation.intervals import LEVELS, Intervals, Level
 from nh2st_pipe.evaluation.reference import UNLIKE, Familiarity, Reference
 from nh2st_pipe.evaluation.statistics import many
-from nh2st_pipe.heads.base import HeadModel, Prediction
+from nh2st_pipe.heads.base import Distribution, HeadModel, Prediction
 from nh2st_pipe.heads.carry import Carried
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.checksums import sha256
@@ -264,6 +264,7 @@ def _predict(
         columns[name][rows] = values
 
     carried = list[tuple[float, Carried]]()
+    distribution: Distribution | None = None
     step, parts = parted(slide, about.pitch)
     for rows in parts:
         samples = Samples.of(
@@ -276,6 +277,11 @@ def _predict(
         put("values", rows, said.values)
         put("likeness", rows, said.likeness)
         put("spread", rows, said.spread)
+        if said.distribution is not None:
+            distribution = said.distribution
+            for name, values in said.distribution.parameters.items():
+                if values.ndim > 1:
+                    put(f"of {name}", rows, values)
         if said.carried is not None:
             carried.append((len(rows), said.carried))
         if reference is not None:
@@ -283,7 +289,10 @@ def _predict(
             put("distance", rows, familiar.distance)
             put("percentile", rows, familiar.percentile)
     over = Carried.mean(carried) if carried else None
-    predicted = Prediction(columns["values"], columns.get("likeness"), columns.get("spread"), over)
+    if distribution is not None:
+        of_all = {name: columns.get(f"of {name}", values) for name, values in distribution.parameters.items()}
+        distribution = replace(distribution, parameters=of_all)
+    predicted = Prediction(columns["values"], columns.get("likeness"), columns.get("spread"), over, distribution)
     known = Familiarity(columns["distance"], columns["percentile"]) if reference is not None else None
     return predicted, known, _pitch_apart(slide, about, step)
 

@@ -111,6 +111,8 @@ class Part:
     """Which block of the slide it is; None for all of it."""
     counts: Counts | None = None
     """Where its raw counts are; None where it has none."""
+    slide_vector: NDArray[np.float32] | None = None
+    """What an encoder of whole slides says of it; None where it has none."""
 
     @property
     def name(self) -> str:
@@ -196,7 +198,17 @@ class Samples:
             rows.append(place)
             counts = None if slide.counts is None else Counts.of(slide.counts, slide.genes)
             parts.append(
-                Part(slide.slide_id, offset, offset + n, slide.xy, slide.grid, slide.stain_shift, slide.block, counts)
+                Part(
+                    slide.slide_id,
+                    offset,
+                    offset + n,
+                    slide.xy,
+                    slide.grid,
+                    slide.stain_shift,
+                    slide.block,
+                    counts,
+                    slide.slide_vector,
+                )
             )
             offset += n
         made = targets or []

@@ -24,7 +24,7 @@ from nh2st_pipe.heads.carry import CARRY, Carried, Carry
 if TYPE_CHECKING:
     from nh2st_pipe.recipes.train import FitRecipe, TrainRecipe
 
-__all__ = ["FeatureScaler", "Fit", "HeadModel", "Plan", "Prediction"]
+__all__ = ["Distribution", "FeatureScaler", "Fit", "HeadModel", "Plan", "Prediction"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,16 @@ class Fit:
 
 
 @dataclass(frozen=True)
+class Distribution:
+    """How counts of N spots are distributed, as a head that says more than a mean has it, before any smoothing."""
+
+    kind: str
+    """Its name, for example "negative binomial"."""
+    parameters: dict[str, NDArray[np.float32]]
+    """By name: of each spot and gene, N × G, or of each gene, G."""
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What a head says about N spots."""
 
@@ -63,6 +73,8 @@ class Prediction:
     """N × G: standard deviation over the head's members; None where it has a single one."""
     carried: Carried | None = None
     """What of it carries over, the mean over slides; None where nothing is weighed."""
+    distribution: Distribution | None = None
+    """None where the head predicts a value alone. Neither smoothed nor weighed."""
 
 
 class FeatureScaler(nn.Module):
@@ -220,6 +232,9 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
 
         This is the one place for that, so that a head and its baselines are smoothed alike.
         """
+        from nh2st_pipe.recipes.train import HEADS
+
+        HEADS[self.kind].check_slides(samples.parts, training=False)
         said = self.predict_unsmoothed(samples)
         if self.smooths and samples.smoothed:
             # The mean of neighbours' spreads is never less than the spread of their mean.

@@ -42,7 +42,7 @@ from nh2st_pipe.heads.members import Members, Surroundings, fit_members
 if TYPE_CHECKING:
     from nh2st_pipe.recipes.train import ContextHead, KernelPart, NetworkPart, TrainRecipe
 
-__all__ = ["Context"]
+__all__ = ["Blurs", "Context"]
 
 _AXES_FROM = 40_000  # spots times views from which principal axes are found, where there are more
 _AT_ONCE = 1024  # spots whose predictions are taken to float64 at once
@@ -129,12 +129,12 @@ class Context(HeadModel):
         if shifts and wanted:
             basis = stain_basis(torch.from_numpy(np.concatenate(shifts)).double(), min(wanted, train.dim // 2))
             self.basis = basis.to(self.basis)
-        blurs = _Blurs(train, self.recipe)
+        blurs = Blurs(train, self.recipe)
         if self.recipe.kernel is not None:
             self._fit_kernel(blurs, raw, plan.seed)
         return self._fit_network(blurs, raw, plan) if self.recipe.network is not None else Fit()
 
-    def _fit_kernel(self, blurs: _Blurs, raw: torch.Tensor, seed: int) -> None:
+    def _fit_kernel(self, blurs: Blurs, raw: torch.Tensor, seed: int) -> None:
         train = blurs.samples
         recipe = self.recipe.kernel
         assert recipe is not None
@@ -156,7 +156,7 @@ class Context(HeadModel):
         self.kernel_medians = kernel.medians.to(self.kernel_medians)
         self.kernel_coefficients = kernel.coefficients.to(self.kernel_coefficients)
 
-    def _fit_network(self, blurs: _Blurs, raw: torch.Tensor, plan: Plan) -> Fit:
+    def _fit_network(self, blurs: Blurs, raw: torch.Tensor, plan: Plan) -> Fit:
         train = blurs.samples
         recipe = self.recipe.network
         assert recipe is not None
@@ -167,13 +167,7 @@ class Context(HeadModel):
         smooth = torch.from_numpy(train.smooth(y.cpu().numpy()))
         scale = smooth.square().nanmean().sqrt()
         self.target_scale = (scale if scale > 0 else torch.ones_like(scale)).float().to(train.device)
-
-        self._fit_components(blurs, plan.seed)
-        width = self.components.shape[0] * self.components.shape[2]
-        # Half precision, as the embeddings have it: of unit RMS, and the largest thing that training holds.
-        features = torch.empty((len(train), train.n_views, width), dtype=torch.float16, device=train.device)
-        for part, view, x, blur in self._each_view(blurs):
-            features[part.rows, view] = self._project(x, blur).to(torch.float16)
+        features = self._network_features(blurs, plan.seed)
         target = (y / self.target_scale).float()
         return fit_members(
             self.members,
@@ -187,6 +181,17 @@ class Context(HeadModel):
             self._around(features, train.parts),
         )
 
+    def _network_features(self, blurs: Blurs, seed: int) -> torch.Tensor:
+        """Find the components of the training spots' blocks, and return the spots in them, N × V × (B · p)."""
+        train = blurs.samples
+        self._fit_components(blurs, seed)
+        width = self.components.shape[0] * self.components.shape[2]
+        # Half precision, as the embeddings have it: of unit RMS, and the largest thing that training holds.
+        features = torch.empty((len(train), train.n_views, width), dtype=torch.float16, device=train.device)
+        for part, view, x, blur in self._each_view(blurs):
+            features[part.rows, view] = self._project(x, blur).to(torch.float16)
+        return features
+
     def _around(self, features_nvf: torch.Tensor, parts: Sequence[Part]) -> Surroundings | None:
         """Return what attention sees of the spots of `parts`: each one's own block, as the mean over views."""
         network = self.recipe.network
@@ -198,7 +203,7 @@ class Context(HeadModel):
         own = features_nvf[..., : self.members.seen].float().mean(1)
         return Surroundings(own, Nearest(rows, torch.cat([each.distance for each in near])))
 
-    def _fit_components(self, blurs: _Blurs, seed: int) -> None:
+    def _fit_components(self, blurs: Blurs, seed: int) -> None:
         """Find each block's mean, leading principal axes and their scale over the training spots and views.
 
         Over a random part of the spots where there are very many: the axes are then as well known.
@@ -233,7 +238,7 @@ class Context(HeadModel):
 
     # ---- features
 
-    def _view_means(self, blurs: _Blurs, rows: torch.Tensor | None = None) -> Iterator[tuple[Part, list[torch.Tensor]]]:
+    def _view_means(self, blurs: Blurs, rows: torch.Tensor | None = None) -> Iterator[tuple[Part, list[torch.Tensor]]]:
         """Yield each slide's blocks of the mean over views, which the kernel compares; with `rows`, those spots' alone.
 
         In float64; in float32 on slides so large that means over them are sparse.
@@ -249,7 +254,7 @@ class Context(HeadModel):
             yield part, blurs.of(part, dtype)(x, None if rows is None else _inside(rows, part))
 
     def _each_view(
-        self, blurs: _Blurs, parts: Sequence[Part] | None = None
+        self, blurs: Blurs, parts: Sequence[Part] | None = None
     ) -> Iterator[tuple[Part, int, torch.Tensor, Blur]]:
         """Yield each slide's embeddings view by view, float32, and what makes the network's blocks of them."""
         samples, basis = blurs.samples, self._basis(self.recipe.network, torch.float32)
@@ -271,7 +276,7 @@ class Context(HeadModel):
         if not samples.parts:
             raise TrainError("nh2st-context predicts whole slides; these samples do not say which slide they are of")
         self.eval()
-        blurs = _Blurs(samples, self.recipe)
+        blurs = Blurs(samples, self.recipe)
         out = torch.zeros(len(samples), len(self.genes), dtype=torch.float64, device=samples.device)
         likeness: np.ndarray[Any, np.dtype[np.float32]] | None = None
         share = torch.zeros(len(samples), 1, dtype=torch.float64, device=samples.device)
@@ -290,14 +295,7 @@ class Context(HeadModel):
         spread: torch.Tensor | None = None
         if self.recipe.network is not None:
             for part in samples.parts:
-                views = [self._project(x, blur) for _, _, x, blur in self._each_view(blurs, [part])]
-                alone = replace(part, start=0, stop=part.stop - part.start)
-                around = (
-                    self._around(torch.stack([view[:, : self.members.seen] for view in views], 1), [alone])
-                    if self.members.attention is not None
-                    else None
-                )
-                own, apart = self.members.agreed(views, around)
+                own, apart = self._of_members(blurs, part)
                 rest = (1 - share[part.rows]) * self.target_scale
                 for rows in torch.arange(len(own), device=own.device).split(_AT_ONCE):
                     out[part.start + rows] += rest[rows] * own[rows].double()
@@ -307,6 +305,17 @@ class Context(HeadModel):
                 del own, apart
         out += self.target_mean
         return Prediction(out.float().cpu().numpy(), likeness, None if spread is None else spread.cpu().numpy())
+
+    def _of_members(self, blurs: Blurs, part: Part) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return what the network's members say of a slide's spots, and how far they are apart; see Members.agreed."""
+        views = [self._project(x, blur) for _, _, x, blur in self._each_view(blurs, [part])]
+        alone = replace(part, start=0, stop=part.stop - part.start)
+        around = (
+            self._around(torch.stack([view[:, : self.members.seen] for view in views], 1), [alone])
+            if self.members.attention is not None
+            else None
+        )
+        return self.members.agreed(views, around)
 
     def caution(self, predicted: Prediction) -> str | None:
         """See HeadModel."""
@@ -330,7 +339,7 @@ class Context(HeadModel):
         return recipe.kernel_share * min(1.0, max(0.0, like))
 
 
-class _Blurs:
+class Blurs:
     """What makes the blocks of the slides of `samples`; the last is kept, for the other part of the head."""
 
     def __init__(self, samples: Samples, recipe: ContextHead) -> None:

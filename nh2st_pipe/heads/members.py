@@ -141,12 +141,14 @@ def fit_members(
     seed: int,
     on_epoch: Callable[[int], None] | None = None,
     around: Surroundings | None = None,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> Fit:
     """Train `model` on the spots of `train` in place.
 
     `features(rows, views)` returns … × f, float32, for spots in their views, both int64 of any one shape. Every epoch
     shows each member every spot once, in a view drawn at random; the loss is the squared error weighted by `weights_n`,
-    over the genes whose target is not NaN. AdamW, the learning rate rising over `recipe.warmup` steps and falling to 0
+    over the genes whose target is not NaN; or `loss(out, rows)`, M × b × G, of what the network puts out for the spots
+    `rows`, M × b. AdamW, the learning rate rising over `recipe.warmup` steps and falling to 0
     as a cosine. Where the loss is no number any more, training stops at the last good epoch (see `Watch`).
     """
     n, m, device = len(target_ng), recipe.members, target_ng.device
@@ -166,8 +168,8 @@ def fit_members(
     def step(rows: torch.Tensor, view: torch.Tensor) -> None:
         hidden = model.encode(features(rows, view), recipe.input_dropout, rows, around)
         out = model.decode(hidden, recipe.dropout)
-        squares = (out - target_ng[rows]).square()
-        errors = squares.mean(2) if share_ng is None else (squares * share_ng[rows]).sum(2)
+        of_genes = (out - target_ng[rows]).square() if loss is None else loss(out, rows)
+        errors = of_genes.mean(2) if share_ng is None else (of_genes * share_ng[rows]).sum(2)
         errors = errors * weights_n[rows]
         watch.batch(rows, errors)
         optimiser.zero_grad(set_to_none=True)
@@ -189,11 +191,11 @@ def fit_members(
             set_rate(optimiser, recipe.lr * _rate(done, recipe.warmup, steps))
             one(order[:, at : at + recipe.batch_size], views[:, at : at + recipe.batch_size])
             done += 1
-        loss = float(total) / (n * m)
-        notice = watch.epoch(epoch, loss)
+        mean_loss = float(total) / (n * m)
+        notice = watch.epoch(epoch, mean_loss)
         if notice is not None:
             break
-        history.append({"epoch": float(epoch), "loss_total": loss, "train_seconds": time.perf_counter() - began})
+        history.append({"epoch": float(epoch), "loss_total": mean_loss, "train_seconds": time.perf_counter() - began})
         if on_epoch is not None:
             on_epoch(epoch)
     model.eval()

@@ -51,6 +51,7 @@ def fit(
 ) -> Trained:
     """Build the recipe's head and train it on `train`; see Plan for `watched` and `epochs`."""
     plan = Plan(recipe.seed, recipe.fit, epochs, watched, on_epoch)
+    type(recipe.head).check_slides(train.parts, training=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         about = {"smooth_predictions": recipe.smooths_predictions(), **about}
@@ -69,6 +70,7 @@ def fit_each(
 ) -> Iterator[HeadModel]:
     """Yield a trained head for each of `recipes`, which differ in fields of the head alone; see HeadModel.fit_each."""
     first = recipes[0]
+    type(first.head).check_slides(train.parts, training=True)
     about = {"smooth_predictions": first.smooths_predictions(), **about}
     plan = Plan(first.seed, first.fit, None, watched)
     return head_class(first.head.kind).fit_each(recipes, train, genes, about, plan)

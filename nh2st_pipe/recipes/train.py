@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import itertools
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 import yaml
 from pydantic import Field, model_validator
 
-from nh2st_pipe.core.errors import UsageError, listed
+from nh2st_pipe.core.errors import TrainError, UsageError, listed
 from nh2st_pipe.recipes import files
 from nh2st_pipe.recipes.values import Strict, faults_in_words, validate
+
+if TYPE_CHECKING:
+    from nh2st_pipe.data.samples import Part
 
 __all__ = [
     "HEADS",
@@ -25,6 +28,7 @@ __all__ = [
     "CarryRecipe",
     "HestRidgeHead",
     "MeanHead",
+    "NBHead",
     "NH2STHead",
     "RetrievalPart",
     "RidgeHead",
@@ -114,6 +118,20 @@ class HeadRecipe(Strict):
     """Whether it learns from the target before smoothing, so that its predictions are smoothed by every protocol."""
     found_on: ClassVar[str] = ""
     """On which sections the numbers in its recipe were found, for whoever reads figures on those."""
+    reads: ClassVar[tuple[Literal["counts", "slide_vector"], ...]] = ()
+    """What it reads of a slide beside embeddings and targets, by the names of `data.samples.Part`: raw counts in
+    training, the vector of a whole slide always."""
+    distribution: ClassVar[str] = ""
+    """The distribution whose parameters it predicts beside a value (`heads.base.Distribution.kind`)."""
+
+    @classmethod
+    def check_slides(cls, parts: Sequence[Part], *, training: bool) -> None:
+        """Raise TrainError where slides lack what the head `reads`."""
+        for name in cls.reads if training else set(cls.reads) - {"counts"}:
+            lacking = [part.name for part in parts if getattr(part, name) is None]
+            if lacking:
+                words = {"counts": "raw counts", "slide_vector": "a vector of the whole slide"}[name]
+                raise TrainError(f"the head reads {words}, and there is none of {listed(lacking)}")
 
     def idle_features(self) -> dict[str, str]:
         """Return the fields of `features` that the head does not read, each with what does nearly the same."""
@@ -370,8 +388,55 @@ class ContextHead(HeadRecipe):
         return self
 
 
+class NBHead(HeadRecipe):
+    """nh2st-nb: raw counts as they are, negative binomial, on the features of nh2st-context."""
+
+    model: ClassVar[str] = "nh2st_pipe.heads.negative_binomial:NegativeBinomial"
+    reads: ClassVar[tuple[Literal["counts", "slide_vector"], ...]] = ("counts",)
+    distribution: ClassVar[str] = "negative binomial"
+    learns_raw: ClassVar[bool] = True
+    kind: Literal["nh2st-nb"]
+    centring: float = Field(0.5, ge=0, le=1)
+    """As nh2st-context's."""
+    sigmas: tuple[Annotated[float, Field(gt=0)], ...] = (1.0, 2.0, 4.0)
+    """As nh2st-context's."""
+    network: NetworkPart = NetworkPart(low_count=0.0, attention=AttentionPart())
+
+    def features(self) -> dict[str, Any]:
+        """Return the fields of the nh2st-context whose features these are."""
+        own = self.model_dump(mode="json", include={"centring", "sigmas", "network"})
+        return {**own, "kind": "nh2st-context", "kernel": None}
+
+    def in_small(self) -> NBHead:
+        """See HeadRecipe: with a single member."""
+        return self.model_copy(update={"network": self.network.model_copy(update={"members": 1})})
+
+    def in_brief(self) -> NBHead:
+        """See HeadRecipe."""
+        return self.in_small()
+
+    def uses_stain_shift(self) -> bool:
+        """See HeadRecipe."""
+        return self.network.stain_directions > 0
+
+    def idle_features(self) -> dict[str, str]:
+        """See HeadRecipe."""
+        around = "head.sigmas and head.network.attention.neighbours say what surrounds a spot"
+        centred = "head.centring says how far a slide's own mean is taken off"
+        return {"scale": centred, "clip": centred, "neighbours": around}
+
+    @model_validator(mode="after")
+    def _every_setting_of_the_network_acts(self) -> Self:
+        if self.network.low_count:
+            raise ValueError("network.low_count has no effect: the likelihood weighs spots of few counts by itself")
+        if self.network.contrast is not None:
+            raise ValueError("network.contrast has no effect on raw counts; leave it out")
+        return self
+
+
 Head = Annotated[
-    MeanHead | RidgeHead | HestRidgeHead | KNNHead | MLPHead | NH2STHead | ContextHead, Field(discriminator="kind")
+    MeanHead | RidgeHead | HestRidgeHead | KNNHead | MLPHead | NH2STHead | ContextHead | NBHead,
+    Field(discriminator="kind"),
 ]
 _OWN_SPOT = "it looks at the spot's own embedding alone; ridge-context and nh2st-context look around it"
 

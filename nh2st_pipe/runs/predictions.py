@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,10 @@ def write_prediction(
     several. Where predictions are weighed by what carries over, var["cut"] is which share of a gene's variation was
     taken away on this slide, varm["factors"] which share of it lies in each factor, and uns["carry"] a table of these:
     weights, louder (how loud beside slides left out), reliability (PCC there); a gene that lost most of its variation
-    is not trusted here. `familiar` is kept in obs. var["trusted"] has var["judged"] beside it, false where there is
-    no verdict. `scale_genes` are those that counts were scaled over where slides measure
-    different ones, `n_scale_genes` how many there are in any case. With `columns`, those genes alone are written.
+    is not trusted here. Where the head predicts a distribution, its parameters are layers (of each spot) or columns of
+    var, under their names. `familiar` is kept in obs. var["trusted"] has var["judged"] beside it, false where there is
+    no verdict. `scale_genes` are those that counts were scaled over where slides measure different ones,
+    `n_scale_genes` how many there are in any case. With `columns`, those genes alone are written.
     Layers are made and written one after another: besides the prediction, a single n × G array is held.
     """
     obs = pd.DataFrame(index=pd.Index(slide.barcodes, name="barcode", dtype=object))
@@ -114,6 +116,13 @@ def write_prediction(
         layers |= {"low": lambda: values - reach, "high": lambda: values + reach}
     if (spread := predicted.spread) is not None:
         layers["spread"] = lambda: spread[:, cut]
+    if predicted.distribution is not None:
+        about["distribution"] = predicted.distribution.kind
+        for name, parameter in predicted.distribution.parameters.items():
+            if parameter.ndim > 1:
+                layers[name] = partial(np.take, parameter, np.arange(len(panel))[cut], axis=1)
+            else:
+                data.var[name] = parameter[cut]
     data.uns["nh2st_pipe"] = about
     if carried is not None:
         data.varm["factors"] = carried.lives[cut]

@@ -55,6 +55,8 @@ class SlideData:
     """S × d: mean shift of the embeddings under synthetic stains."""
     block: int | None = None
     """Which block of the slide these spots are (`data.blocks`); None for all of it."""
+    slide_vector: NDArray[np.float32] | None = None
+    """What an encoder of whole slides says of it; None where the store has no such vector."""
 
     def __len__(self) -> int:
         return len(self.barcodes)

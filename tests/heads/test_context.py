@@ -18,7 +18,7 @@ from nh2st_pipe.data.samples import Part, ResidentCache, Samples
 from nh2st_pipe.heads import blocks, registry
 from nh2st_pipe.heads.base import Plan
 from nh2st_pipe.heads.blocks import Blur, stain_basis
-from nh2st_pipe.heads.context import Context, _Blurs
+from nh2st_pipe.heads.context import Blurs, Context
 from nh2st_pipe.heads.kernel import low_count_weights, solve, solve_landmarks
 from nh2st_pipe.heads.members import Members
 from nh2st_pipe.recipes.train import ContextHead, TrainRecipe, load_train_recipe
@@ -86,7 +86,7 @@ def test_the_kernel_part_agrees_with_the_worked_example_step_by_step() -> None:
     for name in (*TRAIN, *TEST):
         slide = VECTORS["slides"][name]
         assert pitch_px(np.array(slide["xy"])) == pytest.approx(slide["pitch"], abs=1e-9)
-    ((_, of_test),) = model._view_means(_Blurs(test, model.recipe))
+    ((_, of_test),) = model._view_means(Blurs(test, model.recipe))
     near(torch.stack(of_test), "blocks_test")
     near(model.kernel_medians, "medians")
     assert train.depth is not None
