@@ -123,16 +123,20 @@ class Context(HeadModel):
         assert train.depth is not None
         raw = train.raw.double()
         self.target_mean = torch.stack([raw[part.rows].mean(0) for part in train.parts]).nanmean(0).to(self.target_mean)
+        self._fit_basis(train)
+        blurs = Blurs(train, self.recipe)
+        if self.recipe.kernel is not None:
+            self._fit_kernel(blurs, raw, plan.seed)
+        return self._fit_network(blurs, raw, plan) if self.recipe.network is not None else Fit()
+
+    def _fit_basis(self, train: Samples) -> None:
+        """Find the directions along which other stains move the training slides."""
         shifts = [part.stain_shift for part in train.parts if part.stain_shift is not None]
         parts = [part for part in (self.recipe.kernel, self.recipe.network) if part is not None]
         wanted = max(part.stain_directions for part in parts)
         if shifts and wanted:
             basis = stain_basis(torch.from_numpy(np.concatenate(shifts)).double(), min(wanted, train.dim // 2))
             self.basis = basis.to(self.basis)
-        blurs = Blurs(train, self.recipe)
-        if self.recipe.kernel is not None:
-            self._fit_kernel(blurs, raw, plan.seed)
-        return self._fit_network(blurs, raw, plan) if self.recipe.network is not None else Fit()
 
     def _fit_kernel(self, blurs: Blurs, raw: torch.Tensor, seed: int) -> None:
         train = blurs.samples

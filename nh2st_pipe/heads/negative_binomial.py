@@ -89,6 +89,7 @@ class NegativeBinomial(Context):
         counts = train.counts(torch.arange(len(train), device=train.device), self.genes)
         size = train.depth.clamp(min=1.0)
         self.size.copy_(size.quantile(0.5))
+        self._fit_basis(train)
         blurs = Blurs(train, self.recipe)
         features = self._network_features(blurs, plan.seed)
         offset = torch.empty_like(counts)

@@ -26,6 +26,7 @@ __all__ = [
     "HEADS",
     "CarryGrid",
     "CarryRecipe",
+    "DeepSpotHead",
     "HestRidgeHead",
     "MeanHead",
     "NBHead",
@@ -241,6 +242,19 @@ class NH2STHead(HeadRecipe):
         return self
 
 
+class DeepSpotHead(HeadRecipe):
+    """DeepSpot's head on kept embeddings: neighbours through a shared network, pooled."""
+
+    model: ClassVar[str] = "nh2st_pipe.heads.deepspot:DeepSpot"
+    by_epochs: ClassVar[bool] = True
+    kind: Literal["deepspot"]
+    width: int = Field(512, gt=0)
+    networks: int = Field(10, gt=0)
+    """How many φ, of which the median is taken, and how many ρ, of which the mean is."""
+    dropout: float = Field(0.3, ge=0, lt=1)
+    output_dropout: float = Field(0.1, ge=0, lt=1)
+
+
 class KernelPart(Strict):
     """Kernel ridge regression on blocks of features; see `heads.kernel`."""
 
@@ -435,7 +449,7 @@ class NBHead(HeadRecipe):
 
 
 Head = Annotated[
-    MeanHead | RidgeHead | HestRidgeHead | KNNHead | MLPHead | NH2STHead | ContextHead | NBHead,
+    MeanHead | RidgeHead | HestRidgeHead | KNNHead | MLPHead | DeepSpotHead | NH2STHead | ContextHead | NBHead,
     Field(discriminator="kind"),
 ]
 _OWN_SPOT = "it looks at the spot's own embedding alone; ridge-context and nh2st-context look around it"

@@ -39,6 +39,14 @@ SMALL = {
         "head.width=8", "head.hidden=8", "head.decoder_hidden=8", "head.heads=2",
         "fit.epochs=6", "fit.patience=2", "fit.lr=0.05", "fit.lr_step=2", "fit.batch_size=12",
     ],
+    "deepspot": [
+        "head.width=8", "head.networks=3", "choose={}",
+        "fit.epochs=6", "fit.patience=2", "fit.lr=0.02", "fit.lr_step=2", "fit.batch_size=12",
+    ],
+    "nh2st-nb": [
+        "head.network.components=4", "head.network.width=8", "head.network.epochs=3", "head.network.warmup=2",
+        "head.network.attention={neighbours: 4, components: 3, heads: 2, key: 3, value: 4}",
+    ],
     "nh2st-context": [
         "head.kernel.exact_up_to=50", "head.kernel.landmarks=30", "head.kernel.rank=3", "head.gate_from=0",
         "head.kernel.stain_directions=2", "head.gate_to=1", "head.network.components=4", "head.network.width=8",
@@ -52,6 +60,7 @@ OTHER: dict[str, Any] = {
     "features.neighbours": 5,
     "features.clip": 0.5,
     "fit.patience": 1,
+    "fit.weight_decay": 0.4,
     "fit.epochs": 3,
     "head.gate_from": 0.2,
     "head.similar": 1,
