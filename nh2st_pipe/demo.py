@@ -84,7 +84,7 @@ def run_layout_demo(layout: str, folder: Path, progress: Progress | None = None)
     made = import_dataset(layout, data, manifest, progress.say)
     if made.failed:
         raise ExpressionError("; ".join(f"{name}: {cause}" for name, cause in made.failed.items()))
-    side = 224.0 if layout == "spared" else 40.0  # px of a tile; SpaRED's patches have 224
+    side = 224.0 if layout in ("spared", "hest-bench") else 40.0  # px of a tile; published patches have 224
     embed(manifest, encoder="efficientnet-lite0", weights=weights, store=store, tile_px=side, progress=progress)
     trained = train(store, recipe="ridge-context", genes=6, folds="slide", out=run, progress=progress)
     return LayoutDemo(

@@ -52,6 +52,7 @@ def _options(
 _COMMANDS: tuple[Callable[..., None], ...] = (
     embedding.check,
     benching.bench,
+    benching.benchmark,
     embedding.embed,
     training.train,
     training.sweep,

@@ -1,4 +1,4 @@
-"""Which encoder: a pilot with each before the whole of a study is embedded."""
+"""Which encoder: a pilot with each before the whole of a study is embedded, and public benchmarks."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nh2st_pipe.cli.options import Device, Json, TilePx, TrustRemoteCode, Workers, exit_for, say_failed, show
+from nh2st_pipe.cli.options import Device, Json, TilePx, TrustRemoteCode, Weights, Workers, exit_for, say_failed, show
+from nh2st_pipe.cli.training import aligned
 from nh2st_pipe.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from nh2st_pipe.benching.hest import Benchmarked
     from nh2st_pipe.benching.run import Benched
 
-__all__ = ["bench"]
+__all__ = ["bench", "benchmark"]
 
 
 def bench(
@@ -75,6 +77,76 @@ def bench(
         )
     show(found.record(), as_json, lambda: _say(found))
     exit_for({**found.failed, **found.left_out})
+
+
+def benchmark(
+    suite: Annotated[str, typer.Argument(help="Benchmark: hest.")],
+    folder: Annotated[Path, typer.Argument(help="HEST-Benchmark as it was downloaded: a folder a task.")],
+    encoder: Annotated[str, typer.Option(help="Encoder recipe by name or YAML file.")],
+    weights: Weights = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks with commas between them; default: all there are.")] = None,
+    heads: Annotated[str, typer.Option(help="Training recipes with commas between them.")] = "hest-ridge,nh2st-context",
+    views: Annotated[int, typer.Option(help="Dihedral views kept per patch, 1 or 8; hest-ridge reads one.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for all that is made; default: benchmark/hest-ENCODER.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a field of the heads' recipes: key=value.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of training.")] = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: Json = False,
+) -> None:
+    """Run HEST-Benchmark with an encoder: its splits and genes, judged as it does and as this package does.
+
+    Says which published row hest-ridge should equal. A call that was cut short goes on where it was.
+    """
+    from nh2st_pipe.benching.hest import benchmark_hest
+    from nh2st_pipe.core.progress import progress_for_terminal
+
+    if suite != "hest":
+        raise UsageError(f"no benchmark is called '{suite}' (there is hest)")
+    with progress_for_terminal() as progress:
+        done = benchmark_hest(
+            folder,
+            encoder=encoder,
+            weights=weights,
+            tasks=_names(tasks),
+            heads=_names(heads),
+            views=views,
+            out=out,
+            settings=tuple(setting or ()),
+            seed=seed,
+            device=device,
+            workers=workers,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    show(done.record(), as_json, lambda: _say_benchmark(done))
+    say_failed(done.failed)
+    exit_for(done.failed)
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def _say_benchmark(done: Benchmarked) -> None:
+    lines = [("task", "head", "HEST's protocol", "ours")]
+    for row in [*done.rows, *(done.means() if len(done.rows) else [])]:
+        figures = ("–" if row.get(key) is None else f"{row[key]:.4f}" for key in ("hest", "ours"))
+        lines.append((row["task"], f"{row['head']:<16}", *figures))
+    typer.echo(aligned(lines))
+    typer.echo("HEST's: ln(1 + counts), PCC over all test spots of a split; ours: the recipe's targets, PCC by slide")
+    typer.echo(done.published())
+    for row in done.rows:
+        if row.get("undefined"):
+            typer.echo(f"note: task {row['task']}, {row['head']}: {row['undefined']} genes without a PCC left out")
+    for note in done.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"all of it: {done.out}")
 
 
 def _say(found: Benched) -> None:

@@ -16,7 +16,8 @@ __all__ = ["demo", "manifest", "reproduce"]
 
 def manifest(
     layout: Annotated[
-        str, typer.Argument(help="Layout: her2st, stnet, skin, stimage, hest, spared, visium, spatialdata or xenium.")
+        str,
+        typer.Argument(help="her2st, stnet, skin, stimage, hest, hest-bench, spared, visium, spatialdata or xenium."),
     ],
     folder: Annotated[Path, typer.Argument(help="The dataset as it was downloaded.")],
     out: Annotated[Path, typer.Option(help="Manifest to write; expression/*.h5ad and spots.png go beside it.")] = Path(

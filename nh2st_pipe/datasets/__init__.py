@@ -22,6 +22,7 @@ LAYOUTS: dict[str, tuple[str, str, str]] = {
     "skin": ("spotfiles", "find_skin", "cSCC (Ji et al. 2020)"),
     "stimage": ("stimage", "find_stimage", "STimage-1K4M (Chen et al. 2024)"),
     "hest": ("hest", "find_hest", "HEST-1k (Jaume et al. 2024)"),
+    "hest-bench": ("hest_bench", "find_hest_bench", "HEST-Benchmark (Jaume et al. 2024)"),
     "spatialdata": ("spatialdata", "find_spatialdata", "SpatialData"),
     "spared": ("spared", "find_spared", "SpaRED (Mejia et al. 2024)"),
     "visium": ("visium", "find_visium", "Space Ranger"),

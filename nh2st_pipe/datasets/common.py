@@ -6,7 +6,7 @@ others go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -26,6 +26,7 @@ from nh2st_pipe.tiles.manifest import SlideRow
 
 __all__ = [
     "IMAGES",
+    "PATCH",
     "Found",
     "Made",
     "Section",
@@ -37,12 +38,17 @@ __all__ = [
     "left_out",
     "needed",
     "one_image",
+    "put_together",
     "read_delimited",
     "whole_numbers",
     "write_section",
 ]
 
+PATCH = 224
+"""Side of the patches that datasets without slides have, px."""
+
 _COLUMNS_AT_ONCE = 1000
+_TILE = 512
 
 IMAGES = (".jpg", ".jpeg", ".tif", ".tiff", ".png", ".svs", ".ndpi")
 
@@ -259,3 +265,30 @@ def one_image(candidates: Sequence[Path], what: str) -> Path:
 def whole_numbers(values: Any) -> NDArray[np.int64]:
     """Return rounded values."""
     return np.rint(np.asarray(values, np.float64)).astype(np.int64)
+
+
+def put_together(xy: NDArray[np.int64], patches: NDArray[np.uint8], path: Path) -> None:
+    """Write an image of patches n × 224 × 224 × 3 around their centres, a row of tiles at a time, lossless."""
+    import tifffile
+
+    width, height = (int(side) for side in xy.max(0) + PATCH)
+    half = PATCH // 2
+
+    def tiles() -> Iterator[NDArray[np.uint8]]:
+        for top in range(0, height, _TILE):
+            band = np.full((_TILE, -(-width // _TILE) * _TILE, 3), 255, np.uint8)
+            for i in np.flatnonzero((xy[:, 1] + half > top) & (xy[:, 1] - half < top + _TILE)):
+                left, above = xy[i] - half
+                first, last = max(above, top), min(above + PATCH, top + _TILE)
+                band[first - top : last - top, left : left + PATCH] = patches[i, first - above : last - above]
+            yield from np.split(band, band.shape[1] // _TILE, axis=1)
+
+    with written_whole(path) as part, tifffile.TiffWriter(part, bigtiff=True) as tif:
+        tif.write(
+            (np.ascontiguousarray(tile) for tile in tiles()),
+            shape=(height, width, 3),
+            dtype=np.uint8,
+            tile=(_TILE, _TILE),
+            photometric="rgb",
+            compression="deflate",
+        )

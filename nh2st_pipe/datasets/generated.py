@@ -32,6 +32,7 @@ __all__ = [
     "Tissue",
     "generate_layout",
     "hest",
+    "hest_bench",
     "original",
     "repackaged",
     "spared",
@@ -171,6 +172,36 @@ def hest(folder: Path, names: list[str], *, organ: str = "Breast", table: bool =
             file["coords"] = tissue.xy[2:]
     if table:
         pl.DataFrame(about).write_csv(folder / "HEST_v1_1_0.csv")
+    return folder
+
+
+def hest_bench(folder: Path, task: str, splits: list[tuple[list[str], list[str]]], genes: list[str]) -> Path:
+    """A task of HEST-Benchmark: patches of overlapping squares, in an order of their own, and two spots without one."""
+    place, side, rng = folder / task, 52, np.random.default_rng(len(task))
+    for part in ("patches", "adata", "splits"):
+        (place / part).mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(sorted({name for split in splits for names in split for name in names})):
+        tissue = Tissue(number)
+        tissue.draw(place / f"{name}.tif")
+        pixels = np.pad(np.array(Image.open(place / f"{name}.tif")), ((side, side), (side, side), (0, 0)), "edge")
+        (place / f"{name}.tif").unlink()  # no slide is part of it
+        barcodes = np.array([f"{i:03d}x{number:03d}" for i in range(len(tissue))])
+        obs = pd.DataFrame({"array_row": tissue.row, "array_col": tissue.col}, index=barcodes)
+        data = anndata.AnnData(sp.csr_matrix(tissue.counts.astype(np.float32)), obs, pd.DataFrame(index=GENES))
+        data.obsm["spatial"] = tissue.xy
+        data.write_h5ad(place / f"adata/{name}.h5ad")
+        order = rng.permutation(np.arange(2, len(tissue)))
+        corner = (tissue.xy[order] - side / 2).astype(np.int64)
+        squares = [pixels[y + side : y + 2 * side, x + side : x + 2 * side] for x, y in corner]
+        with h5py.File(place / f"patches/{name}.h5", "w") as file:
+            file["img"] = np.stack([np.asarray(Image.fromarray(each).resize((224, 224))) for each in squares])
+            file["img"].attrs["patch_size_src"] = side
+            file["coords"], file["barcode"] = corner, barcodes[order].astype("S")[:, None]
+    for number, (train, test) in enumerate(splits):
+        for side_of, names in (("train", train), ("test", test)):
+            rows = "".join(f"{name},patches/{name}.h5,adata/{name}.h5ad\n" for name in names)
+            (place / f"splits/{side_of}_{number}.csv").write_text(f"sample_id,patches_path,expr_path\n{rows}")
+    (place / "var_50genes.json").write_text(json.dumps({"genes": genes}))
     return folder
 
 
@@ -380,6 +411,7 @@ SECTIONS: dict[str, Callable[[Path], Path]] = {
     "skin": lambda folder: original(folder, ["P2_ST_rep1", "P5_ST_rep1", "P9_ST_rep2"], skin=True),
     "stimage": lambda folder: stimage(folder, ["Human_Heart_A", "Human_Heart_B", "Human_Heart_C"]),
     "hest": lambda folder: hest(folder, ["INT1", "INT2", "INT3"]),
+    "hest-bench": lambda folder: hest_bench(folder, "IDC", [(["A", "B"], ["C"]), (["B", "C"], ["A"])], GENES[:8]),
     "spared": lambda folder: spared(folder, ["A_1", "B_1", "C_1"]),
     "spatialdata": lambda folder: spatialdata(folder, ["A", "B", "C"]),
     "visium": lambda folder: visium(visium(visium(folder, "A1"), "B1", version=1), "C1", version=2),

@@ -15,7 +15,7 @@ the manifest: what lies between them is white, and a tile of 224 px (--tile-px 2
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,10 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import ExpressionError
 from nh2st_pipe.core.quiet import quiet_warnings
-from nh2st_pipe.core.whole import written_whole
-from nh2st_pipe.datasets.common import Found, Made, Section, files_of, whole_numbers
+from nh2st_pipe.datasets.common import PATCH, Found, Made, Section, files_of, put_together, whole_numbers
 
 __all__ = ["find_spared"]
 
-_PATCH, _TILE = 224, 512
 _SCALE = re.compile(r"patches_scale_([0-9.]+)")
 
 
@@ -85,15 +83,15 @@ def _read(file: Path, name: str, rows: NDArray[np.int64], key: str, about: dict[
         diameter = float(uns["spatial"][name]["scalefactors"]["spot_diameter_fullres"])
     except (KeyError, TypeError, ValueError) as error:
         raise ExpressionError(f"{file}: uns spatial {name} does not say spot_diameter_fullres: {error}") from error
-    if patches.shape[1] != _PATCH * _PATCH * 3:
+    if patches.shape[1] != PATCH * PATCH * 3:
         raise ExpressionError(f"{file}: {key} has {patches.shape[1]:,} values a spot, and 224 × 224 × 3 are expected")
     side = int(diameter * float(scale.group(1)))  # as SpaRED cuts them
     if places is None or side < 1:
         raise ExpressionError(f"{file} has no obsm spatial, or a spot diameter of {diameter:g} px")
-    xy = places * (_PATCH / side)
-    xy += _PATCH - xy.min(0)
-    squares = patches.reshape(-1, _PATCH, _PATCH, 3)
-    image = Made(f"{name}.tif", partial(_put_together, np.rint(xy).astype(np.int64), squares))
+    xy = places * (PATCH / side)
+    xy += PATCH - xy.min(0)
+    squares = patches.reshape(-1, PATCH, PATCH, 3)
+    image = Made(f"{name}.tif", partial(put_together, np.rint(xy).astype(np.int64), squares))
     symbols = "gene_symbol" if "gene_symbol" in var else None
     return Section(
         image=image,
@@ -108,30 +106,3 @@ def _read(file: Path, name: str, rows: NDArray[np.int64], key: str, about: dict[
         notes=[f"{image.name} put together from its patches"],
         extra={"split": about["split"]} if about.get("split") else {},
     )
-
-
-def _put_together(xy: NDArray[np.int64], patches: NDArray[np.uint8], path: Path) -> None:
-    """Write an image of patches n × 224 × 224 × 3 around their centres, a row of tiles at a time, lossless."""
-    import tifffile
-
-    width, height = (int(side) for side in xy.max(0) + _PATCH)
-    half = _PATCH // 2
-
-    def tiles() -> Iterator[NDArray[np.uint8]]:
-        for top in range(0, height, _TILE):
-            band = np.full((_TILE, -(-width // _TILE) * _TILE, 3), 255, np.uint8)
-            for i in np.flatnonzero((xy[:, 1] + half > top) & (xy[:, 1] - half < top + _TILE)):
-                left, above = xy[i] - half
-                first, last = max(above, top), min(above + _PATCH, top + _TILE)
-                band[first - top : last - top, left : left + _PATCH] = patches[i, first - above : last - above]
-            yield from np.split(band, band.shape[1] // _TILE, axis=1)
-
-    with written_whole(path) as part, tifffile.TiffWriter(part, bigtiff=True) as tif:
-        tif.write(
-            (np.ascontiguousarray(tile) for tile in tiles()),
-            shape=(height, width, 3),
-            dtype=np.uint8,
-            tile=(_TILE, _TILE),
-            photometric="rgb",
-            compression="deflate",
-        )

@@ -52,7 +52,15 @@ def test_the_run_folder_holds_what_it_should(study: Study) -> None:
     assert result.path == study.folder / "run"
     assert not (study.folder / "run.part").exists()
     assert json.loads((result.path / "metrics.json").read_text()) == metrics
-    assert [row["head"] for row in result.table()] == ["nh2st", "mean", "knn", "mlp", "ridge", "ridge-context"]
+    assert [row["head"] for row in result.table()] == [
+        "nh2st",
+        "hest-ridge",
+        "mean",
+        "knn",
+        "mlp",
+        "ridge",
+        "ridge-context",
+    ]
     assert (metrics["protocol"], metrics["n_slides"], metrics["n_patients"]) == ("nested", 3, 3)
     assert [fold["fold"] for fold in metrics["folds"]] == ["P0", "P1", "P2"]
     for fold in metrics["folds"]:
