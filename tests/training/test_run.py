@@ -85,7 +85,7 @@ def test_the_run_folder_holds_what_it_should(study: Study) -> None:
     mean = np.mean([fold["pcc"] for fold in metrics["baselines"]["ridge"]["folds"]])
     assert np.average(genes["pcc"], weights=genes["n_folds"]) == pytest.approx(mean, abs=1e-6)
     slides = pl.read_csv(result.path / "per_slide.csv")
-    assert slides.height == 6 * 3
+    assert slides.height == 7 * 3
     history = pl.read_csv(result.path / "history.csv")
     assert set(history["phase"]) == {"choose", "train"}
     assert set(history["fold"]) == {"P0", "P1", "P2", "all slides"}
