@@ -93,7 +93,7 @@ def run_layout_demo(layout: str, folder: Path, progress: Progress | None = None)
             f"nh2st-pipe manifest {layout} {data} --out {manifest}",
             f"nh2st-pipe embed --slides {manifest} --encoder efficientnet-lite0 --weights {weights} "
             f"--tile-px {side:g} --store {store}",
-            f"nh2st-pipe train ridge-context --embeddings {store} --genes 6 --folds slide --out {run}",
+            f"nh2st-pipe train --recipe ridge-context --embeddings {store} --genes 6 --folds slide --out {run}",
         ],
     )
 

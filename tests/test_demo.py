@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+import typer
 
 from nh2st_pipe import demo, synthetic
+from nh2st_pipe.cli.app import app
 from nh2st_pipe.core.errors import UsageError
 from nh2st_pipe.datasets import LAYOUTS
 from nh2st_pipe.datasets.generated import SECTIONS
@@ -57,11 +60,16 @@ def test_every_layout_that_can_be_imported_has_a_demo(tmp_path: Path, monkeypatc
     assert set(LAYOUTS) == set(SECTIONS)
     monkeypatch.setattr(demo, "embed", quicker)
     monkeypatch.setattr(demo, "_lite0_weights", lambda folder: Path("w.safetensors"))
-    for layout in ("xenium", "spared"):
+    known = typer.main.get_command(app)
+    assert isinstance(known, typer.core.TyperGroup)
+    for layout in ("xenium", "spared", "hest-bench"):
         out = tmp_path / layout
         made = run_layout_demo(layout, out)
         assert made.run.metrics["summary"]["pcc"] > 0.1
         assert made.commands[0] == f"nh2st-pipe manifest {layout} {out / layout} --out {out / 'manifest.csv'}"
+        for command in made.commands:  # each is one that the command line takes
+            _, name, *arguments = shlex.split(command)
+            known.commands[name].make_context(name, arguments).close()
     mine = tmp_path / "hest" / "st"  # a dataset of the user's own
     mine.mkdir(parents=True)
     with pytest.raises(UsageError, match=r"hest is there already; give another --out"):

@@ -90,7 +90,7 @@ def test_the_run_folder_holds_what_it_should(study: Study) -> None:
     assert set(history["phase"]) == {"choose", "train"}
     assert set(history["fold"]) == {"P0", "P1", "P2", "all slides"}
     events = [json.loads(line)["event"] for line in (result.path / "log.jsonl").read_text().splitlines()]
-    assert (events[0], events[-1], events.count("fold")) == ("start", "end", 18)
+    assert (events[0], events[-1], events.count("fold")) == ("start", "end", 21)
     model = load_model(result.path)
     assert len(model.genes) == 10
     assert model.about["store"]["encoder"]["name"] == "fake"
