@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 
 from nh2st_pipe.core.errors import RecipeError, RunError
 from nh2st_pipe.evaluation.metrics import gene_metrics
-from nh2st_pipe.heads.carry import CARRY, CUT, Carry, Strength
+from nh2st_pipe.heads.carry import CARRY, CUT, Carried, Carry, Strength
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.recipes.train import CarryGrid, CarryRecipe, RetrievalPart, load_train_recipe
 from nh2st_pipe.runs.model import load_model
@@ -256,3 +257,69 @@ def test_a_run_weighs_its_predictions_and_says_what_was_cut(study: Study) -> Non
         load_model(run.path)
     with pytest.raises(RunError, match=f"{CARRY} is missing"):
         type(model).from_pretrained(run.path)
+
+
+CONTEXT = [
+    "baselines=[]", "head.network.epochs=2", "head.network.members=2", "head.network.width=16",
+    "head.network.components=8", "head.kernel.rank=3", "carry={rank: 3, gate_from: 2, gate_to: 3, grid: null}",
+]  # fmt: skip
+
+
+def test_the_default_head_is_weighed_and_repeats_bit_for_bit(make_study: Callable[..., Study], tmp_path: Path) -> None:
+    """Slides of one patient, taken for unlike: retrieved, weighed, and the same again; off, as it would have been."""
+    study = make_study(n_slides=3, side=6, patients=["A"] * 3)
+    study.stored(views=1)
+    store = study.folder / "store.zarr"
+
+    def predicted(name: str, *settings: str) -> anndata.AnnData:
+        out = tmp_path / name
+        train(store, out=out, genes=6, folds="slide", settings=[*CONTEXT, *settings])
+        return anndata.read_h5ad(out / "predictions" / "s1.h5ad")
+
+    one, again = predicted("one"), predicted("again")
+    assert np.array_equal(one.X, again.X)
+    assert one.uns["carry"].equals(again.uns["carry"])
+    strength = json.loads(one.uns["nh2st_pipe"]["carry"])
+    assert strength == {"q": 2.0, "p": 1.0, "share": 0.25, "outside": 0.0}
+    off, unretrieved = predicted("off", "carry=null"), predicted("none", "carry.retrieval=null")
+    assert "carry" not in off.uns
+    assert "cut" not in off.var
+    for other in (off, unretrieved):
+        assert not np.allclose(other.X, one.X, atol=1e-4)
+    model = load_model(tmp_path / "one")
+    assert model.carry is not None
+    assert model.carry.alike is not None
+    assert len(model.carry.alike.keys) == 3 * 36
+    assert load_model(tmp_path / "off").carry is None
+
+
+def test_a_new_slide_that_lacks_genes_is_weighed_as_any_other(make_study: Callable[..., Study], tmp_path: Path) -> None:
+    study = make_study(n_slides=3, side=6, patients=["A"] * 3)
+    study.stored(views=1)
+    train(study.folder / "store.zarr", out=tmp_path / "run", genes=6, folds="none", settings=CONTEXT)
+    new = make_study(n_slides=1, side=6, name="new")
+    data = anndata.read_h5ad(new.folder / "s0.h5ad")
+    panel = load_model(tmp_path / "run").genes
+    data[:, [name for name in data.var_names if name != panel[0]]].write_h5ad(new.folder / "s0.h5ad")
+    new.stored(views=1)
+    done = predict(tmp_path / "run", embeddings=new.folder / "store.zarr", out=tmp_path / "p")
+    said = anndata.read_h5ad(done.files["s0"])
+    assert np.isfinite(said.X).all()
+    assert np.isnan(said.layers["target"][:, 0]).all()
+    assert said.var["cut"].between(0, 1).all()
+
+
+def test_parts_of_a_slide_count_by_their_tiles() -> None:
+    said = patterns(50, -0.6, 2.0)[1]
+    made = learnt()
+    one, two = (
+        made.weigh(said[rows], made.strength_at(g)).carried for rows, g in ((slice(30), 0), (slice(30, 144), 1))
+    )
+    both = Carried.mean([(1.0, one), (3.0, two)])
+    assert both.cut == pytest.approx(one.cut / 4 + 3 * two.cut / 4, abs=1e-6)
+    assert both.strength == Strength(2 / 4 + 3 * 0.5 / 4, 0.25, 0.0, 0.75)
+    assert both.lives.dtype == both.weights.dtype == np.float32
+    words = both.words()
+    assert (words is None) == (not (both.cut > CUT).any())
+    all_cut = Carried(one.strength, one.weights, one.louder, one.reliability, one.lives, np.full(30, 0.9, np.float32))
+    assert (all_cut.words(np.arange(4)) or "").startswith("on this slide 4 of 4 genes rest mostly on patterns")
