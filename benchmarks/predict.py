@@ -1,9 +1,11 @@
 """Predicting a large slide from the cache with the default head: seconds, and peak memory, by views and genes.
 
-    python benchmarks/predict.py [--tiles 10000] [--dim 1536] [--slides 1]
+    python benchmarks/predict.py [--tiles 10000] [--dim 1536] [--slides 1] [--carry]
 
 Trains `nh2st-context` on four slides of 300 spots (two epochs) for each number of genes, then predicts slides of random
-embeddings in a process of its own: trust card and files included. Seconds are held against reading the slides.
+embeddings in a process of its own: trust card and files included. Seconds are held against reading the slides. With
+`--carry` the head is trained on slides of one patient, and predicts thrice: as it is, taken for unlike the training slides
+with spots retrieved from as many as can be kept, and with nothing weighed, to which the others are held.
 """
 
 from __future__ import annotations
@@ -40,15 +42,47 @@ def measure(model: str, store: str, out: str) -> None:
     print(json.dumps({"read": read, "took": took, "before": before, "peak": peak}))
 
 
+def weighed(tiles: int, dim: int) -> None:
+    """Measure and print what weighing costs, at 20,000 kept spots."""
+    from nh2st_pipe import train
+
+    kinds = {
+        "nothing weighed": ["carry=null"],
+        "weighed, like": ["carry.gate_from=-2", "carry.gate_to=-1"],
+        "weighed, unlike": ["carry.gate_from=2", "carry.gate_to=3"],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_store(folder / "new.zarr", [tiles], dim, 1, 2)
+        make_store(folder / "store.zarr", [5000] * 4, dim, 1, 250)
+        for i, settings in enumerate(kinds.values()):
+            few = ["head.network.epochs=1", "baselines=[]", "targets.smooth=none", "carry.grid=null", *settings]
+            few = [each for each in few if settings != ["carry=null"] or each != "carry.grid=null"]
+            train(folder / "store.zarr", genes=250, folds="none", out=folder / str(i), settings=few)
+        for _ in range(3):  # in turn, so that a busy machine is as busy for each
+            for i, kind in enumerate(kinds):
+                call = [sys.executable, __file__, str(folder / str(i)), str(folder / "new.zarr"), str(folder / "p")]
+                said = json.loads(subprocess.run(call, check=True, capture_output=True, text=True).stdout)
+                seconds[kind].append(said["took"])
+    least = {kind: min(of) for kind, of in seconds.items()}
+    for kind, took in least.items():
+        print(f"{tiles:,} tiles, {kind}: {took:.1f} s, {took / least['nothing weighed']:.2f} times", flush=True)
+
+
 def main(
     tiles: Annotated[int, typer.Option()] = 10_000,
     dim: Annotated[int, typer.Option()] = 1536,
     slides: Annotated[int, typer.Option()] = 1,
     genes: Annotated[str, typer.Option(help="Numbers, with commas between them.")] = "250,2000",
     views: Annotated[str, typer.Option(help="1 or 8 or 1,8")] = "1,8",
+    carry: Annotated[bool, typer.Option("--carry", help="What weighing predictions costs.")] = False,
 ) -> None:
     """Measure and print."""
     from nh2st_pipe import train
+
+    if carry:
+        return weighed(tiles, dim)
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ CARRY = "carry.safetensors"
 CUT = 0.5
 """Share of a gene's variation over a slide, taken away, beyond which its map rests on what does not carry over."""
 
-_ALIKE = ("keys", "values", "scale")
+_ALIKE = tuple(field.name for field in fields(Alike))
 
 
 @dataclass(frozen=True)

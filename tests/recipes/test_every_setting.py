@@ -168,6 +168,7 @@ OTHERWISE: dict[str, Any] = {
     "retrieval.k": 9,
     "retrieval.sigmas": (1.0,),
     "retrieval.most": 40,
+    "retrieval.components": 2,
     "gate_from": 0.3,
     "gate_to": 0.8,
     "grid.q": (3.0,),
