@@ -4,8 +4,8 @@
 
 Trains `nh2st-context` on four slides of 300 spots (two epochs) for each number of genes, then predicts slides of random
 embeddings in a process of its own: trust card and files included. Seconds are held against reading the slides. With
-`--carry` the head is trained on slides of one patient, and predicts thrice: as it is, taken for unlike the training slides
-with spots retrieved from as many as can be kept, and with nothing weighed, to which the others are held.
+`--carry`: what weighing predictions costs on a slide like the training slides, and on one unlike them, for which spots
+are retrieved from 20,000, against the same head without it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import typer
 from random_store import make_store
 
@@ -43,26 +44,40 @@ def measure(model: str, store: str, out: str) -> None:
 
 
 def weighed(tiles: int, dim: int) -> None:
-    """Measure and print what weighing costs, at 20,000 kept spots."""
-    from nh2st_pipe import train
+    """Measure and print what weighing costs: on like slides, and on unlike ones with 20,000 spots to retrieve from."""
+    from nh2st_pipe import load_model, train
+    from nh2st_pipe.data.study import Study
+    from nh2st_pipe.heads.alike import Alike
+    from nh2st_pipe.heads.carry import Carry
+    from nh2st_pipe.recipes.train import CarryRecipe, load_train_recipe
+    from nh2st_pipe.runs.model import load_reference, save_model
+    from nh2st_pipe.store.read import open_store
 
-    kinds = {
-        "nothing weighed": ["carry=null"],
-        "weighed, like": ["carry.gate_from=-2", "carry.gate_to=-1"],
-        "weighed, unlike": ["carry.gate_from=2", "carry.gate_to=3"],
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    settings = ["head.network.epochs=2", "baselines=[]", "targets.smooth=none", "carry=null"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_store(folder / "new.zarr", [tiles], dim, 1, 2)
-        make_store(folder / "store.zarr", [5000] * 4, dim, 1, 250)
-        for i, settings in enumerate(kinds.values()):
-            few = ["head.network.epochs=1", "baselines=[]", "targets.smooth=none", "carry.grid=null", *settings]
-            few = [each for each in few if settings != ["carry=null"] or each != "carry.grid=null"]
-            train(folder / "store.zarr", genes=250, folds="none", out=folder / str(i), settings=few)
+        for store, sizes, genes in (("new", [tiles], 2), ("train", [300] * 4, 250), ("kept", [5000] * 4, 250)):
+            make_store(folder / f"{store}.zarr", sizes, dim, 1, genes)
+        run = train(folder / "train.zarr", genes=250, folds="none", out=folder / "run", settings=settings)
+        head, recipe = load_model(run.path), load_train_recipe("nh2st-context", settings)
+        kept = open_store(folder / "kept.zarr")
+        study = Study.load(kept, kept.slides())
+        spots = study.samples(kept.slides(), recipe, study.targets(kept.slides(), head.genes, recipe))
+        found = CarryRecipe()
+        assert found.retrieval is not None
+        alike = Alike.of(found.retrieval, spots, 0)
+        basis = np.linalg.qr(np.random.default_rng(0).standard_normal((250, found.rank)))[0].astype(np.float32)
+        ones = np.ones(found.rank, np.float32)
+        models = {"nothing weighed": run.path}
+        for kind, gate in (("like", (-2.0, -1.0)), ("unlike", (2.0, 3.0))):
+            gated = found.model_copy(update={"gate_from": gate[0], "gate_to": gate[1]})
+            head.weigh_by(Carry(gated, basis, ones, ones, alike=alike))
+            models[kind] = folder / kind
+            save_model(head, models[kind], "", load_reference(run.path))
+        seconds: dict[str, list[float]] = {kind: [] for kind in models}
         for _ in range(3):  # in turn, so that a busy machine is as busy for each
-            for i, kind in enumerate(kinds):
-                call = [sys.executable, __file__, str(folder / str(i)), str(folder / "new.zarr"), str(folder / "p")]
+            for kind, model in models.items():
+                call = [sys.executable, __file__, str(model), str(folder / "new.zarr"), str(folder / "p")]
                 said = json.loads(subprocess.run(call, check=True, capture_output=True, text=True).stdout)
                 seconds[kind].append(said["took"])
     least = {kind: min(of) for kind, of in seconds.items()}
@@ -82,7 +97,8 @@ def main(
     from nh2st_pipe import train
 
     if carry:
-        return weighed(tiles, dim)
+        weighed(tiles, dim)
+        return
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -3,9 +3,10 @@
 Likeness is the sum over blocks of the cosine of two spots: the spot's embedding (the mean over views, less half of its
 slide's own mean, scaled on the training spots as the baselines' are) and its Gaussian means at several widths. What is
 compared are the leading principal components of embeddings, and then of the blocks side by side: exact where there are
-no more values than components, and on real sections 128 of 1,280 find spots that express the same. The search is exhaustive,
-through FAISS. What is returned are means of training targets, each less its slide's own mean. Training spots that are
-compared with are kept in half precision, evenly over slides where there are too many.
+no more values than components, and on real sections 64 of 1,280 find spots that express the same. The search is through
+FAISS: exhaustive among up to 8,192 kept spots, among more in the nearest cells. What is returned are means of training
+targets, each less its slide's own mean. Training spots that are compared with are kept in half precision, evenly over
+slides where there are too many.
 
 Letters: n spots of a slide, M spots that are kept, B blocks, d values per embedding, p and c components, G genes.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["Alike", "evenly"]
 
 _CENTRING, _CLIP, _FLOOR = 0.5, 8.0, 0.1
-_AT_ONCE = 1024  # spots that are searched for at a time
+_AT_ONCE = 4096  # spots that are searched for at a time
+_EXHAUSTIVE = 8192  # kept spots up to which each is compared with
+_CELLS_LOOKED_AT = 16  # of as many as the root of the kept spots
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,7 @@ class Alike:
 
     def expressed(self, recipe: RetrievalPart, samples: Samples) -> NDArray[np.float32]:
         """Return N × G: the mean over the `recipe.k` kept spots most like each spot of `samples`, slide by slide."""
-        import faiss
-
-        faiss.omp_set_num_threads(torch.get_num_threads())
-        index = faiss.IndexFlatIP(self.keys.shape[1])
-        for start in range(0, len(self.keys), _AT_ONCE):
-            index.add(self.keys[start : start + _AT_ONCE].astype(np.float32))
+        index = self._index()
         scale, axes, mix = (torch.from_numpy(each).to(samples.device) for each in (self.scale, self.axes, self.mix))
         values = self.values.astype(np.float32)
         complete = bool(np.isfinite(values).all())
@@ -94,6 +92,21 @@ class Alike:
                 rows = slice(part.start + start, part.start + start + len(found))
                 out[rows] = _mean(values, found, complete)
         return out
+
+    def _index(self) -> Any:
+        """Return a FAISS index of the kept spots."""
+        import faiss
+
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        keys = self.keys.astype(np.float32)
+        index: Any = faiss.IndexFlatIP(keys.shape[1])
+        if len(keys) > _EXHAUSTIVE:
+            cells = round(len(keys) ** 0.5)
+            index = faiss.IndexIVFFlat(index, keys.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
+            index.cp.niter, index.cp.max_points_per_centroid, index.nprobe = 5, 39, _CELLS_LOOKED_AT
+            index.train(keys)
+        index.add(keys)
+        return index
 
 
 def evenly(sizes: Sequence[int], most: int) -> list[int]:

@@ -469,7 +469,7 @@ class RetrievalPart(Strict):
     """Training spots that a spot is likened to."""
     sigmas: tuple[Annotated[float, Field(gt=0)], ...] = (1.0, 2.0)
     """Widths of the Gaussian means that are compared beside the spots themselves, in spot pitches."""
-    components: int = Field(128, ge=1)
+    components: int = Field(64, ge=1)
     """Principal components that embeddings are compared in, and of all that is compared."""
     most: int = Field(20_000, ge=1)
     """Training spots that are kept with the model, evenly over slides, in half precision."""

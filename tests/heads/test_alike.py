@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nh2st_pipe.data.samples import Samples
+from nh2st_pipe.heads import alike
 from nh2st_pipe.heads.alike import Alike, evenly
 from nh2st_pipe.heads.base import FeatureScaler
 from nh2st_pipe.heads.blocks import Blur
@@ -94,3 +95,14 @@ def test_a_gene_that_a_slide_lacks_is_taken_from_the_others() -> None:
     assert every == pytest.approx(Alike.of(others, data.subset(kept), 0).expressed(others, data)[:, 0], abs=1e-4)
     alone = Alike.of(recipe, lacking.subset(~kept), 0).expressed(recipe, data)
     assert alone[:, 0].tolist() == [0.0] * len(data)  # no spot has it
+
+
+def test_among_very_many_spots_the_cells_that_are_nearest_find_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = slides([600, 600])
+    recipe = RetrievalPart(k=20)
+    made = Alike.of(recipe, data, 0)
+    each = made.expressed(recipe, data)
+    monkeypatch.setattr(alike, "_EXHAUSTIVE", 100)
+    assert made._index().nlist == 35
+    assert np.corrcoef(made.expressed(recipe, data)[:, 0], each[:, 0])[0, 1] > 0.9
+    assert np.array_equal(made.expressed(recipe, data), made.expressed(recipe, data))
