@@ -32,6 +32,7 @@ __all__ = ["Alike", "evenly"]
 
 _CENTRING, _CLIP, _FLOOR = 0.5, 8.0, 0.1
 _AT_ONCE = 4096  # spots that are searched for at a time
+_MOST_VALUES = 50_000_000  # targets that are kept: 100 MB
 _EXHAUSTIVE = 8192  # kept spots up to which each is compared with
 _CELLS_LOOKED_AT = 16  # of as many as the root of the kept spots
 
@@ -53,15 +54,17 @@ class Alike:
 
     @classmethod
     def of(cls, recipe: RetrievalPart, train: Samples, seed: int) -> Alike:
-        """Keep spots of `train`, `recipe.most` at most: as many of each slide as it has, up to an equal share.
+        """Keep spots of `train`, `recipe.most` at most: as many of each slide as it has, up to an equal share. Fewer
+        where genes are so many that their targets would take more than 100 MB.
 
         Scale and axes are those of the kept ones.
         """
         assert train.target is not None
         draw = torch.Generator().manual_seed(seed)
         sizes = [part.stop - part.start for part in train.parts]
+        most = min(recipe.most, max(recipe.k, _MOST_VALUES // train.target.shape[1]))
         rows_of, kept, values = [], [], []
-        for part, size, n in zip(train.parts, sizes, evenly(sizes, recipe.most), strict=True):
+        for part, size, n in zip(train.parts, sizes, evenly(sizes, most), strict=True):
             rows = torch.randperm(size, generator=draw)[:n].sort().values
             target = train.target[part.rows].double()
             rows_of.append(rows)

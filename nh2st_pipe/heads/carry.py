@@ -45,6 +45,10 @@ CARRY = "carry.safetensors"
 CUT = 0.5
 """Share of a gene's variation over a slide, taken away, beyond which its map rests on what does not carry over."""
 
+_AT_ONCE = 2048  # genes that are weighed at a time, so that little is in double precision
+_LARGE = 2048  # genes and spots beyond which factors are found by iteration
+_BESIDE, _ITERATIONS = 16, 12  # directions that are found beside those that are kept
+
 _ALIKE = tuple(field.name for field in fields(Alike))
 
 
@@ -132,9 +136,8 @@ class Carry:
         """Return the factors of the targets `truth`, n × G a slide, and how `predicted` fared, of heads that had not
         seen the slide. Genes that a slide lacks (NaN) take no part on it.
         """
-        real, said = ([_centred(values) for values in of] for of in (truth, predicted))
-        basis = _axes(np.concatenate(real), recipe.rank)
-        factors = [(t @ basis, p @ basis) for t, p in zip(real, said, strict=True)]
+        basis = _axes([_centred(values) for values in truth], recipe.rank)
+        factors = [(_centred(t) @ basis, _centred(p) @ basis) for t, p in zip(truth, predicted, strict=True)]
         amplitude = np.mean([p.std(axis=0) for _, p in factors], axis=0)
         reliability = np.mean([_pcc(t, p) for t, p in factors], axis=0)
         kinds = [np.asarray(each, np.float32) for each in (basis, amplitude, np.maximum(reliability, 0))]
@@ -175,28 +178,33 @@ class Carry:
         """Weigh the predictions of one slide, n × G; `expressed`, the same, is what spots alike express, where it has
         a share.
         """
-        mean = values.mean(axis=0, dtype=np.float64)
-        apart = values - mean
-        if expressed is not None:
-            shown = expressed - expressed.mean(axis=0, dtype=np.float64)
-            apart = (1 - strength.share) * apart + strength.share * shown
+        blocks = [slice(start, start + _AT_ONCE) for start in range(0, values.shape[1], _AT_ONCE)]
+
+        def apart(genes: slice) -> NDArray[np.float64]:
+            found = values[:, genes] - values[:, genes].mean(axis=0, dtype=np.float64)
+            if expressed is not None:
+                shown = expressed[:, genes] - expressed[:, genes].mean(axis=0, dtype=np.float64)
+                found = (1 - strength.share) * found + strength.share * shown
+            return np.asarray(found)
+
         basis = self.basis.astype(np.float64)
-        factors = apart @ basis
+        factors = np.sum([apart(genes) @ basis[genes] for genes in blocks], axis=0)
         amplitude = factors.std(axis=0)
         weights = self.weights(amplitude, strength)
-        outside = apart - factors @ basis.T
-        kept = (factors * weights) @ basis.T + strength.outside * outside
-        lives = self.basis**2 * amplitude**2
+        out = np.empty(values.shape, np.float32)
+        lives, cut = basis**2 * amplitude**2, np.zeros(values.shape[1])
         with np.errstate(divide="ignore", invalid="ignore"):
-            spread = apart.std(axis=0)
-            cut = np.where(spread > 0, (apart - kept).std(axis=0) / spread, 0.0)
             louder = np.where(self.amplitude > 0, amplitude / self.amplitude, np.nan)
-            total = lives.sum(axis=1) + outside.var(axis=0)
-            lives = np.where(total[:, None] > 0, lives / total[:, None], 0.0)
-        found = (
-            np.asarray(each, np.float32) for each in (weights, louder, self.reliability, lives, np.minimum(cut, 1))
-        )
-        return Weighed((mean + kept).astype(np.float32), Carried(strength, *found))
+            for genes in blocks:
+                whole = apart(genes)
+                outside = whole - factors @ basis[genes].T
+                kept = (factors * weights) @ basis[genes].T + strength.outside * outside
+                out[:, genes] = values[:, genes].mean(axis=0, dtype=np.float64) + kept
+                spread, total = whole.std(axis=0), lives[genes].sum(axis=1) + outside.var(axis=0)
+                cut[genes] = np.where(spread > 0, (whole - kept).std(axis=0) / spread, 0.0)
+                lives[genes] = np.where(total[:, None] > 0, lives[genes] / total[:, None], 0.0)
+        found = (weights, louder, self.reliability, lives, np.minimum(cut, 1))
+        return Weighed(out, Carried(strength, *(np.asarray(each, np.float32) for each in found)))
 
     def save(self, folder: Path) -> None:
         """Write it beside a model's weights."""
@@ -253,23 +261,46 @@ class Carry:
         return found
 
 
-def _centred(values: NDArray[Any]) -> NDArray[np.float64]:
+def _centred(values: NDArray[Any]) -> NDArray[np.float32]:
     """Return a slide's values less their mean over spots; 0 for genes that it lacks."""
-    known = np.where(np.isfinite(values), values, 0.0).astype(np.float64)
-    return np.asarray(known - known.mean(axis=0))
+    known = np.where(np.isfinite(values), values, np.float32(0))
+    return np.asarray(known - known.mean(axis=0, dtype=np.float64), np.float32)
 
 
-def _axes(values: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
-    """Return the leading right singular vectors of N × G, G × r, by the smaller of the two products."""
-    n, genes = values.shape
-    if genes <= n:
-        spread, axes = np.linalg.eigh(values.T @ values)
+def _axes(slides: Sequence[NDArray[np.float32]], rank: int) -> NDArray[np.float64]:
+    """Return the leading right singular vectors of slides' values, n × G each, one below the other: G × r.
+
+    By the smaller of the two products; where both are large by subspace iteration (Halko et al. 2011), slide by slide.
+    """
+    genes, n = slides[0].shape[1], sum(len(values) for values in slides)
+    if min(genes, n) > _LARGE:
+        spread, axes = _by_iteration(slides, rank + _BESIDE)
+    elif genes <= n:
+        spread, axes = np.linalg.eigh(np.sum([_product(values, values) for values in slides], axis=0))
     else:
+        values = np.concatenate(slides).astype(np.float64)
         spread, left = np.linalg.eigh(values @ values.T)
         with np.errstate(divide="ignore", invalid="ignore"):
             axes = values.T @ left / np.sqrt(np.maximum(spread, 0))
     there = int((spread > 1e-9 * max(float(spread[-1]), 1e-300)).sum())
     return np.asarray(axes[:, ::-1][:, : max(1, min(rank, there))])
+
+
+def _by_iteration(slides: Sequence[NDArray[np.float32]], k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the k largest eigenvalues of XᵀX, rising, and their vectors, G × k."""
+    at = np.linalg.qr(np.random.default_rng(0).standard_normal((slides[0].shape[1], k)))[0]
+    for _ in range(_ITERATIONS):
+        at = np.linalg.qr(np.sum([_product(values, values @ at.astype(np.float32)) for values in slides], axis=0))[0]
+    along = [values @ at.astype(np.float32) for values in slides]
+    spread, turned = np.linalg.eigh(np.sum([_product(values, values) for values in along], axis=0))
+    return spread, at @ turned
+
+
+def _product(one: NDArray[Any], two: NDArray[Any]) -> NDArray[np.float64]:
+    """Return oneᵀ two, n × a and n × b, in double precision where that is small."""
+    if one.shape[1] > _LARGE:
+        return np.asarray(one.T @ two, np.float64)
+    return np.asarray(one.T.astype(np.float64) @ two.astype(np.float64))
 
 
 def _pcc(one: NDArray[np.float64], two: NDArray[np.float64]) -> NDArray[np.float64]:

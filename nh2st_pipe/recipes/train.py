@@ -472,7 +472,8 @@ class RetrievalPart(Strict):
     components: int = Field(64, ge=1)
     """Principal components that embeddings are compared in, and of all that is compared."""
     most: int = Field(20_000, ge=1)
-    """Training spots that are kept with the model, evenly over slides, in half precision."""
+    """Training spots that are kept with the model, evenly over slides, in half precision; fewer where their targets
+    would take more than 100 MB."""
 
 
 class CarryGrid(Strict):

@@ -67,7 +67,7 @@ def test_the_scale_is_that_of_the_baselines() -> None:
     assert made.scale[1] == pytest.approx(scaler.scale.numpy(), rel=1e-3)
 
 
-def test_spots_are_kept_evenly_over_slides() -> None:
+def test_spots_are_kept_evenly_over_slides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert evenly([3, 100, 50], 1000) == [3, 100, 50]
     assert evenly([3, 100, 50], 63) == [3, 30, 30]
     assert evenly([10, 10, 10], 7) == [2, 2, 3]
@@ -76,6 +76,8 @@ def test_spots_are_kept_evenly_over_slides() -> None:
     assert len(few.keys) == len(few.values) == 60
     assert few.keys.dtype == few.values.dtype == np.float16
     assert not np.array_equal(few.keys, Alike.of(RetrievalPart(most=60), data, 1).keys)
+    monkeypatch.setattr(alike, "_MOST_VALUES", 100)  # of two genes
+    assert len(Alike.of(RetrievalPart(k=10), data, 0).keys) == 50
 
 
 def test_a_gene_that_a_slide_lacks_is_taken_from_the_others() -> None:

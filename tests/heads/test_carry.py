@@ -15,6 +15,7 @@ import torch
 
 from nh2st_pipe.core.errors import RecipeError, RunError
 from nh2st_pipe.evaluation.metrics import gene_metrics
+from nh2st_pipe.heads import carry
 from nh2st_pipe.heads.carry import CARRY, CUT, Carried, Carry, Strength
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.recipes.train import CarryGrid, CarryRecipe, RetrievalPart, load_train_recipe
@@ -65,6 +66,29 @@ def test_the_factors_are_those_of_the_targets_and_fare_as_they_did() -> None:
     assert np.abs(np.sum(axes[:4] * made.basis[:, :4].T, axis=1)) == pytest.approx(np.ones(4), abs=1e-5)
     wide = Carry.learn(CarryRecipe(rank=6), [each[:8] for each in truth[:2]], [each[:8] for each in truth[:2]])
     assert np.allclose(wide.basis.T @ wide.basis, np.eye(wide.basis.shape[1]), atol=1e-4)  # fewer spots than genes
+
+
+def test_genes_are_weighed_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, said, shown = learnt(), patterns(50, -0.6)[1], patterns(51, 0.6)[1]
+    strength = Strength(2, 1, 0.25, 0.5)
+    whole = made.weigh(said, strength, shown)
+    monkeypatch.setattr(carry, "_AT_ONCE", 7)
+    parts = made.weigh(said, strength, shown)
+    assert parts.values == pytest.approx(whole.values, abs=1e-5)
+    assert parts.carried.cut == pytest.approx(whole.carried.cut, abs=1e-5)
+    assert parts.carried.lives == pytest.approx(whole.carried.lives, abs=1e-5)
+
+
+def test_factors_of_very_many_genes_are_found_by_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [patterns(seed, 0.6) for seed in range(4)]
+    recipe, truth, said = CarryRecipe(rank=4, retrieval=None), [t for t, _ in pairs], [s for _, s in pairs]
+    exact = Carry.learn(recipe, truth, said)
+    monkeypatch.setattr(carry, "_LARGE", 20)
+    monkeypatch.setattr(carry, "_BESIDE", 4)
+    found = Carry.learn(recipe, truth, said)
+    assert np.allclose(found.basis.T @ found.basis, np.eye(4), atol=1e-4)
+    assert np.abs(np.sum(found.basis * exact.basis, axis=0)) == pytest.approx(np.ones(4), abs=1e-4)
+    assert found.reliability == pytest.approx(exact.reliability, abs=1e-3)
 
 
 def test_a_pattern_that_is_extrapolated_is_cut_on_an_unlike_slide_and_kept_on_a_like_one() -> None:
@@ -152,8 +176,8 @@ def test_what_is_chosen_on_a_patient_has_not_seen_it() -> None:
         from_one = Carry.learn(recipe, [one.truth], [one.predicted])
         strength = Strength(0.0, p, 0.0, 1.0)
         scores[p] = sum(
-            gene_metrics(carry.weigh(slide.predicted, strength).values, slide.truth)["pcc"].mean()
-            for carry, slide in ((from_other, one), (from_one, other))
+            gene_metrics(each.weigh(slide.predicted, strength).values, slide.truth)["pcc"].mean()
+            for each, slide in ((from_other, one), (from_one, other))
         )
     chosen = choose_strength(recipe, [one, other])
     assert chosen is not None
