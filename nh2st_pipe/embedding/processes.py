@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from nh2st_pipe.core.children import without_main
 from nh2st_pipe.core.errors import EncoderError, listed
 from nh2st_pipe.core.machine import cores
 from nh2st_pipe.core.progress import Progress
@@ -54,7 +53,7 @@ class Processes:
         for device in self._devices:
             here, there = context.Pipe()
             process = context.Process(target=_child, args=(self._work, device, len(self._devices), there), daemon=True)
-            with _without_main():
+            with without_main():
                 process.start()
             there.close()
             self._children.append(_Child(device, process, here))
@@ -129,23 +128,6 @@ class Processes:
         if gone and left:
             how = "; ".join(f"that for {each.device} {_how(each.process)} at {each.slide or '-'}" for each in gone)
             raise EncoderError(f"no process is left, and {listed(sorted(left))} are not done: {how}")
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Keep a process that is started from running the caller's script once more: it needs nothing of it.
-
-    Or every script that embeds on a machine with several GPUs would need a guard.
-    """
-    main = sys.modules["__main__"]
-    kept = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
-    try:
-        for name in kept:
-            setattr(main, name, None)
-        yield
-    finally:
-        for name, value in kept.items():
-            setattr(main, name, value)
 
 
 def _how(process: BaseProcess) -> str:

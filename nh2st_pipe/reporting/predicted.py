@@ -128,7 +128,7 @@ def _sentences(slides: list[SlideMaps], genes: GeneTable) -> list[str]:
 
 
 def _warnings(slides: list[SlideMaps]) -> list[str]:
-    return [f"{slide.slide_id}: {words}" for slide in slides for words in slide.shown["notes"]]
+    return [f"{slide.slide_id}: {'; '.join(slide.shown['notes'])}" for slide in slides if slide.shown["notes"]]
 
 
 def _provenance(slides: list[SlideMaps]) -> list[tuple[str, str]]:

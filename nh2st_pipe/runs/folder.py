@@ -10,16 +10,19 @@
     log.jsonl        what happened when
     SHA256SUMS       every file with its hash, checked when the run is read; `sha256sum --check` reads it too
 
-A run is written beside its place and renamed when it is whole.
+A run is written beside its place and renamed when it is whole. What a run that was stopped had finished (fits/) stays
+there, and the next of the same name goes on with it where it asks the same question; else it is cleared.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,37 +39,69 @@ from nh2st_pipe.runs.checksums import check_files, write_sums
 
 __all__ = ["FoundRun", "RunFolder", "find_run", "read_metrics"]
 
-_PART, _LOCK = ".part", ".lock"
+_PART, _LOCK, _FITS = ".part", ".lock", "fits"
 _WHOLE = ("recipe.yaml", "metrics.json", "per_gene.csv", "model/config.json", "model/model.safetensors")
 
 
 class RunFolder:
     """A run being written, in a folder of its own beside its place. `commit` makes it appear there.
 
-    As a context it goes away with an exception. What a killed run left behind is cleared by the next of the same name;
-    a lock tells it from one that is still at work.
+    `question` is all that its figures depend on: a run that was stopped is gone on with where it asked the same. As a
+    context it goes away with an exception where it had no finished fit. A lock, held until the run has its name, tells
+    one that was killed from one that is at work.
+
+    Raises RunError where a run of this name is there, or is being trained.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, question: str = "") -> None:
         if path.exists():
             raise RunError(f"{path} exists already; give another --out, or move it away")
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f"{path.name}.*{_PART}"):
-            _clear_if_dead(left)
-        self.part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{_PART}")
-        self.part.mkdir()
+        key = hashlib.sha256(question.encode()).hexdigest() if question else uuid.uuid4().hex
+        self.part = path.with_name(f"{path.name}.{key[:8]}{_PART}")
+        self.part.mkdir(exist_ok=True)
         self._lock = FileLock(self.part / _LOCK, thread_local=False)
-        self._lock.acquire()
-        (self.part / "predictions").mkdir()
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise self._taken() from None
+        self.resumed = (self.part / "log.jsonl").is_file()
+        """Whether there is something of it from before."""
+        for left in path.parent.glob(f"{path.name}.*{_PART}"):
+            if left != self.part and not _clear_if_dead(left):
+                self._lock.release()
+                if not self.resumed:
+                    shutil.rmtree(self.part, ignore_errors=True)
+                raise self._taken()
+        if path.exists():  # it was finished between the two looks
+            self._lock.release()
+            shutil.rmtree(self.part, ignore_errors=True)
+            raise RunError(f"{path} exists already; give another --out, or move it away")
+        (self.part / "predictions").mkdir(exist_ok=True)
+
+    def _taken(self) -> RunError:
+        return RunError(f"{self.path} is being trained by another process; wait for it, or give another --out")
+
+    @property
+    def fits(self) -> Path:
+        """Where finished fits are kept until the run is whole."""
+        return self.part / _FITS
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, at: object) -> None:
-        self._lock.release()
-        if kind is not None:
+        kept = len(list(self.fits.glob("*.safetensors"))) if kind is not None else 0
+        if kind is not None and not kept:
             shutil.rmtree(self.part, ignore_errors=True)
+        self._lock.release()
+        if kept and isinstance(error, BaseException):
+            error.add_note(f"{kept} finished fit{'s are' if kept > 1 else ' is'} kept, and the same command goes on")
+
+    def logged(self, event: str, *keys: str) -> set[tuple[Any, ...]]:
+        """Return the values under `keys` of every `event` in log.jsonl."""
+        return {tuple(each.get(key) for key in keys) for each in _events(self.part) if each.get("event") == event}
 
     def log(self, event: str, **values: Any) -> None:
         """Add a line to log.jsonl."""
@@ -94,20 +129,26 @@ class RunFolder:
         missing = [name for name in _WHOLE if not (self.part / name).is_file()]
         if missing:
             raise RunError(f"the run lacks {listed(missing)}; was something deleted in {self.part} while training?")
-        self._lock.release()
-        (self.part / _LOCK).unlink(missing_ok=True)
+        shutil.rmtree(self.fits, ignore_errors=True)
         write_sums(self.part)
+        place = self.path
         try:
-            self.part.rename(self.path)
+            self.part.rename(place)
         except OSError as error:  # a folder with something in it is there
-            kept = self.path.with_name(f"{self.path.name}-{self.part.name.split('.')[-2]}")
-            self.part.rename(kept)
-            raise RunError(f"{self.path} appeared while training; the finished run is at {kept}") from error
+            place = self.path.with_name(f"{self.path.name}-{self.part.name.split('.')[-2]}")
+            self.part.rename(place)
+            raise RunError(f"{self.path} appeared while training; the finished run is at {place}") from error
+        finally:  # held until here, so that none takes it for a dead one
+            (place / _LOCK).unlink(missing_ok=True)
+            self._lock.release()
 
 
-def _clear_if_dead(part: Path) -> None:
-    if not _at_work(part):
-        shutil.rmtree(part, ignore_errors=True)
+def _clear_if_dead(part: Path) -> bool:
+    """Clear what a killed run left; False where it is at work."""
+    if _at_work(part):
+        return False
+    shutil.rmtree(part, ignore_errors=True)
+    return True
 
 
 def _at_work(part: Path) -> bool:
@@ -154,16 +195,22 @@ def find_run(of: Path) -> FoundRun | None:
     return None
 
 
+def _events(part: Path) -> Iterator[dict[str, Any]]:
+    """Yield what log.jsonl holds, without lines that are no events: cut off while they were written."""
+    file = part / "log.jsonl"
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            if isinstance(event, dict):
+                yield event
+
+
 def _so_far(part: Path) -> tuple[dict[str, Any] | None, str]:
     """Return the figures of a run's folds that are done, from its log (None where it had none), and what it lacks."""
     begun: dict[str, Any] | None = None
     done: dict[str, list[dict[str, Any]]] = {}
     slides: dict[str, list[SlideFigures]] = {}
-    for line in (part / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:  # cut off while it was written
-            continue
+    for event in _events(part):
         if event.get("event") == "start":
             begun = event.get("run")
         elif event.get("event") == "fold" and "figures" in event:
@@ -183,7 +230,7 @@ def _so_far(part: Path) -> tuple[dict[str, Any] | None, str]:
     lacking = [
         f"{name} {len(folds) - len(done.get(name, []))}" for name in heads if len(done.get(name, [])) < len(folds)
     ]
-    missing = "There is no model, and no figures by gene of the baselines."
+    missing = "There is no model, and no figures by gene of the baselines; the same command goes on with it."
     if lacking:
         missing += (
             f" Of {len(folds)} folds there are still to be trained: {', '.join(lacking)}; means are over the others."

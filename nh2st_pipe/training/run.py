@@ -8,6 +8,7 @@ test fold, as in published tables; its figures are optimistic and the run says s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from nh2st_pipe.core.devices import pick_head_device
 from nh2st_pipe.core.errors import TrainError, UsageError, listed
 from nh2st_pipe.core.machine import bytes_of, cores
 from nh2st_pipe.core.progress import Progress
+from nh2st_pipe.core.signals import Stop, signals_as_flag
 from nh2st_pipe.data.folds import Fold, Listed, checked_folds, make_folds, on_both_sides
 from nh2st_pipe.data.panels import read_gene_file
 from nh2st_pipe.data.study import Study
@@ -31,6 +33,7 @@ from nh2st_pipe.runs.card import model_card
 from nh2st_pipe.runs.folder import RunFolder
 from nh2st_pipe.runs.model import save_model
 from nh2st_pipe.store.read import Store, open_store
+from nh2st_pipe.training.fits import Fits
 from nh2st_pipe.training.fold import FoldResult, FoldTask, fit_all, joined
 from nh2st_pipe.training.outcome import Outcome
 from nh2st_pipe.training.record import about, gene_table, metrics_of, setting_of, write_in_sample, write_predictions
@@ -79,7 +82,7 @@ def train(
     the recipe; `trust_from` is the PCC from which on a gene counts as usefully predicted. What is left None is the
     recipe's. `out` is runs/<recipe>.
     `jobs` heads and folds are trained side by side, in processes that share one copy of the embeddings; None takes the
-    processors where that pays. A script that asks for more than one needs the guard `if __name__ == "__main__":`.
+    processors where that pays.
     `max_memory` is what embeddings may take of the memory ("8GB", or a number of GB): where they are more they are
     streamed from a local disk, with the same results; None is six tenths of what is free.
     Figures are the same bit for bit for the same `jobs` on the same machine.
@@ -109,17 +112,24 @@ def train(
     splits = make_folds(list(judged.slides.values()), resolved.folds, resolved.seed)
     notes += _about_folds(judged, splits, resolved.folds)
     heads = [resolved, *(_as_baseline(name, resolved) for name in resolved.baselines)]
-    with RunFolder(Path(out) if out is not None else Path("runs") / resolved.name) as folder:
+    place = Path(out) if out is not None else Path("runs") / resolved.name
+    question = _question(store, study, heads, jobs)
+    with signals_as_flag() as stop, RunFolder(place, question) as folder:
         asked = {"heads": [each.name for each in heads], "fold_names": [fold.name for fold in splits], "notes": notes}
         begun = {**setting_of(resolved, study), **asked}
-        folder.log("start", version=nh2st_pipe.__version__, slides=list(study.slides), run=begun)
+        if folder.resumed:
+            progress.say(f"{len(Fits(folder.fits))} of {len(splits) * len(heads) + 1} fits are kept from before")
+            folder.log("again", version=nh2st_pipe.__version__)
+        else:
+            folder.log("start", version=nh2st_pipe.__version__, slides=list(study.slides), run=begun)
         folder.write_yaml("recipe.yaml", resolved.model_dump(mode="json"))
-        outcomes = _run_folds(folder, store, study, judged, heads, splits, jobs, progress)
+        outcomes = _run_folds(folder, store, study, judged, heads, splits, jobs, progress, stop)
         own = outcomes[resolved.name]
         fits = len(splits) * len(heads)
         progress.advance(fits, fits + 1, resolved.name)
 
         def tell(words: str) -> None:
+            stop.check()
             progress.advance(fits, fits + 1, f"{resolved.name}, {words}")
 
         rival = outcomes[_RIVAL].slides if _RIVAL in outcomes and resolved.name != _RIVAL else None
@@ -156,8 +166,9 @@ def _run_folds(
     folds: list[Fold],
     jobs: int,
     progress: Progress,
+    stop: Stop,
 ) -> dict[str, Outcome]:
-    """Train and judge every head on every fold; the first head's predictions are kept."""
+    """Train and judge every head on every fold, but for those that are kept; the first head's predictions are kept."""
     outcomes = {recipe.name: Outcome() for recipe in heads}
     device = str(study.device)
     tasks = [
@@ -165,21 +176,52 @@ def _run_folds(
         for each in heads
         for fold in folds
     ]
-    own: list[FoldResult] = []
+    own, fits, logged = list[FoldResult](), Fits(folder.fits), folder.logged("fold", "head", "fold")
+    numbers = [i for _ in heads for i in range(len(folds))]
+    # Read twice, so that no more than one of them is held.
+    kept = [fits.find(task.recipe.name, number) is not None for task, number in zip(tasks, numbers, strict=True)]
+
+    def tell(done: int, words: str) -> None:
+        stop.check()
+        progress.advance(sum(kept) + done, len(tasks) + 1, words)
+
     progress.start("training", len(tasks) + 1, "fits")
-    for result in run_all(tasks, judged, jobs, lambda done, words: progress.advance(done, len(tasks) + 1, words)):
+    anew = run_all([task for task, there in zip(tasks, kept, strict=True) if not there], judged, jobs, tell)
+    for task, number, there in zip(tasks, numbers, kept, strict=True):
+        found = fits.find(task.recipe.name, number) if there else None
+        result = found or next(anew)
         outcomes[result.head].add(result)
-        if result.head == heads[0].name and judged is study:
+        is_own = result.head == heads[0].name
+        if is_own and judged is study:
             write_predictions(folder, study, heads[0], result)
-        elif result.head == heads[0].name:
+        elif is_own:
             own.append(result)
-        rows = [asdict(each.figures) for each in result.judged]
-        folder.log(
-            "fold", head=result.head, fold=result.fold.name, figures=outcomes[result.head].folds[-1], slides=rows
-        )
+        if not there:
+            fits.keep(result, number, whole=is_own)
+        if (result.head, result.fold.name) not in logged:
+            rows = [asdict(each.figures) for each in result.judged]
+            figures = outcomes[result.head].folds[-1]
+            folder.log("fold", head=result.head, fold=result.fold.name, figures=figures, slides=rows)
     if own:
         write_predictions(folder, study, heads[0], joined(study, own))
     return outcomes
+
+
+def _question(store: Store, study: Study, heads: list[TrainRecipe], jobs: int) -> str:
+    """Return all that figures depend on: recipes, the slides to the byte, and what decides how numbers are rounded."""
+    records = store.records()
+    return json.dumps(
+        {
+            "version": nh2st_pipe.__version__,
+            "heads": [each.model_dump(mode="json") for each in heads],
+            "contract": study.contract.model_dump(mode="json"),
+            "slides": {name: records[name].model_dump(mode="json") for name in study.slides},
+            "jobs": jobs,
+            "device": str(study.device),
+            "threads": torch.get_num_threads(),
+        },
+        sort_keys=True,
+    )
 
 
 def _about_folds(judged: Study, folds: list[Fold], by: str) -> list[str]:

@@ -6,11 +6,12 @@ import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
+from nh2st_pipe.core.children import without_main
 from nh2st_pipe.core.errors import TrainError
 from nh2st_pipe.core.machine import cores
 from nh2st_pipe.data.study import Study
@@ -18,6 +19,7 @@ from nh2st_pipe.training.fold import FoldResult, FoldTask, run_fold
 
 __all__ = ["run_all"]
 
+_LISTEN = 0.25  # seconds between two looks at whether the end was asked for
 _study: Study | None = None  # of a worker, for all of its tasks
 
 
@@ -26,9 +28,12 @@ def run_all(
 ) -> Iterator[FoldResult]:
     """Yield the results of `tasks` in their order, `jobs` of them at work at a time.
 
-    `tell(done, words)` hears how many are done and what is. With several jobs `study`'s embeddings have to lie in
-    shared memory; each process has its share of the processors. Raises TrainError where a process is killed.
+    `tell(done, words)` hears how many are done and what is, several times a second, and may raise to end it. With
+    several jobs `study`'s embeddings have to lie in shared memory; each process has its share of the processors. Raises
+    TrainError where a process is killed.
     """
+    if not tasks:
+        return
     jobs = max(1, min(jobs, len(tasks)))  # what is not needed would take processors from the others
     if jobs == 1:
         for done, task in enumerate(tasks):
@@ -42,11 +47,15 @@ def run_all(
         initargs=(study, max(1, cores() // jobs)),
     )
     try:
-        futures = [pool.submit(_run, task) for task in tasks]
+        with without_main():
+            futures = [pool.submit(_run, task) for task in tasks]
         tell(0, f"{jobs} side by side")
-        for done, (task, future) in enumerate(zip(tasks, futures, strict=True), start=1):
-            result = future.result()
-            tell(done, f"{task.recipe.name}, {task.fold.name}")
+        words = f"{jobs} side by side"
+        for done, (task, future) in enumerate(zip(tasks, futures, strict=True)):
+            while not wait([future], timeout=_LISTEN).done:
+                tell(done, words)
+            result, words = future.result(), f"{task.recipe.name}, {task.fold.name}"
+            tell(done + 1, words)
             yield result
     except BrokenProcessPool as error:
         raise TrainError(

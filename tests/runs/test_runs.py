@@ -304,14 +304,24 @@ def test_two_runs_of_one_name_do_not_touch_each_others_work(tmp_path: Path) -> N
         for name in ("recipe.yaml", "metrics.json", "per_gene.csv", "model/config.json", "model/model.safetensors"):
             (folder.part / name).write_text("{}")
 
-    with RunFolder(tmp_path / "run") as first, RunFolder(tmp_path / "run") as second:
-        assert first.part.is_dir()
-        fill(first)
+    for question in ("", "one", "another"):
+        with RunFolder(tmp_path / f"run{question}", "one") as first:
+            with pytest.raises(RunError, match="is being trained by another process"):
+                RunFolder(tmp_path / f"run{question}", question)
+            assert [path.name for path in tmp_path.glob(f"run{question}.*")] == [first.part.name]
+            assert first.part.is_dir()
+            fill(first)
+            first.commit()
+        with pytest.raises(RunError, match="exists already"):
+            RunFolder(tmp_path / f"run{question}", question)
+    with RunFolder(tmp_path / "other") as second:
         fill(second)
-        first.commit()
-        with pytest.raises(RunError, match=r"appeared while training; the finished run is at .*run-"):
+        shutil.copytree(tmp_path / "run", tmp_path / "other")  # by hand
+        with pytest.raises(RunError, match=r"appeared while training; the finished run is at .*other-"):
             second.commit()
-    assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == ["run", "run"]
+    names = [path.name.split("-")[0] for path in tmp_path.iterdir()]
+    assert sorted(names) == ["other", "other", "run", "runanother", "runone"]
+    assert not list(tmp_path.rglob(".lock"))
     with RunFolder(tmp_path / "half") as half:
         fill(half)
         (half.part / "metrics.json").unlink()

@@ -1,0 +1,245 @@
+"""A training that was stopped goes on with the fits that it has, and comes to the same to the bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pytest
+
+from nh2st_pipe.core.signals import Stop
+from nh2st_pipe.data.folds import Fold
+from nh2st_pipe.evaluation.judged import judge
+from nh2st_pipe.heads.base import Distribution, Prediction
+from nh2st_pipe.heads.carry import Carried, Strength
+from nh2st_pipe.reporting.page import report
+from nh2st_pipe.training import side_by_side
+from nh2st_pipe.training.fits import Fits
+from nh2st_pipe.training.fold import FoldResult, run_fold
+from nh2st_pipe.training.run import Run, train
+from tests.conftest import Study
+from tests.reporting.test_page import page_data
+
+OPTIONS: dict[str, Any] = {"recipe": "ridge", "genes": 6, "settings": ["baselines=[mean]", "choose={}"]}
+
+
+@pytest.fixture
+def store(study: Study) -> Path:
+    study.stored(views=1)
+    return study.folder / "store.zarr"
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, on: Callable[[int], None] = lambda n: None) -> list[str]:
+    """Heads and folds as they are fitted; `on(n)` before the nth."""
+    fitted: list[str] = []
+    real = run_fold
+
+    def fit(task: Any, *rest: Any) -> FoldResult:
+        on(len(fitted) + 1)
+        result = real(task, *rest)
+        fitted.append(f"{task.recipe.name} {task.fold.name}")
+        return result
+
+    monkeypatch.setattr(side_by_side, "run_fold", fit)
+    return fitted
+
+
+def interrupt(at: int) -> Callable[[int], None]:
+    def on(number: int) -> None:
+        if number == at:
+            raise KeyboardInterrupt
+
+    return on
+
+
+def same(one: Run, two: Run) -> None:
+    for name in ("s0", "s1", "s2"):
+        a, b = (anndata.read_h5ad(run.path / "predictions" / f"{name}.h5ad") for run in (one, two))
+        assert np.array_equal(a.X, b.X)
+        assert np.array_equal(a.layers["target"], b.layers["target"])
+    assert (one.path / "per_gene.csv").read_bytes() == (two.path / "per_gene.csv").read_bytes()
+    weights = "model/model.safetensors"
+    assert (one.path / weights).read_bytes() == (two.path / weights).read_bytes()
+    assert sorted(path.name for path in one.path.iterdir()) == sorted(path.name for path in two.path.iterdir())
+
+
+def test_the_same_command_goes_on_with_what_is_finished(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(store, out=tmp_path / "whole", **OPTIONS)
+    with monkeypatch.context() as patch:
+        counted(patch, interrupt(5))
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            train(store, out=tmp_path / "run", **OPTIONS)
+    assert stopped.value.__notes__ == ["4 finished fits are kept, and the same command goes on"]
+    warning = page_data(report(tmp_path / "run"))["warnings"][0]
+    assert "This run was interrupted" in warning
+    assert "the same command goes on with it" in warning
+    assert "still to be trained: mean 2" in warning
+    with monkeypatch.context() as patch:
+        fitted = counted(patch)
+        again = train(store, out=tmp_path / "run", **OPTIONS)
+    assert fitted == ["mean P1", "mean P2"]
+    same(again, whole)
+    assert again.metrics["summary"]["pcc"] == whole.metrics["summary"]["pcc"]
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("recipe", ["ridge", "nh2st-context"])
+def test_killed_in_the_middle_of_anything_it_goes_on(store: Path, tmp_path: Path, recipe: str) -> None:
+    """Killed once after each fit, and in the last one; every time it goes on by one."""
+    small = ["head.network.epochs=1", "head.network.members=1", "carry.rank=2"] if recipe != "ridge" else ["choose={}"]
+    options = {**OPTIONS, "recipe": recipe, "settings": ["baselines=[mean]", *small]}
+    code = (
+        "import os, sys\n"
+        "from nh2st_pipe.training import run, side_by_side\n"
+        "real, kept = side_by_side.run_fold, []\n"
+        "def fit(task, *rest):\n"
+        "    if kept: os._exit(9)\n"
+        "    kept.append(task)\n"
+        "    return real(task, *rest)\n"
+        "side_by_side.run_fold = fit\n"
+        "run.fit_all = lambda *a, **b: os._exit(9)\n"
+        f"run.train(sys.argv[1], out=sys.argv[2], **{options!r})\n"
+    )
+    tries = 0
+    out = tmp_path / "run"
+    for tries in range(1, 7 if recipe == "ridge" else 3):
+        done = subprocess.run([sys.executable, "-c", code, str(store), str(out)], capture_output=True, timeout=120)
+        assert done.returncode == 9, done.stderr
+        (part,) = tmp_path.glob("run.*.part")
+        assert len(list((part / "fits").glob("*.safetensors"))) == tries
+    whole = train(store, out=tmp_path / "whole", **options)
+    same(train(store, out=out, **options), whole)
+
+
+def test_another_question_begins_anew(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        counted(patch, interrupt(3))
+        with pytest.raises(KeyboardInterrupt):
+            train(store, out=tmp_path / "run", **OPTIONS)
+    fitted = counted(monkeypatch)
+    train(store, out=tmp_path / "run", **{**OPTIONS, "genes": 5})
+    assert len(fitted) == 6
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_kept_fit_that_cannot_be_read_is_made_anew(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        counted(patch, interrupt(4))
+        with pytest.raises(KeyboardInterrupt):
+            train(store, out=tmp_path / "run", **OPTIONS)
+    (part,) = tmp_path.glob("run.*.part")
+    kept = part / "fits" / "ridge-1.safetensors"
+    kept.write_bytes(kept.read_bytes()[:-20])
+    with (part / "log.jsonl").open("a") as log:
+        log.write('{"event": "fo')
+    fitted = counted(monkeypatch)
+    again = train(store, out=tmp_path / "run", **OPTIONS)
+    assert fitted == ["ridge P1", "mean P0", "mean P1", "mean P2"]
+    monkeypatch.undo()
+    same(again, train(store, out=tmp_path / "whole", **OPTIONS))
+
+
+def test_what_had_no_finished_fit_leaves_nothing(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted(monkeypatch, interrupt(1))
+    with pytest.raises(KeyboardInterrupt):
+        train(store, out=tmp_path / "run", **OPTIONS)
+    assert list(tmp_path.glob("run*")) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_strikes_between_two_steps(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Wherever it comes it is heard at the next step, and the fit that was at work is no half of one."""
+    before = signal.getsignal(number)
+    fitted = counted(monkeypatch, lambda n: signal.raise_signal(number) if n == 3 else None)
+    with pytest.raises(KeyboardInterrupt):
+        train(store, out=tmp_path / "run", **OPTIONS)
+    assert len(fitted) == 3
+    (part,) = tmp_path.glob("run.*.part")
+    assert len(Fits(part / "fits")) == 3
+    assert signal.getsignal(number) is before
+
+
+def test_blocks_are_joined_from_kept_fits_too(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {**OPTIONS, "folds": "block"}
+    with monkeypatch.context() as patch:
+        counted(patch, interrupt(4))
+        with pytest.raises(KeyboardInterrupt):
+            train(store, out=tmp_path / "run", **options)
+    same(train(store, out=tmp_path / "run", **options), train(store, out=tmp_path / "whole", **options))
+
+
+def test_a_fit_is_kept_as_it_is(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    values, truth = rng.standard_normal((2, 9, 3)).astype(np.float32)
+    truth[:, 1] = np.nan
+    xy = np.column_stack((np.arange(9.0) % 3, np.arange(9) // 3))
+    carried = Carried(Strength(1, 0.5, 0, 1), *(rng.random(n).astype(np.float32) for n in ((2,), 2, 2, (3, 2), 3)))
+    said = Prediction(values, values[:, 0], None, carried, Distribution("d", {"rate": values, "k": values[0]}))
+    judged = judge(values, truth, xy, slide_id="s", patient="p", genes=["a", "b", "c"], picked=np.array([0, 2]))
+    result = FoldResult(
+        "ridge", Fold("f", ("t",), ("s",)), ["a", "b", "c"], {"s": said}, {"s": truth}, [judged], 1.5, 3,
+        [{"epoch": 1.0, "loss": float("nan")}], {"head.alpha": 3}, {"s": "careful"}, "note",
+    )  # fmt: skip
+    kept = Fits(tmp_path / "fits")
+    kept.keep(result, 0, whole=True)
+    found = kept.find("ridge", 0)
+    assert found is not None
+    assert repr(found) == repr(result)
+    assert found.judged[0].off is not None
+    assert judged.off is not None
+    assert np.array_equal(found.judged[0].off, judged.off, equal_nan=True)
+    kept.keep(result, 1, whole=False)
+    baseline = kept.find("ridge", 1)
+    assert baseline is not None
+    assert (baseline.predicted, baseline.target, len(kept)) == ({}, {}, 2)
+    assert kept.find("ridge", 2) is None
+    with pytest.raises(TypeError, match="holds a set, which cannot be kept"):
+        kept.keep(replace(result, chosen={"a": {1}}), 3, whole=True)
+    assert not list((tmp_path / "fits").glob("*3*"))
+
+
+@pytest.mark.parametrize("by", ["file", "stdin"])
+def test_a_script_needs_no_guard(store: Path, tmp_path: Path, by: str) -> None:
+    """Side by side, no process runs the caller's script once more, which would never end."""
+    code = (
+        "import nh2st_pipe\n"
+        f"run = nh2st_pipe.train({str(store)!r}, out={str(tmp_path / 'run')!r}, jobs=2, **{OPTIONS!r})\n"
+        "print('done once')\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    call = [sys.executable, str(script)] if by == "file" else [sys.executable, "-"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    given = None if by == "file" else code
+    done = subprocess.run(call, input=given, capture_output=True, text=True, timeout=300, env=environment)
+    assert (done.returncode, done.stdout) == (0, "done once\n"), done.stderr
+
+
+def test_the_end_is_heard_while_processes_work(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = []
+
+    class Asked(Stop):
+        def check(self) -> None:
+            heard.append(1)
+            if len(heard) == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr("nh2st_pipe.core.signals.Stop", Asked)
+    monkeypatch.setattr(side_by_side, "_LISTEN", 0.01)
+    with pytest.raises(KeyboardInterrupt):
+        train(store, out=tmp_path / "run", jobs=2, **OPTIONS)
+    assert len(heard) == 3
