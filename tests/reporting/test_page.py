@@ -430,7 +430,8 @@ def test_a_run_that_was_interrupted_is_shown_as_far_as_it_went(study: Study, mon
     data = page_data(page)
     assert data["warnings"][0] == (
         "This run was interrupted: the page shows what there is of it. There is no model, and no figures by gene of "
-        "the baselines. Of 3 folds there are still to be trained: mean 1; means are over the others."
+        "the baselines; the same command goes on with it. Of 3 folds there are still to be trained: mean 1; means are "
+        "over the others."
     )
     assert [len(head["folds"]) for head in data["heads"]] == [3, 2]
     assert data["heads"][0]["summary"]["pcc"] == pytest.approx(
