@@ -31,7 +31,7 @@ from nh2st_pipe.runs.checksums import sha256
 from nh2st_pipe.runs.model import HUB, load_model, load_reference, model_files
 from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.store.format import Contract
-from nh2st_pipe.store.read import SlideData, open_store
+from nh2st_pipe.store.read import SlideData, Store, open_store
 
 __all__ = ["PredictSummary", "predict"]
 
@@ -122,6 +122,8 @@ def predict(
     if differences:
         raise StoreError(f"{model} was trained on embeddings of {'; '.join(differences)}, as in {store.location}")
     names = store.slides() if wanted is None else [name for name in wanted if name not in summary.failed]
+    if wanted is None:
+        _not_whole(store, summary)
     if not names and not summary.failed:
         raise StoreError(f"{store.location} holds no complete slide; run nh2st-pipe embed first")
 
@@ -202,6 +204,14 @@ def predict(
             f"the verdicts on genes were found on slides like the training slides: they say little of {listed(strange)}"
         )
     return summary
+
+
+def _not_whole(store: Store, summary: PredictSummary) -> None:
+    """Name the slides of a store that are there and cannot be predicted: their files would be missed."""
+    for name in store.damaged():
+        summary.failed[name] = f"damaged; nh2st-pipe verify {store.location} says what to do"
+    for name in store.incomplete():
+        summary.failed[name] = "unfinished; nh2st-pipe embed with its manifest goes on with it"
 
 
 def _columns(wanted: str | Path | Sequence[str] | None, known: list[str], model: str | Path) -> NDArray[np.int64]:

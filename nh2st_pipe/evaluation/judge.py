@@ -26,6 +26,7 @@ from nh2st_pipe.evaluation.statistics import MEANS, headline, many, mean_over_un
 from nh2st_pipe.recipes.train import TargetRecipe, as_kept
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.runs.about import Seen
+from nh2st_pipe.runs.folder import read_metrics
 from nh2st_pipe.store.read import SlideData, Store, open_store
 
 __all__ = ["evaluate"]
@@ -52,11 +53,13 @@ def evaluate(
     file whose sets are judged by their mean z-score, in `gene_sets` of each slide and their mean.
     With `out` all are written there as JSON.
 
-    Raises RunError where there is nothing to judge, or a file is not what prediction writes or not of the store's
-    spots; TrainError where the store has expression for none of the slides.
+    Raises RunError where there is nothing to judge, a run's files have changed, or a file is not what prediction writes
+    or not of the store's spots; TrainError where the store has expression for none of the slides.
     """
     folder = Path(predictions)
-    folder = folder / "predictions" if (folder / "metrics.json").is_file() else folder
+    if (folder / "metrics.json").is_file():
+        read_metrics(folder)  # and every file of the run held against its hash
+        folder = folder / "predictions"
     files = sorted(folder.glob("*.h5ad"))
     if not files:
         raise RunError(f"there are no predictions (*.h5ad) in {predictions}")

@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import anndata
+import h5py
 import numpy as np
 import polars as pl
 import pytest
@@ -27,9 +28,11 @@ from nh2st_pipe.prediction import predict
 from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe
 from nh2st_pipe.reporting.page import report
 from nh2st_pipe.runs.model import load_model
+from nh2st_pipe.store.format import SlideRecord, read_signed, signed
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.training.fold import FoldTask, fit_all, run_fold
 from nh2st_pipe.training.run import Run, train
+from tests.cli.test_commands import call
 from tests.conftest import GENES, Study, picture, write_spots
 
 SMALL = ("head.width=16", "head.hidden=12", "head.decoder_hidden=6", "head.heads=4", "fit.epochs=4", "fit.patience=2")
@@ -281,6 +284,36 @@ def test_predictions_for_a_store_equal_the_models(study: Study) -> None:
     figures = evaluate(study.folder / "pred", study.folder / "store.zarr", study.folder / "m.json")
     assert figures["slides"]["s2"]["pcc"] == pytest.approx(mean_pcc(data.X, data.layers["target"], []))
     assert json.loads((study.folder / "m.json").read_text()) == figures
+
+
+def test_slides_of_a_store_that_are_not_whole_are_named_by_predict(study: Study, tmp_path: Path) -> None:
+    done = run(study, recipe="ridge", settings=["baselines=[]", "choose={}"])
+    store = study.folder / "store.zarr"
+    (store / "slides/s2/zarr.json").write_text("{}")
+    record = store / "slides/s1/zarr.json"
+    values = json.loads(record.read_text())
+    slide = read_signed(SlideRecord, values["attributes"]["nh2st_pipe"])
+    begun = signed(slide.with_state(complete=False).model_dump(mode="json"))
+    record.write_text(json.dumps({**values, "attributes": {**values["attributes"], "nh2st_pipe": begun}}))
+    made = predict(done.path, embeddings=store, out=tmp_path / "p")
+    assert list(made.files) == ["s0"]
+    assert made.failed.keys() == {"s1", "s2"}
+    assert "unfinished; nh2st-pipe embed" in made.failed["s1"]
+    assert "damaged; nh2st-pipe verify" in made.failed["s2"]
+    said = call("predict", "--model", done.path, "--embeddings", store, "--out", tmp_path / "q")
+    assert said.returncode == 1
+    assert "s2" in said.stderr
+
+
+def test_predictions_of_a_run_that_have_changed_are_not_judged(study: Study) -> None:
+    done = run(study, recipe="ridge", settings=["baselines=[]", "choose={}"])
+    store = study.folder / "store.zarr"
+    assert evaluate(done.path, store)["summary"]["pcc"] is not None
+    file = done.path / "predictions/s1.h5ad"
+    with h5py.File(file, "r+") as opened:
+        opened["X"][0, 0] += 1
+    with pytest.raises(RunError, match=r"s1\.h5ad has changed since it was written"):
+        evaluate(done.path, store)
 
 
 def test_predictions_for_a_manifest_embed_it_as_the_model_needs(study: Study, make_study: Callable[..., Study]) -> None:
