@@ -15,12 +15,14 @@ line prints it without a traceback and exits with `exit_status`.
     │   ├── DamageError             one slide of a store that cannot be believed; the others can
     │   └── ClaimError              one slide that another process has taken over
     ├── TrainError (ValueError)     data that cannot be trained on as asked
-    └── RunError (ValueError)       a run folder that cannot be written or read
+    ├── RunError (ValueError)       a run folder that cannot be written or read
+    └── ResourceError (OSError)     too little memory, threads, open files or room; no file is at fault
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -34,12 +36,14 @@ __all__ = [
     "ManifestError",
     "NH2STError",
     "RecipeError",
+    "ResourceError",
     "RunError",
     "SlideError",
     "StoreError",
     "TrainError",
     "UsageError",
     "fault_of",
+    "for_want_of",
     "listed",
     "nearest",
 ]
@@ -104,6 +108,10 @@ class ClaimError(StoreError):
     """A slide that this process was writing, and another has taken over; the others are not touched by it."""
 
 
+class ResourceError(NH2STError, OSError):
+    """The machine has too little of something: memory, threads, open files, room. Nothing that was read is at fault."""
+
+
 OF_ONE_SLIDE = (SlideError, ExpressionError, DamageError, ClaimError)
 """Faults of a single slide: it is passed over by name, and the others go on."""
 
@@ -114,6 +122,34 @@ class TrainError(NH2STError, ValueError):
 
 class RunError(NH2STError, ValueError):
     """A run folder that cannot be written or read."""
+
+
+_TOO_LITTLE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT}
+_WORDS = ("can't start new thread", "can't allocate memory", "Cannot allocate memory", "out of memory")
+
+
+def for_want_of(error: BaseException) -> str | None:
+    """Return what the machine has too little of where that is why `error` arose, in its words; None where it is not.
+
+    Such an error says nothing of the file that was being read: what it was made of may be what it always was.
+    """
+    seen = set[int]()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        each = todo.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        few = isinstance(each, OSError) and each.errno in _TOO_LITTLE
+        if few or isinstance(each, MemoryError) or any(words in str(each) for words in _WORDS):
+            return " ".join(str(each).split())[:200] or "there is not enough memory"
+        todo += [each.__cause__, each.__context__, *(each.exceptions if isinstance(each, BaseExceptionGroup) else ())]
+    return None
+
+
+def _of_memory(error: BaseException) -> bool:
+    chain = (error, error.__cause__, error.__context__)
+    return any(isinstance(each, MemoryError) or "memory" in str(each) for each in chain)
 
 
 @contextmanager
@@ -127,6 +163,9 @@ def fault_of(kind: type[NH2STError], where: str) -> Iterator[None]:
     except (NH2STError, MemoryError):
         raise
     except Exception as error:
+        lacking = for_want_of(error)
+        if lacking and not _of_memory(error):  # a file may ask for more memory than there is on any machine
+            raise ResourceError(f"{where} could not be read for want of resources: {lacking}") from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise kind(f"{where}: {reason}") from error
 

@@ -18,7 +18,7 @@ import zarr
 from anndata.io import read_elem
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import DamageError, StoreError
+from nh2st_pipe.core.errors import DamageError, ResourceError, StoreError, for_want_of
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.names import part_name
 from nh2st_pipe.store import legacy
@@ -160,7 +160,7 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise self._damage(slide_id, f"its zarr.json cannot be read ({error})") from error
+            raise self._unread(slide_id, f"its zarr.json cannot be read ({error})", error) from error
         try:
             if self.format == 1:
                 return legacy.record_of(node["attributes"], self._rows.get(slide_id, {}), slide_id)
@@ -170,6 +170,16 @@ class Store:
 
     def _damage(self, slide_id: str, what: str) -> DamageError:
         return DamageError(self.location, slide_id, what)
+
+    def _unread(self, slide_id: str, what: str, error: Exception) -> DamageError | ResourceError:
+        """Return what has to be raised where reading failed: damage, but for want of resources, which is none."""
+        lacking = for_want_of(error)
+        if lacking is None:
+            return self._damage(slide_id, what)
+        return ResourceError(
+            f"{self.location}, slide {slide_id} could not be read for want of resources: {lacking}. That says nothing "
+            "of the slide; give this process more, or run less beside it"
+        )
 
     def _records(self) -> Iterator[tuple[str, SlideRecord | None]]:
         """Yield every slide with its record, None where that is damaged."""
@@ -250,7 +260,7 @@ class Store:
                 counts, genes = sp.csr_matrix(expression.X), [str(name) for name in expression.var_names]
                 counts.check_format(full_check=True)
         except Exception as error:  # a missing element, a failed checksum, an unreadable chunk
-            raise self._damage(slide_id, " ".join(str(error).split())[:200]) from error
+            raise self._unread(slide_id, " ".join(str(error).split())[:200], error) from error
         if not len(barcodes) == len(views) == len(xy) == len(neighbours) == n:
             raise self._damage(slide_id, "its elements have different lengths")
         if (
