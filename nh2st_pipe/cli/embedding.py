@@ -255,7 +255,10 @@ def verify(
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
-    """Read a whole store back and say which slides are damaged; exit status 1 where any is."""
+    """Read a whole store back and say which slides are damaged; exit status 1 where any is.
+
+    --repair makes them anew, and finishes what is unfinished; status 1 where something is left.
+    """
     from nh2st_pipe.core.errors import UsageError
     from nh2st_pipe.core.progress import progress_for_terminal
     from nh2st_pipe.embedding.repair import repair as make_anew
@@ -265,7 +268,7 @@ def verify(
         raise UsageError("--repair needs the slides it makes anew: give their manifest with --slides")
     found = read_back(store)
     repaired: dict[str, Any] = {}
-    if repair and slides is not None and found.damaged:
+    if repair and slides is not None and (found.damaged or found.incomplete):
         with progress_for_terminal() as progress:
             done = make_anew(
                 found,
@@ -291,7 +294,8 @@ def verify(
             typer.echo(f"nh2st-pipe verify {store} --repair --slides manifest.csv makes what is damaged anew")
 
     show({**found.record(), **repaired}, as_json, say)
-    left = set(found.damaged) - set(repaired.get("repaired", ()))
+    wanted = {*found.damaged, *(found.incomplete if repair else ())}
+    left = wanted - {*repaired.get("repaired", ())}
     if left:
         raise typer.Exit(1)
 

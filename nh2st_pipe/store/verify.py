@@ -15,7 +15,7 @@ from nh2st_pipe.store.files import faults_of
 from nh2st_pipe.store.read import Store, open_store
 from nh2st_pipe.store.write import write_record
 
-__all__ = ["Verified", "set_aside", "verify"]
+__all__ = ["Verified", "encoded_anew", "set_aside", "verify"]
 
 _PARTS = {"expression/": "expression", "stain_shift/": "stain_shift"}
 """What of a slide can be made anew alone: where it lies, and the record's field that says it is there."""
@@ -70,6 +70,11 @@ def _faults(store: Store, slide_id: str) -> list[str]:
     except DamageError as error:
         return [error.what]
     return []
+
+
+def encoded_anew(faults: list[str]) -> bool:
+    """Whether a slide with these faults has to be encoded anew, as it has but where counts alone are at fault."""
+    return not all(fault.startswith("expression/") for fault in faults)
 
 
 def set_aside(where: str | Path | Location, found: Verified) -> None:

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nh2st_pipe.core.errors import StoreError
+from nh2st_pipe.core.errors import NH2STError, StoreError, UsageError
 from nh2st_pipe.embedding.repair import repair
 from nh2st_pipe.store.read import open_store
-from nh2st_pipe.store.verify import verify
+from nh2st_pipe.store.verify import set_aside, verify
 from tests.cli.test_commands import call
 from tests.conftest import Study
 
@@ -103,3 +104,64 @@ def test_a_repair_whose_slide_is_gone_says_so(study: Study) -> None:
     assert done.returncode == 2
     assert "has no slide s2, which is damaged; nothing was changed" in done.stderr
     assert list(verify(store).damaged) == ["s2"]
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_nothing_is_set_aside_that_cannot_be_made_anew(study: Study, tmp_path: Path) -> None:
+    """Whatever stands in the way of making a slide anew is said before a byte of it is touched."""
+    study.embed()
+    store = study.folder / "store.zarr"
+    flip(store / "slides/s2/embedding/X/c/0/0")
+    found, before = verify(store), everything(store)
+    image = (study.folder / "s2.png").read_bytes()
+    (study.folder / "s2.png").write_bytes((study.folder / "s1.png").read_bytes())
+    with pytest.raises(UsageError, match=r"of slide s2 changed since it was embedded.*Nothing was changed"):
+        repair(found, study.manifest)
+    (study.folder / "s2.png").unlink()
+    with pytest.raises(NH2STError, match=r"s2\.png"):
+        repair(found, study.manifest)
+    (study.folder / "s2.png").write_bytes(image)
+    with pytest.raises(UsageError, match="encoder fake has no weights"):
+        repair(found, study.manifest, weights=tmp_path / "w.safetensors")
+    assert everything(store) == before
+    assert repair(found, study.manifest).done == ["s2"]
+
+
+def test_of_an_earlier_format_nothing_is_deleted(tmp_path: Path, study: Study) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(V1 / "whole", store)
+    names = open_store(store).slides()
+    lines = [f"{name},s0.png" for name in names]
+    study.manifest.write_text("slide_id,slide\n" + "\n".join(lines) + "\n")
+    for file in (store / "slides" / names[0]).rglob("c/0*"):
+        if file.is_file() and "expression" in file.as_posix():
+            file.write_bytes(b"1234" + file.read_bytes()[4:])
+    found, before = verify(store), everything(store)
+    assert list(found.damaged) == [names[0]]
+    done = call("verify", store, "--repair", "--slides", study.manifest)
+    assert done.returncode == 1
+    assert "has format 1, in which no slide can be made anew" in done.stderr
+    assert "Nothing was changed" in done.stderr
+    assert everything(store) == before
+
+
+def test_a_repair_that_was_killed_is_finished_by_the_next(study: Study) -> None:
+    study.embed()
+    store = study.folder / "store.zarr"
+    flip(store / "slides/s2/embedding/X/c/0/0")
+    set_aside(store, verify(store))  # and then it was killed
+    assert verify(store).incomplete == ["s2"]
+    mended = call("verify", store, "--repair", "--slides", study.manifest)
+    assert mended.returncode == 0, mended.stderr
+    assert "repaired: s2" in mended.stdout
+    assert open_store(store).slides() == ["s0", "s1", "s2"]
+    flip(store / "slides/s2/embedding/X/c/0/0")
+    set_aside(store, verify(store))
+    lines = study.manifest.read_text().splitlines()
+    study.manifest.write_text("\n".join(lines[:3]) + "\n")
+    left = call("verify", store, "--repair", "--slides", study.manifest)
+    assert left.returncode == 1
+    assert "s2: unfinished" in left.stdout
