@@ -69,12 +69,14 @@ class Location:
         return bool(self._ask(self._fs.exists, self._root)) if self.path is None else self.path.exists()
 
     def is_empty(self) -> bool:
-        """Whether there is nothing here, hidden files aside."""
+        """Whether there is nothing here: hidden files aside, and what a process left that was killed while writing."""
         if self.path is None:
-            return not any(not name.startswith(_HIDDEN) for name, _ in self._listed(self._root))
-        if not self.path.is_dir():
+            names: Iterable[str] = (name for name, _ in self._listed(self._root))
+        elif not self.path.is_dir():
             return not self.path.exists()
-        return not any(not entry.name.startswith(_HIDDEN) for entry in self.path.iterdir())
+        else:
+            names = (entry.name for entry in self.path.iterdir())
+        return all(name.startswith(_HIDDEN) or name.endswith(LEFT_BEHIND) for name in names)
 
     def folders(self, under: str) -> list[str]:
         """Return the names of the folders in `under`, sorted; none where it does not exist."""

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
@@ -15,8 +16,8 @@ from zarr.storage import _local
 
 from nh2st_pipe.core.location import Location
 
-Kind = Literal["killed", "full disk", "one I/O error", "SIGTERM"]
-KINDS: tuple[Kind, ...] = ("killed", "full disk", "one I/O error", "SIGTERM")
+Kind = Literal["killed", "killed in it", "full disk", "one I/O error", "SIGTERM"]
+KINDS: tuple[Kind, ...] = ("killed", "killed in it", "full disk", "one I/O error", "SIGTERM")
 
 
 class Killed(BaseException):
@@ -24,19 +25,22 @@ class Killed(BaseException):
 
 
 class Faults:
-    """Counts writes; at number `at` (from 1) it strikes, before anything is written."""
+    """Counts writes; at number `at` (from 1) it strikes, before anything is written; "killed in it" when half is."""
 
     def __init__(self, at: int = 0, kind: Kind = "killed") -> None:
         self.at, self.kind, self.writes = at, kind, 0
         self._lock = threading.Lock()
 
-    def before_a_write(self) -> None:
+    def before_a_write(self, path: Path | None = None) -> None:
         with self._lock:
             self.writes += 1
             number = self.writes
         if self.at == 0 or number < self.at:
             return
-        if self.kind == "killed":
+        if self.kind == "killed in it" and number == self.at and path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".0a1b2c3d4e5f.partial").write_bytes(b"half of i")
+        if self.kind in ("killed", "killed in it"):
             raise Killed
         if self.kind == "full disk":
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -52,9 +56,9 @@ def struck(faults: Faults) -> Iterator[Faults]:
     put, delete, rmtree = _local._put, Location.delete, _local.LocalStore.delete_dir
     remove = _local.LocalStore.delete
 
-    def counted_put(*arguments: Any, **options: Any) -> Any:
-        faults.before_a_write()
-        return put(*arguments, **options)
+    def counted_put(path: Path, *arguments: Any, **options: Any) -> Any:
+        faults.before_a_write(path)
+        return put(path, *arguments, **options)
 
     def counted_delete(self: Location, name: str) -> None:
         faults.before_a_write()

@@ -14,6 +14,7 @@ from nh2st_pipe.core.errors import NH2STError
 from nh2st_pipe.store import write
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.store.upgrade import upgrade
+from nh2st_pipe.store.verify import verify
 from tests.conftest import Study
 from tests.store.faults import KINDS, Faults, Killed, Kind, struck
 
@@ -22,8 +23,9 @@ STEP = int(os.environ.get("NH2ST_PIPE_FAULT_STEP", "31"))
 
 
 def content(store: Path) -> dict[str, bytes]:
-    """Every file of a store, but for the locks."""
-    files = (file for file in store.rglob("*") if file.is_file() and not {".claims", "log.jsonl"} & {*file.parts})
+    """Every file of a store, but for the locks, and what was half written, which goes when it is old enough."""
+    every = (file for file in store.rglob("*") if file.is_file() and file.suffix != ".partial")
+    files = (file for file in every if not {".claims", "log.jsonl"} & {*file.parts})
     return {file.relative_to(store).as_posix(): file.read_bytes() for file in files}
 
 
@@ -40,6 +42,17 @@ def tiny(make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch) -> S
     monkeypatch.setattr(write, "_CHUNK_TILES", 2)
     monkeypatch.setattr(write, "_CHECKPOINT_SECONDS", 0.0)
     return make_study(1, 3)
+
+
+def test_a_store_whose_very_first_write_was_cut_short_is_none_yet(tiny: Study) -> None:
+    """Of it there is a half written file alone, which is nothing."""
+    with struck(Faults(1, "killed in it")), suppress(Killed):
+        tiny.embed(views=8, batch_size=3, device="cpu")
+    (left,) = (path for path in (tiny.folder / "store.zarr").iterdir() if not path.name.startswith("."))
+    assert left.name.endswith(".partial")
+    assert tiny.embed(views=8, batch_size=3, device="cpu").done == ["s0"]
+    assert open_store(tiny.folder / "store.zarr").slides() == ["s0"]
+    assert not verify(tiny.folder / "store.zarr").damaged
 
 
 @pytest.mark.timeout(1800)
