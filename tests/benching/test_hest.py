@@ -121,8 +121,9 @@ def test_tasks_count_the_same_and_the_published_row_is_named(done: Benchmarked) 
 
 
 def test_a_task_that_cannot_be_run_is_named_and_the_others_go_on(folder: Path, tmp_path: Path) -> None:
-    data = tmp_path / "bench"
-    shutil.copytree(folder, data)
+    data = hest_bench(tmp_path / "bench", "IDC", [(["B"], ["C"])], PANEL)
+    shutil.copytree(folder / "PRAD", data / "PRAD")
+    whole = (data / "IDC/adata/C.h5ad").read_bytes()
     (data / "IDC/adata/C.h5ad").write_bytes(b"nothing")
     arguments = ["benchmark", "hest", str(data), "--encoder", "fake", "--heads", "hest-ridge", "--out", str(tmp_path)]
     failed = call(*arguments)
@@ -130,7 +131,7 @@ def test_a_task_that_cannot_be_run_is_named_and_the_others_go_on(folder: Path, t
     assert "IDC" in failed.stderr
     assert "1 of its samples cannot be used; C: " in failed.stderr
     assert "mean of 1" in failed.stdout
-    shutil.copy(folder / "IDC/adata/C.h5ad", data / "IDC/adata/C.h5ad")
+    (data / "IDC/adata/C.h5ad").write_bytes(whole)
     mended = call(*arguments, "--json")
     assert mended.returncode == 0
     assert [row["task"] for row in json.loads(mended.stdout)["rows"]] == ["IDC", "PRAD"]

@@ -297,7 +297,7 @@ def test_the_default_head_is_weighed_and_repeats_bit_for_bit(make_study: Callabl
 
     def predicted(name: str, *settings: str) -> anndata.AnnData:
         out = tmp_path / name
-        train(store, out=out, genes=6, folds="slide", settings=[*CONTEXT, *settings])
+        train(store, out=out, genes=6, folds="none", settings=[*CONTEXT, *settings])
         return anndata.read_h5ad(out / "predictions" / "s1.h5ad")
 
     one, again = predicted("one"), predicted("again")
