@@ -124,18 +124,15 @@ def evenly(sizes: Sequence[int], most: int) -> list[int]:
 
 
 def _mean(values: NDArray[np.float32], found: NDArray[np.int64], complete: bool) -> NDArray[np.float32]:
-    """Return n × G from rows n × k: as a sum over k, so that little of it is in memory. 0 for what none of them has."""
-    total = np.zeros((len(found), values.shape[1]), np.float32)
+    """Return n × G from rows n × k, without n × k × G in memory. 0 for what none of them has."""
+    rows = torch.from_numpy(found)
     if complete:
-        for nth in found.T:
-            total += values[nth]
-        return total / np.float32(found.shape[1])
-    count = np.zeros_like(total)
-    for nth in found.T:
-        one = values[nth]
-        known = np.isfinite(one)
-        total += np.where(known, one, 0)
-        count += known
+        return np.asarray(F.embedding_bag(rows, torch.from_numpy(values), mode="mean").numpy())
+    known = np.isfinite(values)
+    total, count = (
+        F.embedding_bag(rows, torch.from_numpy(each.astype(np.float32)), mode="sum").numpy()
+        for each in (np.where(known, values, 0), known)
+    )
     return np.asarray(total / np.maximum(count, 1), np.float32)
 
 
