@@ -67,8 +67,10 @@ def refusing() -> Iterator[type[Refusing]]:
 def s3_server() -> Iterator[dict[str, str]]:
     """Run a stand-in of S3 with a bucket called `bucket`; return the environment in which it is found."""
     import boto3
+    import s3fs  # type: ignore[import-untyped]
     from moto.server import ThreadedMotoServer
 
+    s3fs.S3FileSystem.clear_instance_cache()  # those of another stand-in, which has gone, would be asked
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
