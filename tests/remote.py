@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, ClassVar
 from unittest import mock
 
@@ -63,26 +66,33 @@ def refusing() -> Iterator[type[Refusing]]:
         yield Refusing
 
 
-@contextmanager
-def s3_server() -> Iterator[dict[str, str]]:
-    """Run a stand-in of S3 with a bucket called `bucket`; return the environment in which it is found."""
-    import boto3
-    import s3fs  # type: ignore[import-untyped]
+@cache
+def _s3() -> str:
+    """Start this process's stand-in of S3, and return its address.
+
+    There is one, as s3fs keeps what it has made for an address: another would be asked where the first has gone.
+    """
     from moto.server import ThreadedMotoServer
 
-    s3fs.S3FileSystem.clear_instance_cache()  # those of another stand-in, which has gone, would be asked
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
+    atexit.register(server.stop)
     host, port = server.get_host_and_port()
+    return f"http://{host}:{port}"
+
+
+@contextmanager
+def s3_server() -> Iterator[dict[str, str]]:
+    """Have a stand-in of S3 with an empty bucket called `bucket`; return the environment in which it is found."""
+    import boto3
+
     found = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ENDPOINT_URL": _s3(),
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    try:
-        with mock.patch.dict(os.environ, found):
-            boto3.client("s3").create_bucket(Bucket="bucket")
-            yield found
-    finally:
-        server.stop()
+    urllib.request.urlopen(urllib.request.Request(f"{_s3()}/moto-api/reset", method="POST")).close()
+    with mock.patch.dict(os.environ, found):
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield found

@@ -62,7 +62,7 @@ def test_every_layout_that_can_be_imported_has_a_demo(tmp_path: Path, monkeypatc
     monkeypatch.setattr(demo, "_lite0_weights", lambda folder: Path("w.safetensors"))
     known = typer.main.get_command(app)
     assert isinstance(known, typer.core.TyperGroup)
-    for layout in ("xenium", "spared", "hest-bench"):
+    for layout in ("xenium", "hest-bench"):
         out = tmp_path / layout
         made = run_layout_demo(layout, out)
         assert made.run.metrics["summary"]["pcc"] > 0.1
