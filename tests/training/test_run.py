@@ -113,7 +113,10 @@ def test_the_resolved_recipe_repeats_the_run(study: Study) -> None:
 @pytest.mark.parametrize("recipe", ["nh2st", "ridge-context", "knn", "nh2st-context"])
 def test_the_test_slides_choose_nothing(study: Study, recipe: str) -> None:
     """Other counts on the test slide: the same genes, epochs and predictions for it."""
-    few = {"nh2st": SMALL, "nh2st-context": ("head.network.epochs=3", "head.network.members=2", "baselines=[]")}
+    few = {
+        "nh2st": (*SMALL, "baselines=[]"),
+        "nh2st-context": ("head.network.epochs=3", "head.network.members=2", "baselines=[]"),
+    }
     settings = few.get(recipe, ())
     first = run(study, recipe=recipe, settings=settings, genes=6)
     before = anndata.read_h5ad(first.path / "predictions" / "s0.h5ad")
