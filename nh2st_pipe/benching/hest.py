@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import nh2st_pipe
 from nh2st_pipe.core.devices import pick_head_device
@@ -250,8 +249,7 @@ def _figures(task: Task, place: Path, study: Study, head: str, judged: str, reci
 def _run(task: Task, study: Study, recipe: TrainRecipe) -> Iterator[FoldResult]:
     for split in task.splits:
         fold = Fold(f"split {split.name}", split.train, split.test)
-        with torch.random.fork_rng(devices=[]):
-            yield run_fold(FoldTask(study.path, recipe, fold, str(study.device), keep_off=False), study)
+        yield run_fold(FoldTask(study.path, recipe, fold, str(study.device), keep_off=False), study)
 
 
 def _number(value: float | None) -> float:

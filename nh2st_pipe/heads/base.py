@@ -248,7 +248,8 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
         for part in samples.parts or (Part("", 0, len(samples), np.zeros((len(samples), 2))),):
             strength = carry.strength(None if said.likeness is None else said.likeness[part.rows])
             expressed = None
-            if strength.share and carry.alike is not None and carry.recipe.retrieval is not None:
+            # Without slides there are no surroundings to compare, and nothing is retrieved.
+            if strength.share and samples.parts and carry.alike is not None and carry.recipe.retrieval is not None:
                 slide = samples.of_part(part)
                 expressed = carry.alike.expressed(carry.recipe.retrieval, slide)
                 expressed = slide.smooth(expressed) if self.smooths else expressed

@@ -9,7 +9,7 @@ test fold, as in published tables; its figures are optimistic and the run says s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.card import model_card
 from nh2st_pipe.runs.folder import RunFolder
 from nh2st_pipe.runs.model import save_model
+from nh2st_pipe.store.format import SlideRecord
 from nh2st_pipe.store.read import Store, open_store
 from nh2st_pipe.training.fits import Fits
 from nh2st_pipe.training.fold import FoldResult, FoldTask, fit_all, joined
@@ -98,7 +99,8 @@ def train(
         notes.append(words)
         progress.say(words)
 
-    rows = (record.row for record in store.records().values() if record.expression is not None)
+    records = store.records()
+    rows = (record.row for record in records.values() if record.expression is not None)
     slides = [Listed(row.slide_id, row.patient, row.extra) for row in rows]
     if slides:  # what cannot be folded is told before anything is read
         by, why = checked_folds(slides, None if folds is None else resolved.folds, resolved.folds, resolved.seed)
@@ -113,7 +115,7 @@ def train(
     notes += _about_folds(judged, splits, resolved.folds)
     heads = [resolved, *(_as_baseline(name, resolved) for name in resolved.baselines)]
     place = Path(out) if out is not None else Path("runs") / resolved.name
-    question = _question(store, study, heads, jobs)
+    question = _question(records, study, heads, jobs)
     with signals_as_flag() as stop, RunFolder(place, question) as folder:
         asked = {"heads": [each.name for each in heads], "fold_names": [fold.name for fold in splits], "notes": notes}
         begun = {**setting_of(resolved, study), **asked}
@@ -207,9 +209,8 @@ def _run_folds(
     return outcomes
 
 
-def _question(store: Store, study: Study, heads: list[TrainRecipe], jobs: int) -> str:
+def _question(records: Mapping[str, SlideRecord], study: Study, heads: list[TrainRecipe], jobs: int) -> str:
     """Return all that figures depend on: recipes, the slides to the byte, and what decides how numbers are rounded."""
-    records = store.records()
     return json.dumps(
         {
             "version": nh2st_pipe.__version__,

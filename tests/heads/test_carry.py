@@ -15,7 +15,7 @@ import torch
 
 from nh2st_pipe.core.errors import RecipeError, RunError
 from nh2st_pipe.evaluation.metrics import gene_metrics
-from nh2st_pipe.heads import carry
+from nh2st_pipe.heads import carry, registry
 from nh2st_pipe.heads.carry import CARRY, CUT, Carried, Carry, Strength
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.recipes.train import CarryGrid, CarryRecipe, RetrievalPart, load_train_recipe
@@ -331,6 +331,21 @@ def test_a_new_slide_that_lacks_genes_is_weighed_as_any_other(make_study: Callab
     assert np.isfinite(said.X).all()
     assert np.isnan(said.layers["target"][:, 0]).all()
     assert said.var["cut"].between(0, 1).all()
+
+
+def test_of_spots_without_a_slide_nothing_is_retrieved() -> None:
+    data = slides([40, 30, 50])
+    recipe = load_train_recipe(
+        "ridge", ["carry={rank: 2, grid: null, retrieval: {share: [0.5, 0.5], k: 3}}", "choose={}"]
+    )
+    model = registry.fit(recipe, data, ["a", "b"], {}).model
+    model.weigh_by(learn_carry(recipe, data, one_patient(data), ["a", "b"], quiet)[0])
+    bare = replace(data, parts=())
+    said = model.predict(bare)
+    assert model.carry is not None
+    plain = model.carry.recipe.model_copy(update={"retrieval": None})
+    model.weigh_by(replace(model.carry, recipe=plain, alike=None))
+    assert np.array_equal(said, model.predict(bare))
 
 
 def test_parts_of_a_slide_count_by_their_tiles() -> None:
