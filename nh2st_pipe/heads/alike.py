@@ -92,6 +92,7 @@ class Alike:
             keys = (_blocks(recipe, samples, part, scale, axes) @ mix).cpu().numpy()
             for start in range(0, len(keys), _AT_ONCE):
                 found = index.search(keys[start : start + _AT_ONCE], min(recipe.k, index.ntotal))[1]
+                found = np.where(found < 0, found[:, :1], found)  # cells that hold fewer than k: the nearest stands in
                 rows = slice(part.start + start, part.start + start + len(found))
                 out[rows] = _mean(values, found, complete)
         return out

@@ -108,3 +108,6 @@ def test_among_very_many_spots_the_cells_that_are_nearest_find_nearly_the_same(m
     assert made._index().nlist == 35
     assert np.corrcoef(made.expressed(recipe, data)[:, 0], each[:, 0])[0, 1] > 0.9
     assert np.array_equal(made.expressed(recipe, data), made.expressed(recipe, data))
+    many = made.expressed(RetrievalPart(k=1000), data)  # more than the cells hold that are looked at
+    assert np.isfinite(many).all()
+    assert np.abs(many).max() <= np.abs(made.values).max()
