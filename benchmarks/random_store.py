@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import scipy.sparse as sp
 
-from nh2st_pipe.store.format import Contract, ImageSource, ManifestRow, WeightsOf
+from nh2st_pipe.store.format import Contract, ImageSource, ManifestRow, Picture, Resolved, WeightsOf
 from nh2st_pipe.store.write import StoreWriter
 from nh2st_pipe.tiles.neighbours import nearest_spots
 from nh2st_pipe.tiles.spots import Spots
@@ -32,9 +32,10 @@ def make_store(path: Path, sizes: list[int], dim: int, views: Literal[1, 8], gen
         counts = sp.csr_matrix(rng.poisson(1.0, (size, genes)).astype(np.float64))
         names, xy = [f"b{j}" for j in range(size)], np.column_stack((cols, rows)) * 200.0
         spots = Spots(names, xy, rows, cols, counts, [f"g{j}" for j in range(genes)])
+        resolved = Resolved(width=side * 200, height=side * 200, mpp=0.5, tile_level0_px=224)
         row = ManifestRow(slide_id=f"s{i}", slide=f"s{i}.tif", patient=f"p{i}")
-        writer = store.slide(row, ImageSource(image=f"1-{i}"), spots, f"1-{i}", {"image": {"fingerprint": f"1-{i}"}})
+        writer = store.slide(row, ImageSource(image=f"1-{i}"), spots, resolved, f"1-{i}")
         for start in range(0, size, 256):
             n = min(256, size - start)
             writer.append(rng.standard_normal((n, views, dim), np.float32).astype(np.float16))
-        writer.finish(*nearest_spots(xy, 9), {})
+        writer.finish(*nearest_spots(xy, 9), np.zeros((8, 8, 3), np.uint8), Picture(scale=0.01, spot_px=100))

@@ -18,6 +18,7 @@ from nh2st_pipe.store.format import (
     Contract,
     ImageSource,
     ManifestRow,
+    Resolved,
     SlideRecord,
     WeightsOf,
     fingerprint,
@@ -33,7 +34,7 @@ __all__ = [
     "Todo",
     "Wanted",
     "auto_precision",
-    "check_spots",
+    "check_tiles",
     "choose_recipe",
     "decide",
     "make_contract",
@@ -149,12 +150,18 @@ def decide(record: SlideRecord | None, wanted: Wanted, redo_changed: bool) -> To
     raise SlideError(_changed(differs))
 
 
-def check_spots(record: SlideRecord | None, spots: Spots, wanted: Wanted, redo_changed: bool) -> None:
-    """Raise SlideError where a slide is complete and its spots have changed since: their embeddings are others."""
+def check_tiles(
+    record: SlideRecord | None, spots: Spots, resolved: Resolved, wanted: Wanted, redo_changed: bool
+) -> None:
+    """Raise SlideError where a slide is complete and its tiles would be others by now: other spots, or another size, as
+    where the resolution that a file of counts says has changed.
+    """
     if record is None or not record.state.complete or redo_changed or not record.image.same(wanted.image):
         return
-    if record.spots != spots_fingerprint(spots.barcodes, spots.xy):
-        raise SlideError(_changed(["spots"]))
+    differs = [] if record.spots == spots_fingerprint(spots.barcodes, spots.xy) else ["spots"]
+    differs += record.resolved.differences(resolved) if record.resolved is not None else []
+    if differs:
+        raise SlideError(_changed(differs))
 
 
 def _changed(what: Iterable[str]) -> str:

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.claims import Claim
 from nh2st_pipe.core.errors import OF_ONE_SLIDE, listed
-from nh2st_pipe.embedding.plan import Todo, Wanted, check_spots, decide, recipe_of
+from nh2st_pipe.embedding.plan import Todo, Wanted, check_tiles, decide, recipe_of
 from nh2st_pipe.embedding.staging import Stage, ahead
 from nh2st_pipe.encoders.stains import tiles_for_shift
 from nh2st_pipe.slides import Slide, open_slide
 from nh2st_pipe.slides.base import read_tile, smaller, thumbnail
 from nh2st_pipe.slides.resolution import TileSize
+from nh2st_pipe.store.format import Picture, Resolved
 from nh2st_pipe.store.write import SlideWriter, StoreWriter
 from nh2st_pipe.tiles.lattice import pitch_px
 from nh2st_pipe.tiles.layout import doubts_on_tissue, lay_out
@@ -333,20 +334,19 @@ class Readers:
         size_of_tile = TileSize(contract_tile["size_um"], contract_tile["size_level0_px"])
         layout = lay_out(row, slide, size_of_tile, self._store.contract.grid)
         spots, size, resolution = layout.spots, layout.size_level0_px, layout.resolution
-        check_spots(record, spots, wanted, self._redo)
+        resolved = Resolved(
+            width=slide.size[0],
+            height=slide.size[1],
+            mpp=resolution.mpp,
+            mpp_source=resolution.source,
+            tile_level0_px=size,
+            reader=slide.reader,
+        )
+        check_tiles(record, spots, resolved, wanted, self._redo)
         job.notices += [*layout.notes, *layout.doubts]
-        image: dict[str, Any] = {
-            "path": str(row.slide),
-            "width": slide.size[0],
-            "height": slide.size[1],
-            "mpp_source": resolution.source,
-            "tile_level0_px": size,
-            "fingerprint": wanted.image.image,
-        }
-        uns = {"image": image if resolution.mpp is None else {**image, "mpp": resolution.mpp}}
         job.spots, job.tile_level0_px = spots, size
         job.tissue, job.made = layout.tissue, layout.picture
-        job.writer = self._store.slide(wanted.row, wanted.image, spots, wanted.expression, uns, job.claim)
+        job.writer = self._store.slide(wanted.row, wanted.image, spots, resolved, wanted.expression, job.claim)
         job.neighbours = self._pool.submit(nearest_spots, spots.xy, NEIGHBOURS)
         with self._claims:
             self._left[row.slide_id] = len(spots) - job.writer.rows
@@ -439,14 +439,7 @@ def finish(job: Job) -> None:
     job.writer.finish(
         indices,
         distances,
-        {
-            job.row.slide_id: {
-                "images": {"hires": seen.picture},
-                "scalefactors": {
-                    "tissue_hires_scalef": seen.scale,
-                    "spot_diameter_fullres": _spot_width(job),
-                },
-            }
-        },
+        seen.picture,
+        Picture(scale=seen.scale, spot_px=_spot_width(job)),
         seen.tissue,
     )

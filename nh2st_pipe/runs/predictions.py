@@ -22,7 +22,6 @@ from nh2st_pipe.evaluation.reference import Familiarity
 from nh2st_pipe.heads.base import Prediction
 from nh2st_pipe.heads.carry import CUT
 from nh2st_pipe.recipes.train import TargetRecipe
-from nh2st_pipe.store.graph import squidpy_graph
 from nh2st_pipe.store.read import SlideData
 
 __all__ = ["write_prediction"]
@@ -104,8 +103,7 @@ def write_prediction(
     values = predicted.values[:, cut]
     data = anndata.AnnData(values, obs=obs, var=var)
     data.obsm["spatial"] = slide.xy
-    away = np.linalg.norm(slide.xy[slide.neighbours] - slide.xy[:, None], axis=2)
-    obsp, data.uns["spatial_neighbors"] = squidpy_graph(slide.neighbours, away)
+    obsp, data.uns["spatial_neighbors"] = slide.graph()
     for name, matrix in obsp.items():
         data.obsp[name] = matrix
     layers: dict[str, Callable[[], NDArray[np.float32]]] = {}

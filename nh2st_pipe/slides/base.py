@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -10,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["Interpolation", "Slide", "read_tile", "smaller", "thumbnail"]
+__all__ = ["Interpolation", "Slide", "libraries", "read_tile", "smaller", "thumbnail"]
 
 Interpolation = Literal["bilinear", "bicubic"]
 _FILTER = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -31,6 +33,8 @@ class Slide(Protocol):
     """µm per level-0 px by the file itself, None where it does not say."""
     notices: tuple[str, ...]
     """What a person would not expect of how the file is read."""
+    reader: str
+    """The library that decodes it, and its version."""
     origin: tuple[int, int]
     """Where QuPath counts from, level-0 px: the corner of what was scanned, where the file says it (MRXS)."""
     downsamples: tuple[float, ...]
@@ -46,6 +50,12 @@ class Slide(Protocol):
     def close(self) -> None:
         """Free the file and whatever was decoded."""
         ...
+
+
+@cache
+def libraries(*packages: str) -> str:
+    """Return installed packages with their versions: "tifffile 2026.1.1, imagecodecs 2026.2.2"."""
+    return ", ".join(f"{package} {version(package)}" for package in packages)
 
 
 def read_tile(

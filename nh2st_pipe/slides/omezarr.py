@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import SlideError, fault_of
+from nh2st_pipe.slides.base import libraries
 from nh2st_pipe.slides.levels import downsample_of, true_levels
 from nh2st_pipe.slides.pieces import Grid, Pieces
 from nh2st_pipe.slides.resolution import square_mpp
@@ -76,6 +77,7 @@ class OmeZarrSlide:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.origin = (0, 0)
+        self.reader = libraries("zarr", "numcodecs")
         with fault_of(SlideError, f"{path} cannot be opened (is the folder complete?)"):
             self._describe(path)
 

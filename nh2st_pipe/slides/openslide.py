@@ -11,6 +11,7 @@ import openslide
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import SlideError
+from nh2st_pipe.slides.base import libraries
 from nh2st_pipe.slides.levels import true_levels
 from nh2st_pipe.slides.resolution import square_mpp
 from nh2st_pipe.slides.tiff import TiffPieces, tiled_pages
@@ -33,6 +34,7 @@ class OpenSlideSlide:
         except openslide.OpenSlideError as error:
             raise SlideError(f"{path} cannot be opened: {error}; is the file complete?") from error
         self.size: tuple[int, int] = self._handle.dimensions
+        self.reader = f"openslide {openslide.__library_version__}"
         try:
             self._describe()
         except BaseException:
@@ -58,6 +60,7 @@ class OpenSlideSlide:
             if pages:
                 self._direct = {level: index for index, level in enumerate(pages)}
                 self._pieces = TiffPieces(self.path, list(pages.values()))
+                self.reader += f", {libraries('tifffile', 'imagecodecs')}"
 
     @staticmethod
     def reads(path: Path, *, scanners_only: bool = False) -> bool:

@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from nh2st_pipe.core.errors import SlideError, fault_of
 from nh2st_pipe.core.quiet import PROCESS_WIDE, quiet_warnings
+from nh2st_pipe.slides.base import libraries
 
 __all__ = ["RasterSlide", "any_size"]
 
@@ -53,6 +54,7 @@ class RasterSlide:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.origin = (0, 0)
+        self.reader = libraries("pillow")
         self.downsamples: tuple[float, ...] = (1.0,)
         self.mpp: float | None = None  # the resolution tags of photographs say nothing about the tissue
         self._lock = threading.Lock()

@@ -21,6 +21,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import SlideError, fault_of
+from nh2st_pipe.slides.base import libraries
 from nh2st_pipe.slides.levels import downsample_of, true_levels
 from nh2st_pipe.slides.pieces import Grid, Pieces
 from nh2st_pipe.slides.resolution import square_mpp
@@ -104,6 +105,7 @@ class TiffSlide:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.origin = (0, 0)
+        self.reader = libraries("tifffile", "imagecodecs")
         cause = f"{path} cannot be opened (is the file complete?)"
         with fault_of(SlideError, cause), tifffile.TiffFile(path) as file:
             self._describe(file)

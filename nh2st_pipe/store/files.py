@@ -15,17 +15,22 @@ _CHECKED_WHEN_READ = re.compile(r"embedding/(X|obsm/views)/c/|expression/X/(data
 _OWN_RECORD = "zarr.json"  # holds the list, and a checksum of itself
 
 
-def list_files(location: Location, folder: str) -> dict[str, tuple[int, str]]:
+def list_files(
+    location: Location, folder: str, known: Mapping[str, tuple[int, str]] | None = None
+) -> dict[str, tuple[int, str]]:
     """Return every file below a slide's folder, with its size and CRC-32C, but for the record that holds the list.
 
-    Hidden files are an operating system's, and come and go.
+    Those that are `known` are not read again. Hidden files are an operating system's, and come and go.
     """
+    known = known or {}
     names = [
         name
         for name in sorted(location.files(folder))
         if name != _OWN_RECORD and not name.endswith(LEFT_BEHIND) and not name.rpartition("/")[2].startswith(".")
     ]
-    return {name: (len(data), crc32c(data)) for name, data in location.read_all(folder, names)}
+    unread = [name for name in names if name not in known]
+    read = {name: (len(data), crc32c(data)) for name, data in location.read_all(folder, unread)}
+    return {name: known[name] if name in known else read[name] for name in names}
 
 
 def faults_of(location: Location, folder: str, listed: Mapping[str, tuple[int, str]], *, deep: bool) -> list[str]:

@@ -25,9 +25,12 @@ from nh2st_pipe.tiles.options import GridOptions
 __all__ = [
     "FORMAT",
     "KEY",
+    "THUMBNAIL",
     "Contract",
     "ImageSource",
     "ManifestRow",
+    "Picture",
+    "Resolved",
     "SlideRecord",
     "SlideState",
     "WeightsOf",
@@ -37,10 +40,12 @@ __all__ = [
     "signed",
     "spots_fingerprint",
     "tile_words",
+    "to_json",
 ]
 
-FORMAT = 2
+FORMAT = 3
 KEY = "nh2st_pipe"
+THUMBNAIL = "thumbnail.png"
 _MPP_TOLERANCE = 1e-3  # as far as an estimate may move between two versions; a tile of 224 px by less than a quarter px
 Count = Annotated[int, Field(ge=0)]
 Value = TypeVar("Value", bound=BaseModel)
@@ -146,9 +151,52 @@ class ImageSource(Strict):
     def differences(self, other: ImageSource) -> list[str]:
         """Return the names of what differs."""
         found = [name for name in ("image", "tissue") if getattr(self, name) != getattr(other, name)]
-        one, two = self.mpp, other.mpp
-        alike = one == two or (one is not None and two is not None and abs(one / two - 1) < _MPP_TOLERANCE)
-        return found if alike else [*found, "mpp"]
+        return found if _alike(self.mpp, other.mpp) else [*found, "mpp"]
+
+
+class Resolved(Strict):
+    """What a slide's tiles came to be: what the options, the manifest, the files and the libraries here made of it."""
+
+    width: Count
+    """Of the image, level-0 px."""
+    height: Count
+    mpp: float | None = None
+    """µm per level-0 px, None where nothing says it."""
+    mpp_source: str = "unknown"
+    """manifest, file, spots, or unknown."""
+    tile_level0_px: float
+    """Side of a tile."""
+    reader: str = ""
+    """The library that decoded the image, and its version; empty where an earlier format did not keep it."""
+
+    def differences(self, other: Resolved) -> list[str]:
+        """Return in words what tiles of `other` have that these have not: their size, or the image's."""
+        found = []
+        if (self.width, self.height) != (other.width, other.height):
+            found.append(f"image ({self.width} × {self.height} px, now {other.width} × {other.height})")
+        if not _alike(self.tile_level0_px, other.tile_level0_px):
+            found.append(f"tile ({self.tile_level0_px:g} level-0 px, now {other.tile_level0_px:g})")
+        if not _alike(self.mpp, other.mpp):
+            one, two = (f"{side.mpp:.4g} by the {side.mpp_source}" if side.mpp else "unknown" for side in (self, other))
+            found.append(f"mpp ({one}, now {two})")
+        return found
+
+    def mixes_with(self, other: Resolved) -> bool:
+        """Whether tiles of the two may stand in one slide: none differs, and the same library decoded them."""
+        return not self.differences(other) and (self.reader == other.reader or not self.reader)
+
+
+def _alike(one: float | None, two: float | None) -> bool:
+    return one == two or (one is not None and two is not None and abs(one / two - 1) < _MPP_TOLERANCE)
+
+
+class Picture(Strict):
+    """How the slide's thumbnail is to be drawn on."""
+
+    scale: float
+    """Px of it per level-0 px."""
+    spot_px: float
+    """How wide a spot is drawn, level-0 px."""
 
 
 class SlideState(Strict):
@@ -175,6 +223,10 @@ class SlideRecord(Strict):
     """Fingerprint of the file whose counts are in `expression/`, None where there are none."""
     stain_shift: str | None = None
     """Which synthetic stains the array `stain_shift` is the mean shift under; None where there is none."""
+    resolved: Resolved | None = None
+    """What its tiles came to be; None in formats 1 and 2, which keep it in `embedding/uns`."""
+    picture: Picture | None = None
+    """On `thumbnail.png`; None until the slide is complete."""
     state: SlideState
     files: dict[str, tuple[Count, str]] = Field(default_factory=dict)
     """Every file of a complete slide below its folder: size in bytes and CRC-32C."""
@@ -182,6 +234,11 @@ class SlideRecord(Strict):
     def with_state(self, **changes: Any) -> SlideRecord:
         """Return the record with parts of its state changed."""
         return self.model_copy(update={"state": self.state.model_copy(update=changes)})
+
+
+def to_json(record: SlideRecord) -> dict[str, Any]:
+    """Return a record as JSON values, signed."""
+    return signed(json.loads(record.model_dump_json()))
 
 
 def signed(values: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,9 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-__all__ = ["graph_of", "squidpy_graph", "table_of"]
+__all__ = ["CONNECTIVITIES", "DISTANCES", "graph_of", "squidpy_graph", "table_of"]
+
+CONNECTIVITIES, DISTANCES = "spatial_connectivities", "spatial_distances"  # keys of obsp, by squidpy
 
 
 def graph_of(indices: NDArray[np.int32], distances: NDArray[np.float64]) -> tuple[sp.csr_matrix, sp.csr_matrix]:
@@ -36,11 +38,11 @@ def squidpy_graph(
     """Return what squidpy keeps of n × k neighbours: obsp, and uns["spatial_neighbors"] on it."""
     connected, far = graph_of(indices, distances)
     note = {
-        "connectivities_key": "spatial_connectivities",
-        "distances_key": "spatial_distances",
+        "connectivities_key": CONNECTIVITIES,
+        "distances_key": DISTANCES,
         "params": {"n_neighbors": indices.shape[1] - 1, "coord_type": "generic"},
     }
-    return {"spatial_connectivities": connected, "spatial_distances": far}, note
+    return {CONNECTIVITIES: connected, DISTANCES: far}, note
 
 
 def table_of(distances: sp.csr_matrix) -> NDArray[np.int32]:

@@ -6,29 +6,34 @@ others can be used. A slide is held against the list of its files before a value
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 import zarr
 from anndata.io import read_elem
 from numpy.typing import NDArray
+from PIL import Image
 
 from nh2st_pipe.core.errors import DamageError, ResourceError, StoreError, for_want_of
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.names import part_name
 from nh2st_pipe.store import legacy
 from nh2st_pipe.store.files import faults_of
-from nh2st_pipe.store.format import FORMAT, KEY, Contract, SlideRecord, read_signed, tile_words
-from nh2st_pipe.store.graph import table_of
+from nh2st_pipe.store.format import FORMAT, KEY, THUMBNAIL, Contract, SlideRecord, read_signed, tile_words
+from nh2st_pipe.store.graph import DISTANCES, squidpy_graph, table_of
 
 __all__ = ["SlideData", "Store", "check_contract", "open_store", "read_root"]
 
-_ROWS_AT_ONCE = 1024  # a whole number of shards
+
+_LEAST_ROWS = 1024  # at once, a whole number of shards of earlier formats
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,6 +56,7 @@ class SlideData:
     """n × g raw counts."""
     genes: list[str]
     uns: dict[str, Any] = field(default_factory=dict)
+    """`image`, what is known of it, and `spatial`, its thumbnail as scanpy and squidpy draw on it."""
     stain_shift: NDArray[np.float32] | None = None
     """S × d: mean shift of the embeddings under synthetic stains."""
     block: int | None = None
@@ -87,6 +93,24 @@ class SlideData:
         if self.array_row is None or self.array_col is None:
             return None
         return np.column_stack((self.array_row, self.array_col))
+
+    def graph(self) -> tuple[dict[str, sp.csr_matrix], dict[str, Any]]:
+        """Return what squidpy keeps of the neighbours: two matrices n × n for obsp, and uns["spatial_neighbors"]."""
+        return squidpy_graph(self.neighbours, np.linalg.norm(self.xy[self.neighbours] - self.xy[:, None], axis=2))
+
+    def anndata(self) -> anndata.AnnData:
+        """Return the slide as scanpy and squidpy know it: X n × d (view 0), all views in obsm, neighbours in obsp, the
+        thumbnail in uns.
+        """
+        obs = pd.DataFrame(index=pd.Index(self.barcodes, name="barcode", dtype=object))
+        for name in ("array_row", "array_col"):
+            if getattr(self, name) is not None:
+                obs[name] = getattr(self, name)
+        obsm = {"spatial": self.xy, **({"views": self.views} if self.views.shape[1] > 1 else {})}
+        obsp, note = self.graph()
+        var = pd.DataFrame(index=pd.Index([f"e{i}" for i in range(self.views.shape[2])], dtype=object))
+        uns = {**self.uns, "spatial_neighbors": note}
+        return anndata.AnnData(self.views[:, 0], obs=obs, var=var, obsm=obsm, obsp=obsp, uns=uns)
 
 
 def open_store(where: str | Path | Location) -> Store:
@@ -162,9 +186,10 @@ class Store:
         except (OSError, ValueError) as error:
             raise self._unread(slide_id, f"its zarr.json cannot be read ({error})", error) from error
         try:
-            if self.format == 1:
-                return legacy.record_of(node["attributes"], self._rows.get(slide_id, {}), slide_id)
-            return read_signed(SlideRecord, node["attributes"][KEY])
+            attributes = node["attributes"]
+            if self.format == 1 and KEY not in attributes:  # else an upgrade is under way
+                return legacy.record_of(attributes, self._rows.get(slide_id, {}), slide_id)
+            return read_signed(SlideRecord, attributes[KEY])
         except (KeyError, TypeError, ValueError) as error:
             raise self._damage(slide_id, f"its record {error}") from error
 
@@ -245,11 +270,11 @@ class Store:
             obs = read_elem(emb["obs"])
             use_views = "views" in emb["obsm"] and not first_view_only
             views = _read_embeddings(emb["obsm/views"] if use_views else emb["X"], into)
-            xy, uns = emb["obsm/spatial"][:], read_elem(emb["uns"])
+            xy, uns = emb["obsm/spatial"][:], self._uns(record, emb)
             shift = group["stain_shift"][:] if record.stain_shift is not None else None
             barcodes = [str(name) for name in obs.index]
-            if "spatial_distances" in emb.get("obsp", ()):
-                neighbours = table_of(sp.csr_matrix(read_elem(emb["obsp/spatial_distances"])))
+            if DISTANCES in emb.get("obsp", ()):
+                neighbours = table_of(sp.csr_matrix(read_elem(emb[f"obsp/{DISTANCES}"])))
             else:
                 neighbours = emb["obsm/neighbors"][:]
             counts, genes = None, []
@@ -289,14 +314,32 @@ class Store:
             stain_shift=shift,
         )
 
+    def _uns(self, record: SlideRecord, embedding: Any) -> dict[str, Any]:
+        """Return what is known of a slide's image, and its thumbnail, from its record or as earlier formats keep it."""
+        if record.resolved is None:
+            uns: dict[str, Any] = read_elem(embedding["uns"])
+            return uns
+        slide_id, found = record.row.slide_id, record.resolved.model_dump(exclude_none=True)
+        uns = {"image": {**found, "path": record.row.slide, "fingerprint": record.image.image}}
+        if record.picture is not None:
+            png = self.location.read(f"slides/{slide_id}/{THUMBNAIL}")
+            scales = {
+                "tissue_hires_scalef": record.picture.scale,
+                "spot_diameter_fullres": record.picture.spot_px,
+            }
+            hires = np.asarray(Image.open(io.BytesIO(png)))
+            uns["spatial"] = {slide_id: {"images": {"hires": hires}, "scalefactors": scales}}
+        return uns
+
 
 def _read_embeddings(array: Any, into: NDArray[np.float16] | None) -> NDArray[np.float16]:
     """Return n × V × d, read shard by shard, so that only one shard of it is ever in memory twice."""
     n, d = array.shape[0], array.shape[-1]
+    most = max((array.shards or array.chunks)[0], _LEAST_ROWS)
     views = array.shape[1] if len(array.shape) == 3 else 1
     out = np.empty((n, views, d), np.float16) if into is None else into
-    for start in range(0, n, _ROWS_AT_ONCE):
-        rows = slice(start, min(start + _ROWS_AT_ONCE, n))
+    for start in range(0, n, most):
+        rows = slice(start, min(start + most, n))
         out[rows] = array[rows].reshape(-1, views, d)
         if not np.isfinite(out[rows]).all():
             raise ValueError("it holds embeddings that are not numbers")

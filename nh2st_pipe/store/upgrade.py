@@ -1,8 +1,9 @@
-"""A store of format 1 into one of format 2, in place, encoding nothing.
+"""A store of an earlier format into one of format 3, in place, encoding nothing.
 
-Everything format 2 needs is written beside what is there; the root's attributes are replaced last, in one write. Until
-then the store is one of format 1 and read as such, so the work may be cut short at any moment and begun again. What
-format 1 alone uses (`state`, `obsm/neighbors`) stays where it is, and is read no more.
+Slide by slide, what format 3 needs is written beside what is there; then the record, from which on the slide is one of
+format 3; then what it has no use for is deleted, and the record gets its list of files. The root says which format the
+store has, and is replaced last. Whatever strikes before, the store is read, each slide as its record says, and the work
+is gone on with.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ from anndata.io import read_elem
 
 from nh2st_pipe.core.errors import StoreError
 from nh2st_pipe.core.location import Location
-from nh2st_pipe.store.files import list_files
-from nh2st_pipe.store.format import FORMAT, KEY, SlideRecord, signed, spots_fingerprint
+from nh2st_pipe.store import legacy
+from nh2st_pipe.store.files import faults_of, list_files
+from nh2st_pipe.store.format import FORMAT, KEY, THUMBNAIL, Contract, SlideRecord, signed, spots_fingerprint
 from nh2st_pipe.store.read import Store, read_root
-from nh2st_pipe.store.write import SHARD_TILES, consolidate, partial_name, write_graph, write_partial, write_record
+from nh2st_pipe.store.write import as_png, consolidate, partial_name, write_graph, write_partial, write_record
 
 __all__ = ["upgrade"]
 
 
 def upgrade(where: str | Path | Location, say: Callable[[str], None] = lambda words: None) -> list[str]:
-    """Turn the store at `where` into format 2 and return the slides that were; none where it is one already.
+    """Turn the store at `where` into format 3 and return the slides that were; none where it is one already.
 
     Raises StoreError where a slide is damaged: it has to be deleted, or embedded anew by the version that made it.
     """
@@ -43,7 +45,7 @@ def upgrade(where: str | Path | Location, say: Callable[[str], None] = lambda wo
                 location.delete(f"slides/{slide_id}")
                 continue
             try:
-                _upgrade_slide(location, slide_id, record)
+                _upgrade_slide(location, slide_id, record, store.contract)
             except StoreError:
                 raise
             except Exception as error:
@@ -58,27 +60,59 @@ def upgrade(where: str | Path | Location, say: Callable[[str], None] = lambda wo
     return done
 
 
-def _upgrade_slide(location: Location, slide_id: str, record: SlideRecord) -> None:
+_CHANGE = ("embedding/zarr.json", "embedding/uns/", "embedding/var/", "embedding/obsp/spatial_connectivities/")
+_LISTS = "embedding/zarr.json"  # listed by a slide that is of format 3 altogether
+_OF_NO_USE = (
+    "partial",
+    "embedding/uns",
+    "embedding/var",
+    "embedding/obsm/neighbors",
+    "embedding/obsm/neighbor_distances",
+    "embedding/obsp/spatial_connectivities",
+)
+
+
+def _upgrade_slide(location: Location, slide_id: str, record: SlideRecord, contract: Contract) -> None:
     path = f"slides/{slide_id}"
+    faults = faults_of(location, path, record.files, deep=False)
+    if faults:
+        raise ValueError(faults[0])
 
     def open_group(name: str) -> Any:
         return zarr.open_group(location.zarr_store(), path=name, mode="r+", zarr_format=3, use_consolidated=False)
 
-    group, embedding = open_group(path), open_group(f"{path}/embedding")
-    barcodes = [str(name) for name in read_elem(embedding["obs"]).index]
-    xy = embedding["obsm/spatial"][:]
-    record = record.model_copy(update={"spots": spots_fingerprint(barcodes, xy)})
-    state = record.state
-    if state.complete:
-        neighbours = embedding["obsm/neighbors"][:]
-        distances = np.linalg.norm(xy[neighbours] - xy[:, None], axis=2)
-        write_graph(embedding, open_group(f"{path}/embedding/uns"), neighbours, distances)
+    group = open_group(path)
+    if record.resolved is None:
+        record = _beside(location, group, open_group(f"{path}/embedding"), record, contract)
+        write_record(group, record)
+    if _LISTS in record.files:
+        return
+    for name in _OF_NO_USE:
+        location.delete(f"{path}/{name}")
+    if record.state.complete:
         for name in ("embedding", "expression"):
             if name in group:
                 consolidate(group, name)
-        record = record.model_copy(update={"files": list_files(location, path)})
-    elif state.partial:
-        values = group["partial"][: state.partial]
-        assert len(values) <= SHARD_TILES
-        write_partial(group, partial_name(state.rows), values)
-    write_record(group, record)
+        write_record(group, record.model_copy(update={"files": list_files(location, path, record.files)}))
+
+
+def _beside(location: Location, group: Any, embedding: Any, record: SlideRecord, contract: Contract) -> SlideRecord:
+    """Write beside what is there what format 3 has in its place, and return the record of that."""
+    state = record.state
+    xy = embedding["obsm/spatial"][:]
+    resolved, picture, thumbnail = legacy.resolved_of(read_elem(embedding["uns"]), contract)
+    if not record.spots:
+        barcodes = [str(name) for name in read_elem(embedding["obs"]).index]
+        record = record.model_copy(update={"spots": spots_fingerprint(barcodes, xy)})
+    if not state.complete:
+        if state.partial and partial_name(state.rows) not in group:  # format 1
+            shard = (embedding["X"].shards or embedding["X"].chunks)[0]
+            write_partial(group, partial_name(state.rows), group["partial"][: state.partial], shard)
+        return record.model_copy(update={"resolved": resolved})
+    if not record.files:  # format 1
+        neighbours = embedding["obsm/neighbors"][:]
+        write_graph(embedding, neighbours, np.linalg.norm(xy[neighbours] - xy[:, None], axis=2))
+    if thumbnail is not None:
+        location.write(f"{group.path}/{THUMBNAIL}", as_png(thumbnail))
+    old = {name: value for name, value in record.files.items() if not name.startswith(_CHANGE)}
+    return record.model_copy(update={"resolved": resolved, "picture": picture, "files": old})

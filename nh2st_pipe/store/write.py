@@ -8,7 +8,7 @@ holds follows what is on disk, never the other way round: whatever strikes, the 
 from __future__ import annotations
 
 import contextlib
-import json
+import io
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +21,7 @@ import scipy.sparse as sp
 import zarr
 from anndata.io import write_elem
 from numpy.typing import NDArray
+from PIL import Image
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from nh2st_pipe.core.claims import Claim
@@ -31,15 +32,19 @@ from nh2st_pipe.store.files import list_files
 from nh2st_pipe.store.format import (
     FORMAT,
     KEY,
+    THUMBNAIL,
     Contract,
     ImageSource,
     ManifestRow,
+    Picture,
+    Resolved,
     SlideRecord,
     SlideState,
     signed,
     spots_fingerprint,
+    to_json,
 )
-from nh2st_pipe.store.graph import squidpy_graph
+from nh2st_pipe.store.graph import DISTANCES, graph_of
 from nh2st_pipe.store.read import Store, check_contract
 from nh2st_pipe.tiles.spots import Spots
 
@@ -47,9 +52,9 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
 __all__ = [
-    "SHARD_TILES",
     "SlideWriter",
     "StoreWriter",
+    "as_png",
     "consolidate",
     "partial_name",
     "write_graph",
@@ -57,7 +62,8 @@ __all__ = [
     "write_record",
 ]
 
-_CHUNK_TILES, SHARD_TILES = 32, 256
+_CHUNK_TILES, _MOST_SHARD_TILES = 32, 4096
+_SHARD_BYTES = 32 << 20  # few files, and what is written anew at every checkpoint stays small
 _CHECKPOINT_SECONDS = 10.0
 _SURELY_OVER_SECONDS = 3600.0  # no single write of a few kB takes as long
 _VALUES_PER_CHUNK = 1 << 20
@@ -94,18 +100,19 @@ class StoreWriter(Store):
 
     def renew_row(self, record: SlideRecord, row: ManifestRow) -> None:
         """Take over a manifest row that has changed in what the embeddings do not depend on. Needs the claim."""
-        write_record(self._group(f"slides/{row.slide_id}"), record.model_copy(update={"row": row}))
+        write_record(self.group(f"slides/{row.slide_id}"), record.model_copy(update={"row": row}))
 
     def slide(
         self,
         row: ManifestRow,
         image: ImageSource,
         spots: Spots,
+        resolved: Resolved,
         expression: str | None = None,
-        uns: dict[str, Any] | None = None,
         claim: Claim | None = None,
     ) -> SlideWriter:
-        """Return the writer of a slide whose claim is held: where it was left, if image and spots are the same.
+        """Return the writer of a slide whose claim is held: where it was left, if whatever decides its tiles is the
+        same: image, spots, and what they were `resolved` to.
 
         `expression` is the fingerprint of the file the counts are from: where it alone has changed, the counts are
         written anew and the embeddings kept. `claim` is looked at before each write: it may be lost.
@@ -116,17 +123,18 @@ class StoreWriter(Store):
             row=row,
             image=image,
             spots=spots_fingerprint(spots.barcodes, spots.xy),
+            resolved=resolved,
             state=SlideState(tiles=len(spots)),
         )
         old = self.record(row.slide_id)
-        if old is not None and old.state.ready and old.image.same(image) and old.spots == wanted.spots:
+        if old is not None and old.state.ready and _may_go_on(old, wanted):
             within = self.location.zarr_store(alone_under=path)
-            group = self._group(path, within)
+            group = self.group(path, within)
             record = old.model_copy(update={"row": row, "files": {}}).with_state(complete=False)
             if old.expression != expression:
                 record = record.model_copy(update={"expression": None})
                 write_record(group, record)
-                _write_obs(self._group(f"{path}/embedding", within), spots)
+                _write_obs(self.group(f"{path}/embedding", within), spots)
                 _write_expression(self.location, group, spots)
                 record = record.model_copy(update={"expression": expression})
             write_record(group, record)
@@ -134,13 +142,13 @@ class StoreWriter(Store):
         if old is None:
             self.location.delete(path)  # something may lie there that does not say what it is
             # In one write with its record: there is no moment at which a slide does not say how far it is.
-            zarr.create_group(self._zarr, path=path, attributes={KEY: _values(wanted)}, zarr_format=3)
-        write_record(self._group(path), wanted)  # not ready: whoever finds it like this begins anew
+            zarr.create_group(self._zarr, path=path, attributes={KEY: to_json(wanted)}, zarr_format=3)
+        write_record(self.group(path), wanted)  # not ready: whoever finds it like this begins anew
         for name in self.location.folders(path):
             self.location.delete(f"{path}/{name}")
         within = self.location.zarr_store(alone_under=path)
-        group = self._group(path, within)
-        _write_skeleton(group, self.contract, spots, uns or {})
+        group = self.group(path, within)
+        _write_skeleton(group, self.contract, spots)
         _write_expression(self.location, group, spots)
         record = wanted.model_copy(update={"expression": expression}).with_state(ready=True)
         write_record(group, record)
@@ -154,7 +162,7 @@ class StoreWriter(Store):
                 "embed goes on with it"
             )
 
-    def _group(self, path: str, within: ZarrStore | None = None) -> zarr.Group:
+    def group(self, path: str, within: ZarrStore | None = None) -> zarr.Group:
         """Open a group to write in it. Consolidated metadata are a copy for readers, and never what is written to."""
         return zarr.open_group(within or self._zarr, path=path, mode="r+", zarr_format=3, use_consolidated=False)
 
@@ -171,10 +179,11 @@ class SlideWriter:
     ) -> None:
         self._store, self._path, self._record, self._within, self._claim = store, path, record, within, claim
         self._views = store.contract.views
-        self._group = store._group(path, within)
-        embedding: Any = store._group(f"{path}/embedding", within)
+        self._group = store.group(path, within)
+        embedding: Any = store.group(f"{path}/embedding", within)
         self._x = embedding["X"]
         self._all_views = embedding["obsm/views"] if self._views > 1 else None
+        self._shard: int = (self._x.shards or self._x.chunks)[0]
         self._pending: list[NDArray[np.float16]] = []
         if record.state.partial:
             partial: Any = self._group[partial_name(record.state.rows)]
@@ -214,9 +223,9 @@ class SlideWriter:
             pending = [*self._pending, embeddings]
             waiting = sum(map(len, pending))
             last = state.rows + waiting == state.tiles
-            if waiting >= SHARD_TILES or last:
+            if waiting >= self._shard or last:
                 block = np.concatenate(pending)
-                whole = waiting if last else waiting - waiting % SHARD_TILES
+                whole = waiting if last else waiting - waiting % self._shard
                 start, stop = state.rows, state.rows + whole
                 self._x[start:stop] = block[:whole, 0]
                 if self._all_views is not None:
@@ -233,17 +242,20 @@ class SlideWriter:
         if self._broken or waiting == self._record.state.partial:
             return
         with self._unless_broken():
-            write_partial(self._group, partial_name(self._record.state.rows), np.concatenate(self._pending))
+            values = np.concatenate(self._pending)
+            write_partial(self._group, partial_name(self._record.state.rows), values, self._shard)
             self._mark(partial=waiting)
 
     def finish(
         self,
         neighbours: NDArray[np.int32],
         distances: NDArray[np.float64],
-        thumbnail: dict[str, Any],
+        thumbnail: NDArray[np.uint8],
+        picture: Picture,
         files: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Write what needs the whole slide (tables n × k, the spot itself first), and the completion mark, last.
+        """Write what needs the whole slide (tables n × k, the spot itself first; its `thumbnail` h × w × 3), and the
+        completion mark, last.
 
         `files` are laid beside it as they are, by name.
 
@@ -254,12 +266,8 @@ class SlideWriter:
             raise StoreError(f"{self._path}: {state.rows} of {state.tiles} tiles are written")
         with self._unless_broken():
             store, location = self._store, self._store.location
-            embedding = store._group(f"{self._path}/embedding", self._within)
-            uns = store._group(f"{self._path}/embedding/uns", self._within)
-            write_graph(embedding, uns, neighbours, distances)
-            with _anndata_settings():
-                write_elem(uns, "spatial", thumbnail)
-            for name, data in (files or {}).items():
+            write_graph(store.group(f"{self._path}/embedding", self._within), neighbours, distances)
+            for name, data in {THUMBNAIL: as_png(thumbnail), **(files or {})}.items():
                 location.write(f"{self._path}/{name}", data)
             for name in location.folders(self._path):
                 if name.startswith("partial_"):
@@ -268,7 +276,8 @@ class SlideWriter:
                 if name in self._group:
                     consolidate(self._group, name)
             location.sweep(self._path, deep=True)
-            self._record = self._record.model_copy(update={"files": list_files(location, self._path)})
+            listed = list_files(location, self._path)
+            self._record = self._record.model_copy(update={"files": listed, "picture": picture})
             self._mark(partial=0, complete=True)
 
     def _mark(self, **changes: Any) -> None:
@@ -294,11 +303,19 @@ class SlideWriter:
 
 def write_record(group: zarr.Group, record: SlideRecord) -> None:
     """Write a slide's record, in one write: it is the old one or the new one at any moment."""
-    group.attrs[KEY] = _values(record)
+    group.attrs[KEY] = to_json(record)
 
 
-def _values(record: SlideRecord) -> dict[str, Any]:
-    return signed(json.loads(record.model_dump_json()))
+def _may_go_on(old: SlideRecord, wanted: SlideRecord) -> bool:
+    """Whether tiles may be added to those that are there: whatever decides them is the same, and who reads them."""
+    assert wanted.resolved is not None
+    if not old.image.same(wanted.image) or old.spots != wanted.spots:
+        return False
+    if old.resolved is None:
+        return False
+    if old.state.rows == old.state.tiles:  # none is added
+        return not old.resolved.differences(wanted.resolved)
+    return old.resolved.mixes_with(wanted.resolved)
 
 
 def partial_name(rows: int) -> str:
@@ -306,9 +323,9 @@ def partial_name(rows: int) -> str:
     return f"partial_{rows}"
 
 
-def write_partial(group: zarr.Group, name: str, values: NDArray[np.float16]) -> None:
-    """Write fewer tiles than a shard (b × V × d) as one chunk of full size, in place of those that are there."""
-    shape = (SHARD_TILES, *values.shape[1:])
+def write_partial(group: zarr.Group, name: str, values: NDArray[np.float16], shard: int) -> None:
+    """Write fewer tiles than a `shard` (b × V × d) as one chunk of its size, in place of those that are there."""
+    shape = (shard, *values.shape[1:])
     if name not in group:
         group.create_array(
             name, shape=shape, chunks=shape, dtype="float16", compressors=[ZstdCodec(level=1), Crc32cCodec()]
@@ -319,14 +336,17 @@ def write_partial(group: zarr.Group, name: str, values: NDArray[np.float16]) -> 
     partial[:] = padded
 
 
-def write_graph(
-    embedding: zarr.Group, uns: zarr.Group, neighbours: NDArray[np.int32], distances: NDArray[np.float64]
-) -> None:
-    """Write n × k neighbours as squidpy does: two sparse matrices, and a note on them in uns."""
-    obsp, note = squidpy_graph(neighbours, distances)
+def write_graph(embedding: zarr.Group, neighbours: NDArray[np.int32], distances: NDArray[np.float64]) -> None:
+    """Write n × k neighbours as a sparse matrix of their distances, as squidpy has it."""
     with _anndata_settings():
-        write_elem(embedding, "obsp", obsp)
-        write_elem(uns, "spatial_neighbors", note)
+        write_elem(embedding, "obsp", {DISTANCES: graph_of(neighbours, distances)[1]})
+
+
+def as_png(picture: NDArray[np.uint8]) -> bytes:
+    """Return a picture h × w × 3 as the bytes of a PNG."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "png")
+    return file.getvalue()
 
 
 def _obs(spots: Spots) -> pd.DataFrame:
@@ -334,7 +354,6 @@ def _obs(spots: Spots) -> pd.DataFrame:
     for name, values in (("array_row", spots.array_row), ("array_col", spots.array_col)):
         if values is not None:
             obs[name] = values
-    obs["in_tissue"] = np.ones(len(spots), dtype=bool)
     return obs
 
 
@@ -343,16 +362,14 @@ def _write_obs(embedding: zarr.Group, spots: Spots) -> None:
         write_elem(embedding, "obs", _obs(spots))
 
 
-def _write_skeleton(group: zarr.Group, contract: Contract, spots: Spots, uns: dict[str, Any]) -> None:
+def _write_skeleton(group: zarr.Group, contract: Contract, spots: Spots) -> None:
     """Write everything of a slide's embedding that is known before its tiles are encoded."""
     n, d = len(spots), contract.dim
     embedding = group.create_group("embedding")
     embedding.attrs.update(_ANNDATA)
     _write_obs(embedding, spots)
     with _anndata_settings():
-        write_elem(embedding, "var", pd.DataFrame(index=pd.Index([f"e{i}" for i in range(d)], dtype=object)))
         write_elem(embedding, "obsm", {"spatial": spots.xy})
-        write_elem(embedding, "uns", uns)
     _embedding_array(embedding, "X", (n, d))
     if contract.views > 1:
         _embedding_array(embedding, "obsm/views", (n, contract.views, d))
@@ -376,11 +393,18 @@ def _embedding_array(group: zarr.Group, name: str, shape: tuple[int, ...]) -> No
         name,
         shape=shape,
         chunks=(_CHUNK_TILES, *shape[1:]),
-        shards=(SHARD_TILES, *shape[1:]),
+        shards=(_shard_tiles(shape), *shape[1:]),
         dtype="float16",
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
     )
     array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+
+
+def _shard_tiles(shape: tuple[int, ...]) -> int:
+    """Return how many tiles a shard of an array n × … has: a whole number of chunks, and no more than there are."""
+    fit = _SHARD_BYTES // (2 * int(np.prod(shape[1:])))
+    chunks = max(1, min(fit, _MOST_SHARD_TILES, shape[0] + _CHUNK_TILES - 1) // _CHUNK_TILES)
+    return chunks * _CHUNK_TILES
 
 
 def _write_csr(group: zarr.Group, name: str, matrix: sp.csr_matrix) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,73 @@ def test_an_unfinished_slide_that_changed_is_begun_anew(study: Study, monkeypatc
     monkeypatch.undo()
     Image.fromarray(picture(240, 240, 77)).save(study.folder / "s0.png")
     assert study.embed().encoded_tiles == 75
+
+
+def say_mpp(study: Study, slide_id: str, mpp: float) -> None:
+    """Have a slide's expression file say its resolution, as its scale factors do."""
+    path = study.folder / f"{slide_id}.h5ad"
+    data = anndata.read_h5ad(path)
+    data.uns["spatial"] = {"x": {"scalefactors": {"microns_per_pixel": mpp}}}
+    data.write_h5ad(path)
+
+
+def tile_of(study: Study, slide_id: str) -> float:
+    record = open_store(study.folder / "store.zarr").record(slide_id)
+    assert record is not None
+    assert record.resolved is not None
+    return record.resolved.tile_level0_px
+
+
+def test_a_tile_that_came_to_be_another_is_refused_until_asked_for(study: Study) -> None:
+    """Its size follows from the resolution, and that from the file of counts, which changes without the image."""
+    options = {"tile_px": None, "tile_um": 24}
+    say_mpp(study, "s0", 0.5)
+    assert study.embed(only=["s0"], **options).done == ["s0"]
+    assert tile_of(study, "s0") == 48
+    before = open_store(study.folder / "store.zarr").read("s0").views
+    say_mpp(study, "s0", 1.0)
+    failed = study.embed(only=["s0"], **options).failed["s0"]
+    assert "its tile (48 level-0 px, now 24) and mpp (0.5 by the spots, now 1 by the spots) changed" in failed
+    assert (tile_of(study, "s0"), study.embed(only=["s0"], redo_changed=True, **options).encoded_tiles) == (48, 25)
+    assert tile_of(study, "s0") == 24
+    assert not np.array_equal(open_store(study.folder / "store.zarr").read("s0").views, before)
+
+
+def test_tiles_of_two_sizes_or_readers_never_stand_in_one_slide(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nh2st_pipe.slides.raster import RasterSlide
+    from nh2st_pipe.store.write import SlideWriter
+
+    options: dict[str, Any] = {"tile_px": None, "tile_um": 24, "only": ["s0"], "batch_size": 10}
+    append, decoded = SlideWriter.append, RasterSlide.__init__
+
+    def cut_short() -> None:
+        def interrupted(self: SlideWriter, values: Any) -> None:
+            append(self, values)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(SlideWriter, "append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            study.embed(**options)
+        monkeypatch.setattr(SlideWriter, "append", append)
+
+    def another_version(self: RasterSlide, path: Path) -> None:
+        decoded(self, path)
+        self.reader += ".post1"
+
+    say_mpp(study, "s0", 0.5)
+    cut_short()
+    assert study.embed(**options).encoded_tiles == 15  # what was kept is gone on with
+    shutil.rmtree(study.folder / "store.zarr")
+    cut_short()
+    say_mpp(study, "s0", 1.0)
+    assert study.embed(**options).encoded_tiles == 25
+    shutil.rmtree(study.folder / "store.zarr")
+    cut_short()
+    monkeypatch.setattr(RasterSlide, "__init__", another_version)
+    assert study.embed(**options).encoded_tiles == 25
+    monkeypatch.setattr(RasterSlide, "__init__", decoded)
+    say_mpp(study, "s0", 1.0 + 1e-9)  # the file is another, and what follows from it the same
+    assert study.embed(**options).encoded_tiles == 0
 
 
 def test_a_store_without_a_finished_slide_is_gone_on_with_as_it_was_begun(
@@ -638,6 +706,6 @@ def test_a_slide_without_spots_has_its_thumbnail_with_its_scale_and_says_what_wa
     study.manifest.write_text("slide_id,slide\ns0,s0.png\n")
     summary = study.embed()
     assert [note for note in summary.notices if note.startswith("s0: pen marks are left out, ")]
-    uns = anndata.read_zarr(study.folder / "store.zarr/slides/s0/embedding").uns["spatial"]["s0"]
+    uns = open_store(study.folder / "store.zarr").read("s0").uns["spatial"]["s0"]
     assert uns["images"]["hires"].shape == (461, 768, 3)
     assert uns["scalefactors"]["tissue_hires_scalef"] == pytest.approx(0.768)

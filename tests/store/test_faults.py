@@ -38,7 +38,7 @@ def walk(writes: int) -> list[tuple[int, Kind]]:
 @pytest.fixture
 def tiny(make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch) -> Study:
     """A slide of nine tiles in shards of four, every batch followed by a checkpoint."""
-    monkeypatch.setattr(write, "SHARD_TILES", 4)
+    monkeypatch.setattr(write, "_MOST_SHARD_TILES", 4)
     monkeypatch.setattr(write, "_CHUNK_TILES", 2)
     monkeypatch.setattr(write, "_CHECKPOINT_SECONDS", 0.0)
     return make_study(1, 3)
@@ -100,9 +100,9 @@ def test_any_write_of_a_renewal_may_be_the_last(tiny: Study) -> None:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", ["whole", "interrupted"])
+@pytest.mark.parametrize("name", ["v1/whole", "v1/interrupted", "v2/whole", "v2/interrupted"])
 def test_any_write_of_upgrade_may_be_the_last(name: str, tmp_path: Path) -> None:
-    old = Path(__file__).parents[1] / "stores" / "v1" / name
+    old = Path(__file__).parents[1] / "stores" / name
     shutil.copytree(old, tmp_path / "whole")
     with struck(Faults()) as counting:
         upgrade(tmp_path / "whole")

@@ -12,23 +12,24 @@ import pytest
 
 from nh2st_pipe.core.errors import DamageError, StoreError
 from nh2st_pipe.embedding.run import embed
-from nh2st_pipe.store.format import KEY, signed
+from nh2st_pipe.store.format import KEY, Resolved, signed
 from nh2st_pipe.store.graph import graph_of, table_of
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.store.upgrade import upgrade
+from nh2st_pipe.store.verify import verify
 from nh2st_pipe.tiles.neighbours import nearest_spots
 from tests.conftest import Study
 
-V1 = Path(__file__).parents[1] / "stores" / "v1"
-MANIFEST = V1 / "slides" / "manifest.csv"
+STORES = Path(__file__).parents[1] / "stores"
+MANIFEST = STORES / "v1" / "slides" / "manifest.csv"
 
 
-@pytest.fixture
-def old(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(V1, tmp_path / "v1"))
+@pytest.fixture(params=["v1", "v2"])
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(STORES / request.param, tmp_path / request.param))
 
 
-def test_a_store_of_format_1_is_read_as_it_is_and_upgraded(old: Path) -> None:
+def test_a_store_of_an_earlier_format_is_read_as_it_is_and_upgraded(old: Path) -> None:
     whole = old / "whole"
     before = {name: open_store(whole).read(name) for name in ("s0", "s1")}
     assert upgrade(whole) == ["s0", "s1"]
@@ -39,7 +40,8 @@ def test_a_store_of_format_1_is_read_as_it_is_and_upgraded(old: Path) -> None:
     fresh = old / "fresh"
     embed(MANIFEST, encoder="fake", store=fresh, tile_px=48, views=8, device="cpu")
     for store in (open_store(whole), open_store(fresh)):
-        assert store.format == 2
+        assert store.format == 3
+        assert not verify(store.location).damaged
         for name, then in before.items():
             now = store.read(name)
             assert (now.patient, now.extra, now.genes, now.barcodes) == (
@@ -58,14 +60,44 @@ def test_a_store_of_format_1_is_read_as_it_is_and_upgraded(old: Path) -> None:
             assert then.counts is not None
             assert np.array_equal(now.counts.toarray(), then.counts.toarray())
     summary = embed(MANIFEST, store=whole, device="cpu")
-    assert (summary.encoded_tiles, summary.stain_shifts) == (0, ["s0", "s1"])  # which format 1 did not have
+    lacking = ["s0", "s1"] if old.name == "v1" else []  # format 1 did not have them
+    assert (summary.encoded_tiles, summary.stain_shifts) == (0, lacking)
     assert embed(MANIFEST, store=whole, device="cpu").kept == ["s0", "s1"]
+    for name in ("s0", "s1"):
+        # Columns of obs that were there stay: format 1 had them twice.
+        assert len(files_of(whole / "slides" / name)) + 1 <= (51 if old.name == "v1" else 45)
 
 
-def test_an_interrupted_store_of_format_1_is_upgraded_and_gone_on_with(old: Path) -> None:
+def test_what_an_earlier_format_kept_in_uns_is_in_the_record(old: Path) -> None:
+    whole = old / "whole"
+    then = open_store(whole).read("s0").uns
+    upgrade(whole)
+    store = open_store(whole)
+    record, now = store.record("s0"), store.read("s0").uns
+    assert record is not None
+    assert record.resolved == Resolved(
+        width=200, height=200, mpp=0.5, mpp_source="manifest", tile_level0_px=48.0, reader=""
+    )
+    (pictures,) = then["spatial"]["s0"]["images"].values()
+    assert np.array_equal(now["spatial"]["s0"]["images"]["hires"], pictures)
+    assert now["image"]["fingerprint"] == then["image"].get("fingerprint", now["image"]["fingerprint"])
+    assert "/" not in now["image"]["path"]  # nothing of the machine it was made on
+
+
+def test_a_damaged_slide_is_not_upgraded(tmp_path: Path) -> None:
+    old = Path(shutil.copytree(STORES / "v2", tmp_path / "v2")) / "whole"
+    file = old / "slides/s1/embedding/obs/barcode/c/0"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(StoreError, match="slide s1 is damaged: embedding/obs/barcode/c/0 has"):
+        upgrade(old)
+    store = open_store(old)
+    assert (store.format, len(store.read("s0"))) == (2, 16)
+
+
+def test_an_interrupted_store_of_an_earlier_format_is_upgraded_and_gone_on_with(old: Path) -> None:
     store = old / "interrupted"
     assert (open_store(store).slides(), open_store(store).incomplete()) == (["s0"], ["s1"])
-    with pytest.raises(StoreError, match=r"format 1; nh2st-pipe upgrade .*interrupted makes it format 2"):
+    with pytest.raises(StoreError, match=rf"format {old.name[1]}; nh2st-pipe upgrade .*interrupted makes it format 3"):
         embed(MANIFEST, store=store, device="cpu")
     upgrade(store)
     assert embed(MANIFEST, store=store, device="cpu").encoded_tiles == 16 - 6
@@ -74,8 +106,8 @@ def test_an_interrupted_store_of_format_1_is_upgraded_and_gone_on_with(old: Path
         assert np.array_equal(open_store(store).read(name).views, open_store(old / "fresh").read(name).views)
 
 
-def test_an_encoder_field_that_did_not_exist_yet_has_its_default(old: Path) -> None:
-    store = old / "whole"
+def test_an_encoder_field_that_did_not_exist_yet_has_its_default(tmp_path: Path) -> None:
+    store = Path(shutil.copytree(STORES / "v1", tmp_path / "v1")) / "whole"
     meta = json.loads((store / "zarr.json").read_text())
     contract = meta["attributes"][KEY]
     assert contract["identity"].pop("interpolation") == "bicubic"  # the default
@@ -83,7 +115,7 @@ def test_an_encoder_field_that_did_not_exist_yet_has_its_default(old: Path) -> N
     upgrade(store)
     assert embed(MANIFEST, encoder="fake", store=store, device="cpu").encoded_tiles == 0
     contract["identity"]["input_px"] = 96
-    contract["format"] = 2
+    contract["format"] = 3
     (store / "zarr.json").write_text(json.dumps({**meta, "attributes": {KEY: signed(contract)}}))
     with pytest.raises(StoreError, match="encoder fake with input_px 96, not 64"):
         embed(MANIFEST, encoder="fake", store=store, device="cpu")
@@ -101,8 +133,8 @@ def test_a_newer_or_damaged_root_is_refused(study: Study) -> None:
     study.embed()
     root = study.folder / "store.zarr" / "zarr.json"
     text = root.read_text()
-    change(root, {"format": 3}, sign=True)
-    with pytest.raises(StoreError, match="store format 3, and this version of nh2st-pipe reads format 2 and older"):
+    change(root, {"format": 4}, sign=True)
+    with pytest.raises(StoreError, match="store format 4, and this version of nh2st-pipe reads format 3 and older"):
         open_store(study.folder / "store.zarr")
     root.write_text(text.replace('"size_level0_px": 48', '"size_level0_px": 49'))
     with pytest.raises(StoreError, match="its root's attribute 'nh2st_pipe' does not have the checksum"):
@@ -154,7 +186,7 @@ def test_a_slide_with_any_file_damaged_is_never_read(study: Study, how: str) -> 
     study.embed(views=8)
     path = study.folder / "store.zarr"
     files = files_of(path / "slides/s1")
-    assert len(files) > 60
+    assert len(files) > 40
     for file in files:
         whole = file.read_bytes()
         if how == "flipped":
@@ -193,16 +225,20 @@ def test_a_prediction_has_the_neighbours_of_its_store(study: Study) -> None:
 
     study.embed()
     run = train(study.folder / "store.zarr", recipe="mean", out=study.folder / "run")
-    kept = anndata.read_zarr(study.folder / "store.zarr/slides/s0/embedding")
+    kept = open_store(study.folder / "store.zarr").read("s0").anndata()
     predicted = anndata.read_h5ad(run.path / "predictions/s0.h5ad")
     for name in ("spatial_connectivities", "spatial_distances"):
         assert abs(predicted.obsp[name] - kept.obsp[name]).max() < 1e-9
     assert predicted.uns["spatial_neighbors"]["distances_key"] == "spatial_distances"
 
 
-def test_the_embedding_group_is_what_squidpy_expects(study: Study) -> None:
-    study.embed()
-    data = anndata.read_zarr(study.folder / "store.zarr/slides/s1/embedding")
+def test_a_slide_is_what_squidpy_expects(study: Study) -> None:
+    study.embed(views=8)
+    data = open_store(study.folder / "store.zarr").read("s1").anndata()
+    kept = anndata.read_zarr(study.folder / "store.zarr/slides/s1/embedding")
+    for one, two in ((data.X, kept.X), (data.obsm["views"], kept.obsm["views"]), (data.obs, kept.obs)):
+        assert np.array_equal(np.asarray(one), np.asarray(two))
+    assert abs(data.obsp["spatial_distances"] - kept.obsp["spatial_distances"]).max() < 1e-9
     note = data.uns["spatial_neighbors"]
     assert data.obsp[str(note["connectivities_key"])].sum() == 25 * 8
     nearest = data.obsp[str(note["distances_key"])].max(axis=1).toarray()

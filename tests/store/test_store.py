@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nh2st_pipe.core.errors import DamageError, StoreError
-from nh2st_pipe.store.format import Contract, ImageSource, ManifestRow, WeightsOf, fingerprint
+from nh2st_pipe.store.format import Contract, ImageSource, ManifestRow, Picture, Resolved, WeightsOf, fingerprint
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.store.write import SlideWriter, StoreWriter
 from nh2st_pipe.tiles.neighbours import nearest_spots
@@ -31,6 +31,7 @@ CONTRACT = Contract(
     views=8,
 )
 IMAGE = ImageSource(image="1-a")
+RESOLVED = Resolved(width=9, height=8, mpp=0.5, mpp_source="file", tile_level0_px=224.0, reader="a 1.0")
 ROW = ManifestRow(slide_id="s", slide="s.tif", patient="p")
 
 
@@ -51,15 +52,17 @@ def values(n: int, views: int = 8) -> Any:
     return np.random.default_rng(1).normal(size=(n, views, 6)).astype(np.float16)
 
 
+PICTURE = np.zeros((4, 5, 3), np.uint8), Picture(scale=0.1, spot_px=50.0)
+
+
 def finish(writer: SlideWriter, n: int) -> None:
-    picture: dict[str, Any] = {"s": {"images": {"lowres": np.zeros((4, 5, 3), np.uint8)}, "scalefactors": {"x": 1.0}}}
-    writer.finish(*nearest_spots(spots(n).xy, 9), picture)
+    writer.finish(*nearest_spots(spots(n).xy, 9), *PICTURE)
 
 
 def test_what_is_written_is_read_back_by_us_and_by_anndata(tmp_path: Path) -> None:
     where, x = spots(300, genes=7), values(300)
     store = StoreWriter(tmp_path / "s.zarr", CONTRACT)
-    writer = store.slide(ROW, IMAGE, where, "1-e", {"image": {"mpp": 0.5}})
+    writer = store.slide(ROW, IMAGE, where, RESOLVED, "1-e")
     for start in range(0, 300, 70):
         writer.append(x[start : start + 70])
     finish(writer, 300)
@@ -79,9 +82,9 @@ def test_what_is_written_is_read_back_by_us_and_by_anndata(tmp_path: Path) -> No
     assert np.array_equal(embedding.X, x[:, 0])
     assert embedding.obsm["views"].shape == (300, 8, 6)
     assert {"spatial", "views"} == set(embedding.obsm)
-    assert {"spatial_connectivities", "spatial_distances"} == set(embedding.obsp)
+    assert {"spatial_distances"} == set(embedding.obsp)
     assert list(embedding.obs_names) == where.barcodes
-    assert {"array_row", "array_col", "in_tissue"} <= set(embedding.obs)
+    assert {"array_row", "array_col"} == set(embedding.obs)
     expression = anndata.read_zarr(tmp_path / "s.zarr/slides/s/expression")
     assert np.array_equal(sp.csr_matrix(expression.X).toarray(), where.counts.toarray())
     assert list(expression.obs_names) == where.barcodes
@@ -97,13 +100,13 @@ def test_batches_and_interruptions_do_not_change_the_result(
     path = tmp_path_factory.mktemp("s") / "s.zarr"
     x = values(n)
     store = StoreWriter(path, CONTRACT)
-    writer = store.slide(ROW, IMAGE, spots(n), None, {})
+    writer = store.slide(ROW, IMAGE, spots(n), RESOLVED)
     for number, size in enumerate([*cuts, n]):
         if number == stop:  # killed here, after a checkpoint or before it
             if safe:
                 before = writer.rows
                 writer.checkpoint()
-            writer = store.slide(ROW, IMAGE, spots(n), None, {})
+            writer = store.slide(ROW, IMAGE, spots(n), RESOLVED)
             if safe:
                 assert writer.rows == before
         if writer.rows < n:
@@ -119,10 +122,10 @@ def test_values_that_cannot_be_are_found_on_reading_whatever_their_checksums_say
     """Written so by a fault of ours: every file is as it was written."""
 
     def written(name: str, x: Any, neighbours: Any = None) -> Any:
-        writer = StoreWriter(tmp_path / name, CONTRACT).slide(ROW, IMAGE, spots(20))
+        writer = StoreWriter(tmp_path / name, CONTRACT).slide(ROW, IMAGE, spots(20), RESOLVED)
         writer.append(x)
         indices, distances = nearest_spots(spots(20).xy, 9)
-        writer.finish(indices if neighbours is None else neighbours, distances, {})
+        writer.finish(indices if neighbours is None else neighbours, distances, *PICTURE)
         return open_store(tmp_path / name).read
 
     assert written("good.zarr", values(20))("s").views.shape == (20, 8, 6)
@@ -133,7 +136,7 @@ def test_values_that_cannot_be_are_found_on_reading_whatever_their_checksums_say
 
 
 def test_neighbours_beyond_the_slide_are_found_on_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = StoreWriter(tmp_path / "s.zarr", CONTRACT).slide(ROW, IMAGE, spots(20))
+    writer = StoreWriter(tmp_path / "s.zarr", CONTRACT).slide(ROW, IMAGE, spots(20), RESOLVED)
     writer.append(values(20))
     finish(writer, 20)
     read = open_store(tmp_path / "s.zarr").read
@@ -148,7 +151,7 @@ def test_neighbours_beyond_the_slide_are_found_on_reading(tmp_path: Path, monkey
 
 def test_after_a_write_that_failed_nothing_more_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is in memory may be ahead of the disk then, or behind it; the next run begins from the disk."""
-    writer = StoreWriter(tmp_path / "s.zarr", CONTRACT).slide(ROW, IMAGE, spots(300))
+    writer = StoreWriter(tmp_path / "s.zarr", CONTRACT).slide(ROW, IMAGE, spots(300), RESOLVED)
     writer.append(values(300)[:100])
 
     def full(*_: object) -> None:
@@ -169,25 +172,25 @@ def test_after_a_write_that_failed_nothing_more_is_written(tmp_path: Path, monke
 
 def test_a_slide_without_its_mark_is_not_there(tmp_path: Path) -> None:
     store = StoreWriter(tmp_path / "s.zarr", CONTRACT)
-    store.slide(ROW, IMAGE, spots(20), None, {}).append(values(20))
+    store.slide(ROW, IMAGE, spots(20), RESOLVED).append(values(20))
     opened = open_store(tmp_path / "s.zarr")
     assert opened.slides() == []
     assert opened.incomplete() == ["s"]
     with pytest.raises(StoreError, match="holds no complete slide s; run nh2st-pipe embed again"):
         opened.read("s")
     store = StoreWriter(tmp_path / "t.zarr", CONTRACT)
-    begun = store.slide(ROW, IMAGE, spots(20), None, {})
+    begun = store.slide(ROW, IMAGE, spots(20), RESOLVED)
     with pytest.raises(StoreError, match="0 of 20 tiles are written"):
         finish(begun, 20)
 
 
 def test_another_source_begins_anew(tmp_path: Path) -> None:
     store = StoreWriter(tmp_path / "s.zarr", CONTRACT)
-    writer = store.slide(ROW, IMAGE, spots(20), None, {})
+    writer = store.slide(ROW, IMAGE, spots(20), RESOLVED)
     writer.append(values(10))
     writer.checkpoint()
-    assert store.slide(ROW, IMAGE, spots(20), None, {}).rows == 10
-    assert store.slide(ROW, ImageSource(image="2-b"), spots(20)).rows == 0
+    assert store.slide(ROW, IMAGE, spots(20), RESOLVED).rows == 10
+    assert store.slide(ROW, ImageSource(image="2-b"), spots(20), RESOLVED).rows == 0
 
 
 @pytest.mark.parametrize(
@@ -219,7 +222,7 @@ def test_what_is_no_store_says_so(tmp_path: Path) -> None:
     text = json.loads(meta.read_text())
     text["attributes"]["nh2st_pipe"]["format"] = 99
     meta.write_text(json.dumps(text))
-    with pytest.raises(StoreError, match="format 99, and this version of nh2st-pipe reads format 2 and older"):
+    with pytest.raises(StoreError, match="format 99, and this version of nh2st-pipe reads format 3 and older"):
         open_store(tmp_path / "s.zarr")
 
 
@@ -238,10 +241,12 @@ def test_damage_is_named_not_returned(study: Study) -> None:
 def test_a_store_has_few_files_and_consolidated_metadata(study: Study) -> None:
     study.embed(views=8)
     path = study.folder / "store.zarr"
-    assert sum(1 for file in (path / "slides/s0").rglob("*") if file.is_file()) < 92
+    counted = [file for file in (path / "slides/s0").rglob("*") if file.is_file()]
+    assert len(counted) <= 45
+    assert sum(not {"expression", "stain_shift"} & {*file.parts} for file in counted) <= 30
     assert "consolidated_metadata" in json.loads((path / "slides/s0/embedding/zarr.json").read_text())
     x = zarr.open_array(path / "slides/s0/embedding/obsm/views", mode="r")
-    assert x.shards == (256, 8, 96)
+    assert x.shards == (32, 8, 96)  # no larger than there are tiles
 
 
 def test_fingerprints_follow_content_not_name_or_time(tmp_path: Path) -> None:
