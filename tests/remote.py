@@ -1,84 +1,76 @@
-"""Object stores for tests: one in memory that refuses things, and a server on this machine that speaks S3."""
+"""A stand-in of S3 on this machine, for tests: it refuses what it is told to, and counts what it is asked."""
 
 from __future__ import annotations
 
 import atexit
+import datetime
 import os
+import threading
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 from unittest import mock
 
-import fsspec
-from fsspec.implementations.memory import MemoryFileSystem
+__all__ = ["URL", "Refusing", "refusing", "s3_server"]
 
-__all__ = ["Refusing", "refusing", "s3_server"]
+URL = "s3://bucket/store.zarr"
+
+_BUSY = b"<Error><Code>SlowDown</Code><Message>the store is busy; reduce your request rate</Message></Error>"
+_SOON = datetime.timedelta(milliseconds=1)
+_IMPATIENT = {"max_retries": 3, "backoff": {"init_backoff": _SOON, "max_backoff": _SOON, "base": 2.0}}
 
 
-class Refusing(MemoryFileSystem):  # type: ignore[misc]
-    """In memory; the next `times` writes (or `reads`) of objects whose name holds `part` are refused, and questions
-    counted.
+class Refusing:
+    """A web application in front of another: the next `times` writes (or `reads`) of objects whose name holds `part`
+    are refused, and questions counted by the object's name in the store.
     """
 
-    protocol = "refusing"
-    store: ClassVar[dict[str, Any]] = {}
-    pseudo_dirs: ClassVar[list[str]] = [""]
-    part, times, refused = "", 0, 0
-    reads = False
-    asked: ClassVar[Counter[str]] = Counter()
+    def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
+        self._app, self._lock = app, threading.Lock()
+        self.asked = Counter[str]()
+        self.clear()
 
-    def exists(self, path: str, **more: Any) -> bool:
-        self.asked[path.rpartition("store.zarr/")[2]] += 1
-        there: bool = super().exists(path, **more)
-        return there
+    def clear(self) -> None:
+        self.part, self.times, self.refused, self.reads = "", 0, 0, False
+        self.heard: Callable[[str, str], object] | None = None
+        self.asked.clear()
 
-    def cat_file(self, path: str, *arguments: Any, **more: Any) -> Any:
-        self.asked[path.rpartition("store.zarr/")[2]] += 1
-        if self.reads:
-            self._refuse(path)
-        return super().cat_file(path, *arguments, **more)
-
-    @classmethod
-    def _refuse(cls, path: str) -> None:
-        if cls.times > 0 and cls.part in path:
-            cls.times -= 1
-            cls.refused += 1
-            raise ConnectionError("the store is busy; reduce your request rate")
-
-    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> Any:
-        if not self.reads:
-            self._refuse(path)
-        return super().pipe_file(path, value, mode=mode, **more)
-
-
-@contextmanager
-def refusing() -> Iterator[type[Refusing]]:
-    """Return the class of an object store at refusing://, empty, which nothing is asked of twice at once."""
-    fsspec.register_implementation("refusing", Refusing, clobber=True)
-    Refusing.store.clear()
-    Refusing.pseudo_dirs[:] = [""]
-    Refusing.part, Refusing.times, Refusing.refused, Refusing.reads = "", 0, 0, False
-    Refusing.asked.clear()
-    with mock.patch("nh2st_pipe.core.steady._PAUSES", (0.0, 0.0, 0.0)):
-        yield Refusing
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        name, method = str(environ["PATH_INFO"]), environ["REQUEST_METHOD"]
+        if self.heard is not None:
+            self.heard(method, name)
+        with self._lock:
+            if method in ("GET", "HEAD"):
+                self.asked[name.rpartition("store.zarr/")[2]] += 1
+            kind = ("GET",) if self.reads else ("PUT",)
+            if self.times > 0 and method in kind and "store.zarr/" in name and self.part in name:
+                self.times -= 1
+                self.refused += 1
+                start_response("503 Slow Down", [("Content-Type", "application/xml")])
+                return [_BUSY]
+        return self._app(environ, start_response)
 
 
 @cache
-def _s3() -> str:
-    """Start this process's stand-in of S3, and return its address.
+def _s3() -> tuple[str, Refusing]:
+    """Start this process's stand-in of S3, and return its address and what stands before it."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
 
-    There is one, as s3fs keeps what it has made for an address: another would be asked where the first has gone.
-    """
-    from moto.server import ThreadedMotoServer
+    class Quiet(WSGIRequestHandler):
+        protocol_version = "HTTP/1.1"
 
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    atexit.register(server.stop)
-    host, port = server.get_host_and_port()
-    return f"http://{host}:{port}"
+        def log(self, *_: object) -> None:
+            """Say nothing of each request."""
+
+    before = Refusing(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, before, threaded=True, request_handler=Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    atexit.register(server.shutdown)
+    return f"http://127.0.0.1:{server.server_port}", before
 
 
 @contextmanager
@@ -86,13 +78,22 @@ def s3_server() -> Iterator[dict[str, str]]:
     """Have a stand-in of S3 with an empty bucket called `bucket`; return the environment in which it is found."""
     import boto3
 
+    address, before = _s3()
     found = {
-        "AWS_ENDPOINT_URL": _s3(),
+        "AWS_ENDPOINT_URL": address,
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    urllib.request.urlopen(urllib.request.Request(f"{_s3()}/moto-api/reset", method="POST")).close()
+    before.clear()
+    urllib.request.urlopen(urllib.request.Request(f"{address}/moto-api/reset", method="POST")).close()
     with mock.patch.dict(os.environ, found):
         boto3.client("s3").create_bucket(Bucket="bucket")
         yield found
+
+
+@contextmanager
+def refusing() -> Iterator[Refusing]:
+    """Have the stand-in, with hardly a pause before it is asked again, at `URL`; return what stands before it."""
+    with s3_server(), mock.patch("nh2st_pipe.core.objects.RETRIES", _IMPATIENT):
+        yield _s3()[1]

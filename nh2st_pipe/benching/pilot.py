@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from nh2st_pipe.core.errors import OF_ONE_SLIDE, ExpressionError, UsageError, fault_of
+from nh2st_pipe.core.h5ad import read_h5ad, write_h5ad
 from nh2st_pipe.core.quiet import quiet_warnings
-from nh2st_pipe.core.whole import written_whole
-from nh2st_pipe.store.format import fingerprint
+from nh2st_pipe.store.format import counts_fingerprint
 from nh2st_pipe.tiles.manifest import SlideRow, read_manifest, write_manifest
 from nh2st_pipe.tiles.spots import Spots, read_spots
 
@@ -73,7 +73,7 @@ def make_pilot(rows: Sequence[SlideRow], out: Path, spots: int, most_slides: int
 def _print(row: SlideRow) -> str:
     assert row.expression is not None
     try:
-        return fingerprint(row.expression)
+        return counts_fingerprint(row.expression)
     except OSError:
         return ""  # it is named when it is read
 
@@ -91,17 +91,15 @@ def _spread(rows: Sequence[SlideRow], most: int, rng: np.random.Generator) -> li
 
 def _some_of(row: SlideRow, folder: Path, wanted: int, seed: int) -> Path:
     """Write an expression file with `wanted` of a slide's spots, and return its path."""
-    import anndata
 
     assert row.expression is not None
     spots = read_spots(row.expression)
     kept = _patches(spots, wanted, np.random.default_rng([seed, *row.slide_id.encode()]))
     path = folder / f"{row.slide_id}.h5ad"
     with fault_of(ExpressionError, f"{row.expression} cannot be read"), quiet_warnings():
-        data = anndata.read_h5ad(row.expression)
+        data = read_h5ad(row.expression)
         part = data[[spots.barcodes[i] for i in kept]].copy()
-        with written_whole(path) as file:
-            part.write_h5ad(file, compression="gzip")
+    write_h5ad(part, path)
     return path
 
 

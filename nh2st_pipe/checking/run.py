@@ -12,9 +12,9 @@ import numpy as np
 from nh2st_pipe.checking.examine import Examined, examine
 from nh2st_pipe.checking.page import write_page
 from nh2st_pipe.core.errors import UsageError
+from nh2st_pipe.core.h5ad import read_h5ad, write_h5ad
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.quiet import quiet_warnings
-from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.slides.resolution import TileSize, check_tile_options
 from nh2st_pipe.tiles.manifest import SlideRow, manifest_lines, read_manifest, write_manifest
 from nh2st_pipe.tiles.options import GridOptions
@@ -107,7 +107,6 @@ def _corrected(row: SlideRow, found: Examined, folder: Path) -> SlideRow:
 
 def _put_right(rows: Sequence[SlideRow], right: Sequence[SlideRow], found: Sequence[Examined], folder: Path) -> Path:
     """Write corrected .h5ad files and the manifest that names them."""
-    import anndata
 
     for row, new, each in zip(rows, right, found, strict=True):
         made = each.correction
@@ -116,10 +115,9 @@ def _put_right(rows: Sequence[SlideRow], right: Sequence[SlideRow], found: Seque
         assert each.width is not None
         assert each.height is not None
         with quiet_warnings():
-            data = anndata.read_h5ad(row.expression)
+            data = read_h5ad(row.expression)
             data.obsm["spatial"] = made.lay(np.asarray(data.obsm["spatial"], np.float64), (each.width, each.height))
-            with written_whole(new.expression) as part:
-                data.write_h5ad(part, compression="gzip")
+        write_h5ad(data, new.expression)
     path = folder / "manifest.csv"
     write_manifest(list(right), path)
     return path

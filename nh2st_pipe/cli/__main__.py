@@ -1,5 +1,5 @@
 """`python -m nh2st_pipe.cli`."""
 
-from nh2st_pipe.cli.app import main
+from nh2st_pipe.cli.entry import main
 
 main()

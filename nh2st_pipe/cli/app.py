@@ -91,6 +91,7 @@ def main() -> None:
     from nh2st_pipe.core.errors import NH2STError
 
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app()
     except NH2STError as error:
@@ -105,7 +106,8 @@ def main() -> None:
     except OSError as error:
         if os.environ.get("NH2ST_PIPE_DEBUG"):
             raise
-        print(f"nh2st-pipe: {error}{_notes(error)}", file=sys.stderr)
+        at, why = error.filename, error.strerror or str(error) or type(error).__name__
+        print(f"nh2st-pipe: {why if at is None else f'{at}: {why}'}{_notes(error)}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
         if os.environ.get("NH2ST_PIPE_DEBUG"):

@@ -13,9 +13,10 @@ line prints it without a traceback and exits with `exit_status`.
     ├── EncoderError (RuntimeError) weights that cannot be had or do not fit
     ├── StoreError (ValueError)     a store that is not one, is another's, or is damaged
     │   ├── DamageError             one slide of a store that cannot be believed; the others can
-    │   └── ClaimError              one slide that another process has taken over
+    │   └── LeaseError              one slide that another process has taken over
     ├── TrainError (ValueError)     data that cannot be trained on as asked
     ├── RunError (ValueError)       a run folder that cannot be written or read
+    ├── WriteError (OSError)        a file that cannot be written
     └── ResourceError (OSError)     too little memory, threads, open files or room; no file is at fault
 """
 
@@ -23,16 +24,18 @@ from __future__ import annotations
 
 import difflib
 import errno
+import json
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 __all__ = [
     "OF_ONE_SLIDE",
-    "ClaimError",
     "DamageError",
     "EncoderError",
     "ExpressionError",
     "HubError",
+    "LeaseError",
     "ManifestError",
     "NH2STError",
     "RecipeError",
@@ -42,10 +45,13 @@ __all__ = [
     "StoreError",
     "TrainError",
     "UsageError",
+    "WriteError",
     "fault_of",
     "for_want_of",
     "listed",
     "nearest",
+    "reason_of",
+    "written_to",
 ]
 
 
@@ -104,7 +110,7 @@ class DamageError(StoreError):
         return type(self), self._made_of
 
 
-class ClaimError(StoreError):
+class LeaseError(StoreError):
     """A slide that this process was writing, and another has taken over; the others are not touched by it."""
 
 
@@ -112,7 +118,15 @@ class ResourceError(NH2STError, OSError):
     """The machine has too little of something: memory, threads, open files, room. Nothing that was read is at fault."""
 
 
-OF_ONE_SLIDE = (SlideError, ExpressionError, DamageError, ClaimError)
+class WriteError(NH2STError, OSError):
+    """A file that cannot be written: a disk that is full, a folder that may not be written to."""
+
+    def __init__(self, what: str, number: int | None = None) -> None:
+        super().__init__(what)
+        self.errno = number
+
+
+OF_ONE_SLIDE = (SlideError, ExpressionError, DamageError, LeaseError)
 """Faults of a single slide: it is passed over by name, and the others go on."""
 
 
@@ -122,6 +136,19 @@ class TrainError(NH2STError, ValueError):
 
 class RunError(NH2STError, ValueError):
     """A run folder that cannot be written or read."""
+
+
+@contextmanager
+def written_to(where: object) -> Iterator[None]:
+    """Make what a disk refuses a WriteError that names `where`: the error of a write does not say of which file."""
+    try:
+        yield
+    except NH2STError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise WriteError(f"{where} cannot be written: {error.strerror or error}", error.errno) from error
 
 
 _TOO_LITTLE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT}
@@ -152,6 +179,54 @@ def _of_memory(error: BaseException) -> bool:
     return any(isinstance(each, MemoryError) or "memory" in str(each) for each in chain)
 
 
+_PYTHON = re.compile(
+    r"has no attribute|NoneType|Traceback|unhashable|not subscriptable|not iterable|\b(int|float|str|bytes|len)\(\)|"
+    r"invalid literal for|list index|index out of range|out of bounds|[a-z]Error\b|dtype|<class|<built-in|ndarray|"
+    r"positional argument|keyword argument|codec can't|cannot reshape|broadcast|must be (str|real)|unsupported operand|"
+    r"not supported between|recursion|values to unpack|\[Errno|0x[0-9a-f]{6,}|object at |truth value|zero-size array|"
+    r"'(str|int|float|list|dict|bool|tuple)\'|argument must be|timezone|isoformat"
+)
+"""What Python, and libraries in its words, say of values, which says nothing to a person who has a file."""
+
+_AT_KEY = re.compile(r"(?:reading|writing) key '([^']+)'")
+
+
+def reason_of(error: BaseException) -> str:
+    """Return in a person's words why a file of somebody else could not be used, with the place in it where it is known.
+
+    What a library says stays as it is, but for what only a programmer reads.
+    """
+    text = " ".join(str(error).split())
+    notes = " ".join([text, *getattr(error, "__notes__", ())])
+    found = _AT_KEY.search(notes)
+    at = f" (at '{found.group(1)}')" if found else ""
+    if isinstance(error, OSError) and error.strerror:
+        return str(error.strerror)
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is no JSON (line {error.lineno:,}, column {error.colno:,})"
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is no UTF-8 text (byte {error.start:,}){at}"
+    if isinstance(error, KeyError) and error.args and not _PYTHON.search(str(error.args[0])[:80]):
+        return f"it lacks '{str(error.args[0])[:80]}'{at}"
+    if isinstance(error, RecursionError):
+        return "what it holds is nested too deeply"
+    if isinstance(error, _OF_A_PROGRAM) or not text or _PYTHON.search(text):
+        return f"what it holds is not of the form expected there{at}"
+    return text[:200]
+
+
+_OF_A_PROGRAM = (
+    TypeError,
+    AttributeError,
+    IndexError,
+    AssertionError,
+    ZeroDivisionError,
+    NotImplementedError,
+    StopIteration,
+    NameError,
+)
+
+
 @contextmanager
 def fault_of(kind: type[NH2STError], where: str) -> Iterator[None]:
     """Make whatever goes wrong inside a fault of the file that is read: `kind`, naming `where` and the cause.
@@ -166,8 +241,7 @@ def fault_of(kind: type[NH2STError], where: str) -> Iterator[None]:
         lacking = for_want_of(error)
         if lacking and not _of_memory(error):  # a file may ask for more memory than there is on any machine
             raise ResourceError(f"{where} could not be read for want of resources: {lacking}") from error
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise kind(f"{where}: {reason}") from error
+        raise kind(f"{where}: {reason_of(error)}") from error
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""A place where something lies as files: a local folder, or an fsspec URL (s3://…, gs://…, memory://…).
+"""A place where something lies as files: a local folder, or one in an object store (s3://…, gs://…, az://…, memory://…).
 
 Whatever opens, lists, writes or replaces something that may lie in an object store goes through a `Location`. Local
 paths keep their fast way: `path` is theirs, None elsewhere.
@@ -9,32 +9,27 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from nh2st_pipe.core.claims import Claim, FileClaim, ObjectClaim
-from nh2st_pipe.core.errors import StoreError, UsageError
-from nh2st_pipe.core.whole import written_whole
+from nh2st_pipe.core.errors import StoreError
+from nh2st_pipe.core.whole import create_whole, written_whole
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
-__all__ = ["LEFT_BEHIND", "Location"]
+__all__ = ["LEFT_BEHIND", "Location", "Tag"]
 
 LEFT_BEHIND = ".partial"  # how the names of files end that zarr was writing
 
-_UNCACHED = {"use_listings_cache": False}  # other processes write there too
-_OF_S3 = {"max_concurrency": 1}  # no question of its own for the size of each object: none is large here
+Tag = bytes | dict[str, str]
+"""What tells a file's content from any other it has had: the content itself, or an object store's word for it."""
+
 _HIDDEN = (".", "_")  # what an operating system or a batch system leaves in a folder is not content
 
-_FILES_AT_ONCE = 64
-
-T = TypeVar("T")
-
-
-def _options(url: str) -> dict[str, Any]:
-    return {**_UNCACHED, **(_OF_S3 if url.startswith(("s3://", "s3a://")) else {})}
+_FILES_AT_ONCE = 32
 
 
 class Location:
@@ -46,17 +41,10 @@ class Location:
         if "://" not in text:
             self.path = Path(text).expanduser()
             return
-        import fsspec
+        from nh2st_pipe.core.objects import objects_at
 
-        try:
-            self._fs, self._root = fsspec.url_to_fs(text, **_options(text))
-        except ImportError as error:
-            raise UsageError(
-                f"{text}: {error}; pip install 'nh2st-pipe[cloud]' brings what object stores need"
-            ) from error
-        except ValueError as error:
-            raise UsageError(f"{text} is no place this installation can open: {error}") from error
         self._url = text.rstrip("/")
+        self._objects = objects_at(self._url)
 
     def __str__(self) -> str:
         return self._url if self.path is None else str(self.path)
@@ -66,12 +54,15 @@ class Location:
 
     def exists(self) -> bool:
         """Whether there is anything at this place."""
-        return bool(self._ask(self._fs.exists, self._root)) if self.path is None else self.path.exists()
+        if self.path is not None:
+            return self.path.exists()
+        with self._asked():
+            return any(len(some) > 0 for some in self._objects.list(chunk_size=1))
 
     def is_empty(self) -> bool:
         """Whether there is nothing here: hidden files aside, and what a process left that was killed while writing."""
         if self.path is None:
-            names: Iterable[str] = (name for name, _ in self._listed(self._root))
+            names: Iterable[str] = self._names("")
         elif not self.path.is_dir():
             return not self.path.exists()
         else:
@@ -84,8 +75,7 @@ class Location:
             place = self.path / under
             entries = place.iterdir() if place.is_dir() else ()
             return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-        there = self._listed(f"{self._root}/{under}")
-        return sorted(name for name, kind in there if kind == "directory" and not name.startswith("."))
+        return sorted(name for name in self._names(under, folders_only=True) if not name.startswith("."))
 
     def files(self, under: str) -> dict[str, int]:
         """Return every file below `under` with its size in bytes, by its path relative to `under`."""
@@ -93,19 +83,22 @@ class Location:
             place = self.path / under
             found = (file for file in place.rglob("*") if file.is_file())
             return {file.relative_to(place).as_posix(): file.stat().st_size for file in found}
-        root = f"{self._root}/{under}"
-        try:
-            found_there: dict[str, Any] = self._ask(self._fs.find, root, detail=True)
-        except FileNotFoundError:
-            return {}
-        return {name[len(root) :].lstrip("/"): int(info["size"]) for name, info in found_there.items()}
+        with self._asked():
+            there = [meta for some in self._objects.list(prefix=under or None) for meta in some]
+        return {str(meta["path"]).removeprefix(under).lstrip("/"): int(meta["size"]) for meta in there}
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes. Raises FileNotFoundError where there is none."""
+        return self.read_tagged(name)[0]
+
+    def read_tagged(self, name: str) -> tuple[bytes, Tag]:
+        """Return a file's bytes, and what `swap` knows them by. Raises FileNotFoundError where there is none."""
         if self.path is not None:
-            return (self.path / name).read_bytes()
-        data: bytes = self._ask(self._fs.cat_file, f"{self._root}/{name}")
-        return data
+            data = (self.path / name).read_bytes()
+            return data, data
+        with self._asked():
+            found = self._objects.get(name)
+            return bytes(found.bytes()), _tag(found.meta)
 
     def read_all(self, under: str, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """Yield every one of the files `names` in `under` with its bytes, in that order."""
@@ -113,34 +106,45 @@ class Location:
         if self.path is not None:
             yield from ((name, self.read(f"{under}/{name}")) for name in every)
             return
-        for start in range(0, len(every), _FILES_AT_ONCE):
-            part = every[start : start + _FILES_AT_ONCE]
-            paths = [f"{self._root}/{under}/{name}" for name in part]
-            read = self._ask(self._fs.cat_ranges, paths, None, None, on_error="raise")
-            yield from zip(part, read, strict=True)
+        with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="objects") as pool:
+            for start in range(0, len(every), _FILES_AT_ONCE):  # so many are in memory
+                part = every[start : start + _FILES_AT_ONCE]
+                yield from zip(part, pool.map(self.read, [f"{under}/{name}" for name in part]), strict=True)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file whole, in place of one that is there; its folder exists."""
         if self.path is None:
-            self._put(name, data, "overwrite")
+            with self._asked():
+                self._objects.put(name, data)
             return
         with written_whole(self.path / name) as part:
             part.write_bytes(data)
 
-    def create(self, name: str, data: bytes) -> bool:
-        """Write a file if there is none, and say whether that was so. Of several who try at once, one succeeds."""
+    def create(self, name: str, data: bytes) -> Tag | None:
+        """Write a file if there is none, and return what it is known by; None where there was one.
+
+        Of several who try at once, one succeeds.
+        """
         if self.path is None:
-            try:
-                self._put(name, data, "create")
-            except FileExistsError:
-                return False
-            return True
+            return self._put_if(name, data, "create")
+        return data if create_whole(self.path / name, data) else None
+
+    def swap(self, name: str, data: bytes, tag: Tag) -> Tag | None:
+        """Write a file in place of what is known by `tag`; return what it is known by now.
+
+        None, and nothing is written, where another has been written since, or it is gone. In an object store it does
+        so in one step; on a file system whoever calls it holds the lock.
+        """
+        if self.path is None:
+            assert isinstance(tag, dict)
+            return self._put_if(name, data, tag)
         try:
-            with (self.path / name).open("xb") as file:
-                file.write(data)
-        except FileExistsError:
-            return False
-        return True
+            if (self.path / name).read_bytes() != tag:
+                return None
+        except FileNotFoundError:
+            return None
+        self.write(name, data)
+        return data
 
     def delete(self, name: str) -> None:
         """Delete a file or a folder with all in it, if it is there."""
@@ -150,9 +154,10 @@ class Location:
                 shutil.rmtree(place)
             else:
                 place.unlink(missing_ok=True)
-        elif self._ask(self._fs.exists, f"{self._root}/{name}"):
-            with contextlib.suppress(FileNotFoundError):
-                self._ask(self._fs.rm, f"{self._root}/{name}", recursive=True)
+            return
+        with self._asked(), contextlib.suppress(FileNotFoundError):
+            below = [str(meta["path"]) for some in self._objects.list(prefix=name) for meta in some]
+            self._objects.delete(below or [name])
 
     def sweep(self, under: str, *, deep: bool, older_than_s: float = 0.0) -> None:
         """Delete what writes that were cut short left in the folder `under` (all below it if `deep`) of a local path.
@@ -170,36 +175,49 @@ class Location:
 
     def zarr_store(self, *, read_only: bool = False, alone_under: str | None = None) -> ZarrStore:
         """Return zarr's own store for this place; nobody else writes to the folder `alone_under` while it is in use."""
-        from zarr.storage import FsspecStore, LocalStore
+        from zarr.storage import LocalStore, ObjectStore
 
         if self.path is not None:
             return LocalStore(self.path, read_only=read_only)
-        from nh2st_pipe.core.steady import SteadyStore
+        from nh2st_pipe.core.objects import ZarrObjects
 
-        store = FsspecStore.from_url(self._url, storage_options=_options(self._url), read_only=read_only)
-        return SteadyStore(store, str(self), alone_under)
+        return ZarrObjects(ObjectStore(self._objects, read_only=read_only), str(self), alone_under)
 
-    def claim(self, name: str) -> Claim:
-        """Return the claim on `name`, not yet taken."""
-        return ObjectClaim(self, name) if self.path is None else FileClaim(self.path, name)
+    def _names(self, under: str, *, folders_only: bool = False) -> list[str]:
+        """Return the names of what is directly in a folder of an object store; none where it does not exist."""
+        with self._asked():
+            found = self._objects.list_with_delimiter(under or None)
+        paths = [str(path) for path in found["common_prefixes"]]
+        if not folders_only:
+            paths += [str(meta["path"]) for meta in found["objects"]]
+        return [path.rstrip("/").rpartition("/")[2] for path in paths]
 
-    def _listed(self, place: str) -> list[tuple[str, str]]:
-        """Return name and type of what is in a folder of an object store; nothing where it does not exist."""
+    def _put_if(self, name: str, data: bytes, mode: Any) -> Tag | None:
+        """Write an object if what is there is as `mode` says; None where it is not."""
+        from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
+
         try:
-            found = self._ask(self._fs.ls, place, detail=True)
+            with self._asked():
+                try:
+                    return _tag(self._objects.put(name, data, mode=mode, use_multipart=False))
+                except (AlreadyExistsError, PreconditionError):
+                    pass
+                except NotSupportedError as error:
+                    raise StoreError(
+                        f"{self} cannot write an object on a condition (If-None-Match, If-Match), which keeps several "
+                        "processes apart; take another object store, or a folder"
+                    ) from error
+            there, tag = self.read_tagged(name)
         except FileNotFoundError:
-            return []
-        names = [(entry["name"].rstrip("/").rsplit("/", 1)[-1], str(entry["type"])) for entry in found]
-        return [(name, kind) for name, kind in names if name != place.rsplit("/", 1)[-1] or kind == "directory"]
+            return None
+        return tag if there == data else None  # ours: its answer was lost on the way, and it was asked again
 
-    def _put(self, name: str, data: bytes, mode: str) -> None:
-        try:
-            self._ask(self._fs.pipe_file, f"{self._root}/{name}", data, mode=mode)
-        except FileNotFoundError as error:  # no such bucket
-            raise StoreError(f"{self}: {error}") from error
+    def _asked(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which what the object store refuses is a StoreError."""
+        from nh2st_pipe.core.objects import refusals
 
-    def _ask(self, what: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """Ask the object store; what it refuses is asked again, and then a StoreError."""
-        from nh2st_pipe.core.steady import steady
+        return refusals(self)
 
-        return steady(self, lambda: what(*arguments, **options))
+
+def _tag(meta: Any) -> Tag:
+    return {key: str(meta[key]) for key in ("e_tag", "version") if meta.get(key) is not None}

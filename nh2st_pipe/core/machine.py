@@ -14,6 +14,7 @@ __all__ = ["bytes_of", "cores", "memory"]
 
 _UNITS = {"": 10**9, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _CGROUPS = Path("/sys/fs/cgroup")
+_USED = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_in_bytes"}
 _OWN_CGROUP = Path("/proc/self/cgroup")
 
 
@@ -29,8 +30,21 @@ def memory() -> int:
     limits = [int(psutil.virtual_memory().available)]
     for file in _limit_files():
         with suppress(OSError):
-            limits += [int(text) for text in [file.read_text().strip()] if text.isdigit()]
+            limits += [max(0, int(text) - _used(file)) for text in [file.read_text().strip()] if text.isdigit()]
     return min(limits)
+
+
+def _used(limit: Path) -> int:
+    """Return the bytes that the group of a limit uses, files that give way aside; 0 where it does not say."""
+    try:
+        used = int((limit.parent / _USED[limit.name]).read_text())
+        for line in (limit.parent / "memory.stat").read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name in ("inactive_file", "total_inactive_file"):
+                return used - int(value)
+        return used
+    except (OSError, ValueError):
+        return 0
 
 
 def _limit_files() -> Iterator[Path]:

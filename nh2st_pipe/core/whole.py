@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["written_whole"]
+from nh2st_pipe.core.errors import written_to
+
+__all__ = ["create_whole", "written_whole"]
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Give a path to write to; what is there at the end takes the place of `path`, and nothing is left of it otherwise.
 
-    Makes the folder of `path`.
+    Makes the folder of `path`. Raises WriteError naming `path` where the disk refuses it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
+    with written_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def create_whole(path: Path, data: bytes) -> bool:
+    """Write a file if there is none, and say whether that was so. Makes the folder of `path`."""
+    part = path.with_name(f"{path.name}.{secrets.token_hex(6)}.partial")  # of several at once
+    with written_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_bytes(data)
+            return _moved_if_new(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _moved_if_new(part: Path, path: Path) -> bool:
     try:
-        yield part
+        path.hardlink_to(part)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links: whoever calls this holds a lock
+        if path.exists():
+            return False
         part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    return True

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import TrainError, UsageError, listed, nearest
+from nh2st_pipe.core.errors import TrainError, UsageError, fault_of, listed, nearest
 from nh2st_pipe.core.tables import read_text
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.store.read import SlideData
@@ -30,12 +30,10 @@ def read_gene_file(path: Path) -> tuple[str, ...]:
     """
     text = read_text(path, UsageError)
     if path.suffix == ".json":
-        try:
+        with fault_of(UsageError, f"the gene file {path} is no JSON with a list of genes"):
             values = json.loads(text)
             named = values["genes"] if isinstance(values, dict) else values
             lines = [str(name) for name in named] if isinstance(named, list) else []
-        except (ValueError, KeyError) as error:
-            raise UsageError(f"the gene file {path} is no JSON with a list of genes: {error}") from error
     else:
         lines = [line.strip().strip('"') for line in text.splitlines()]
     genes = [line for line in lines if line and not line.startswith("#")]

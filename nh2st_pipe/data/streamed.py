@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 
 from nh2st_pipe.core.errors import TrainError
-from nh2st_pipe.core.leftovers import own_name, sweep
+from nh2st_pipe.core.leftovers import Held, new_file, sweep
 
 __all__ = ["StreamedCache", "scratch_file"]
 
@@ -97,21 +96,20 @@ class StreamedCache:
             self._map.madvise(getattr(mmap, what), *where)
 
 
-@contextlib.contextmanager
-def _room(folder: Path, size: int) -> Iterator[Path]:
-    """Yield a new file of `size` bytes, all of which the disk has; deleted where that fails."""
-    handle, name = tempfile.mkstemp(prefix=own_name(_KIND), dir=folder)
+def _room(folder: Path, size: int) -> tuple[Path, Held]:
+    """Make a file of `size` bytes, all of which the disk has; deleted where that fails."""
+    file, held = new_file(folder, _KIND)
     try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(handle, 0, size)  # a disk that is full later would end the process
-        else:
-            os.truncate(handle, size)
+        with file.open("r+b") as opened:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(opened.fileno(), 0, size)  # a disk that is full later would end the process
+            else:
+                opened.truncate(size)
     except BaseException:
-        Path(name).unlink()
+        file.unlink()
+        held.let_go()
         raise
-    finally:
-        os.close(handle)
-    yield Path(name)
+    return file, held
 
 
 def scratch_file(
@@ -129,12 +127,12 @@ def scratch_file(
         why = _against(folder, size)
         if why is None:
             try:
-                with _room(folder, size) as file:
-                    cache = StreamedCache(file, shape, device, keep)
+                file, held = _room(folder, size)
+                cache = StreamedCache(file, shape, device, keep)
             except OSError as error:
                 why = error.strerror or str(error)
             else:
-                weakref.finalize(cache, _delete, file, os.getpid())
+                weakref.finalize(cache, _delete, file, held, os.getpid())
                 return cache
         tried.append(f"{folder} ({why})")
     raise TrainError(
@@ -163,6 +161,7 @@ def _file_system(folder: Path) -> str:
     return next((kinds[str(each)] for each in above if str(each) in kinds), "")
 
 
-def _delete(file: Path, made_by: int) -> None:
+def _delete(file: Path, held: Held, made_by: int) -> None:
     if os.getpid() == made_by:
         file.unlink(missing_ok=True)
+        held.let_go()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nh2st_pipe.core.errors import ExpressionError, UsageError, nearest
+from nh2st_pipe.core.errors import ExpressionError, UsageError, fault_of, nearest
 from nh2st_pipe.tiles.manifest import SlideRow, write_manifest
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ def import_dataset(
     find: Callable[[Path, Callable[[str], None]], list[Found]] = getattr(
         importlib.import_module(f"nh2st_pipe.datasets.{module}"), name
     )
-    found = chosen(find(folder, say), where or {})
+    with fault_of(ExpressionError, f"{folder} cannot be read as {layout}"):
+        every = find(folder, say)
+    found = chosen(every, where or {})
     rows, failed = import_sections(found, out.parent / "expression", source, say)
     if not rows:
         first, cause = next(iter(failed.items()))

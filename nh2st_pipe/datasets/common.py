@@ -19,8 +19,8 @@ import polars as pl
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import OF_ONE_SLIDE, ExpressionError, UsageError, listed, nearest
-from nh2st_pipe.core.quiet import quiet_warnings
+from nh2st_pipe.core.errors import OF_ONE_SLIDE, ExpressionError, UsageError, fault_of, listed, nearest, reason_of
+from nh2st_pipe.core.h5ad import write_h5ad
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.tiles.manifest import SlideRow
 
@@ -135,9 +135,10 @@ def import_sections(
     for each in found:
         target = expression_dir / f"{each.slide_id}.h5ad"
         try:
-            section = each.read()
-            _tidy(section)
-            write_section(target, section, source)
+            with fault_of(ExpressionError, f"section {each.slide_id} cannot be read"):
+                section = each.read()
+                _tidy(section)
+                write_section(target, section, source)
             if isinstance(section.image, Made):
                 image = expression_dir.parent / "images" / section.image.name
                 image.parent.mkdir(parents=True, exist_ok=True)
@@ -190,9 +191,7 @@ def write_section(path: Path, section: Section, source: str, uns: Mapping[str, A
     data.uns.update({"source": source, "patient": section.patient, **(uns or {})})
     if section.mpp is not None:
         data.uns.update({"mpp": section.mpp, "mpp_source": section.mpp_source})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part, quiet_warnings():
-        data.write_h5ad(part, compression="gzip")
+    write_h5ad(data, path)
 
 
 def joined(counts_of: Sequence[str], places_of: Sequence[str], counts: Path, places: Path) -> NDArray[np.int64]:
@@ -234,7 +233,7 @@ def read_delimited(path: Path, separator: str = "\t", *, header: bool = True) ->
     try:
         return pl.read_csv(path.read_bytes(), separator=separator, has_header=header, infer_schema_length=None)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise ExpressionError(f"{path} is not a readable table: {str(error).splitlines()[0]}") from error
+        raise ExpressionError(f"{path} is not a readable table: {reason_of(error)}") from error
 
 
 def counts_of(table: pl.DataFrame, path: Path) -> sp.csr_matrix:

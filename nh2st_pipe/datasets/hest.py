@@ -25,8 +25,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import ExpressionError, listed
-from nh2st_pipe.core.quiet import quiet_warnings
+from nh2st_pipe.core.errors import ExpressionError, listed, reason_of
+from nh2st_pipe.core.h5ad import read_h5ad
 from nh2st_pipe.datasets.common import Found, Section, files_of, needed, one_image, read_delimited, whole_numbers
 
 __all__ = ["find_hest"]
@@ -112,11 +112,7 @@ def _read(
     image = one_image(files_of(folder, f"wsis/{name}.*"), f"for {name} in {folder / 'wsis'}")
     if not about:
         raise ExpressionError(f"{folder / f'metadata/{name}.json'} is missing or no JSON; its resolution is not known")
-    try:
-        with quiet_warnings():
-            data = anndata.read_h5ad(file)
-    except Exception as error:  # whatever h5py or anndata make of a broken file
-        raise ExpressionError(f"{file} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    data = read_h5ad(file)
     notes = []
     barcodes = [_text(each) for each in data.obs_names]
     patches = folder / f"patches/{name}.h5"
@@ -165,7 +161,7 @@ def _barcodes(patches: Path) -> set[str]:
             key = "barcode" if "barcode" in opened else "barcodes"
             return {_text(each) for each in np.asarray(opened[key]).ravel()}
     except (OSError, KeyError) as error:
-        raise ExpressionError(f"{patches} cannot be read: {error}") from error
+        raise ExpressionError(f"{patches} cannot be read: {reason_of(error)}") from error
 
 
 def _text(value: Any) -> str:

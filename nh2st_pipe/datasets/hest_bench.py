@@ -18,15 +18,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import anndata
 import h5py
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from nh2st_pipe.core.errors import ExpressionError, UsageError, listed
-from nh2st_pipe.core.quiet import quiet_warnings
+from nh2st_pipe.core.errors import ExpressionError, UsageError, listed, reason_of
+from nh2st_pipe.core.h5ad import read_h5ad
 from nh2st_pipe.datasets.common import (
     PATCH,
     Found,
@@ -134,18 +133,16 @@ def _read(name: str, patches: Path, counts: Path, extra: dict[str, str]) -> Sect
             barcodes = [_text(each) for each in np.asarray(opened["barcode"]).ravel()]
             side = float(opened["img"].attrs["patch_size_src"])
     except (OSError, KeyError, ValueError) as error:
-        raise ExpressionError(f"{patches} cannot be read as img, coords, barcode, patch_size_src: {error}") from error
+        raise ExpressionError(
+            f"{patches} cannot be read as img, coords, barcode, patch_size_src: {reason_of(error)}"
+        ) from error
     if image.shape[1:] != (PATCH, PATCH, 3) or image.dtype != np.uint8:
         raise ExpressionError(f"{patches}: img is {image.shape} {image.dtype}, and n × 224 × 224 × 3 uint8 is expected")
     if not len(image) == len(corner) == len(barcodes) or side <= 0:
         raise ExpressionError(
             f"{patches}: {len(image)} patches, {len(corner)} places and {len(barcodes)} barcodes, {side:g} px each"
         )
-    try:
-        with quiet_warnings():
-            data = anndata.read_h5ad(counts)
-    except Exception as error:  # whatever h5py or anndata make of a broken file
-        raise ExpressionError(f"{counts} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    data = read_h5ad(counts)
     place = {_text(barcode): i for i, barcode in enumerate(data.obs_names)}
     kept = [i for i, barcode in enumerate(barcodes) if barcode in place]
     if not kept:

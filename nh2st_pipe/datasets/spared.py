@@ -26,7 +26,7 @@ import scipy.sparse as sp
 from anndata.io import read_elem
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import ExpressionError
+from nh2st_pipe.core.errors import ExpressionError, reason_of
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.datasets.common import PATCH, Found, Made, Section, files_of, put_together, whole_numbers
 
@@ -44,7 +44,7 @@ def find_spared(folder: Path, say: Callable[[str], None]) -> list[Found]:
                 key = next((key for key in opened.get("obsm", ()) if _SCALE.fullmatch(key)), None)
                 obs = read_elem(opened["obs"])
         except Exception as error:  # whatever h5py or anndata make of a broken file
-            say(f"{file} is left out: it cannot be read ({' '.join(str(error).split())[:200]})")
+            say(f"{file} is left out: it cannot be read ({reason_of(error)})")
             continue
         if key is None or "slide_id" not in obs:
             say(f"{file} is left out: it has no {'obs slide_id' if key else 'obsm patches_scale_…'}")
@@ -82,7 +82,9 @@ def _read(file: Path, name: str, rows: NDArray[np.int64], key: str, about: dict[
     try:
         diameter = float(uns["spatial"][name]["scalefactors"]["spot_diameter_fullres"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ExpressionError(f"{file}: uns spatial {name} does not say spot_diameter_fullres: {error}") from error
+        raise ExpressionError(
+            f"{file}: uns spatial {name} does not say spot_diameter_fullres: {reason_of(error)}"
+        ) from error
     if patches.shape[1] != PATCH * PATCH * 3:
         raise ExpressionError(f"{file}: {key} has {patches.shape[1]:,} values a spot, and 224 × 224 × 3 are expected")
     side = int(diameter * float(scale.group(1)))  # as SpaRED cuts them

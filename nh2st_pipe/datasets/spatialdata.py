@@ -24,7 +24,8 @@ import zarr
 from anndata.io import read_elem
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import ExpressionError, listed
+from nh2st_pipe.core.codecs import check_codecs
+from nh2st_pipe.core.errors import ExpressionError, listed, reason_of
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.datasets.common import Found, Section, whole_numbers
 
@@ -48,6 +49,7 @@ def find_spatialdata(folder: Path, say: Callable[[str], None]) -> list[Found]:
     stores = [folder] if _is_store(folder) else [path for path in sorted(folder.iterdir()) if _is_store(path)]
     found = list[Found]()
     for store in stores:
+        check_codecs(store, below=True)
         with quiet_warnings():
             root = zarr.open_group(store, mode="r", use_consolidated=False)
             pictures = _pictures(root)
@@ -197,7 +199,7 @@ def _shapes(
         frame = pl.read_parquet(file)
         geometry = shapely.from_wkb(frame["geometry"].to_numpy())
     except (pl.exceptions.PolarsError, shapely.errors.GEOSException, OSError) as error:
-        raise ExpressionError(f"{file} is no table of shapes: {str(error).splitlines()[0]}") from error
+        raise ExpressionError(f"{file} is no table of shapes: {reason_of(error)}") from error
     centre = shapely.centroid(geometry)
     names = [column for column in frame.columns if column not in ("geometry", "radius")]
     columns = [frame[column].cast(pl.String).to_list() for column in names] or [[str(i) for i in range(len(frame))]]

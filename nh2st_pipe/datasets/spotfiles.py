@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from nh2st_pipe.core.errors import ExpressionError
+from nh2st_pipe.core.errors import ExpressionError, reason_of
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.datasets.common import (
     IMAGES,
@@ -149,7 +149,7 @@ def _unpack(packed: Path, path: Path) -> None:
         with written_whole(path) as part, gzip.open(packed) as source, part.open("wb") as sink:
             shutil.copyfileobj(source, sink)
     except (OSError, EOFError) as error:
-        raise ExpressionError(f"{packed} cannot be unpacked: {error}") from error
+        raise ExpressionError(f"{packed} cannot be unpacked: {reason_of(error)}") from error
 
 
 def _read(files: _Files, patient: str, pitch_um: float | None) -> Section:
@@ -208,7 +208,7 @@ def _counts(path: Path) -> pl.DataFrame:
     try:
         table = pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise ExpressionError(f"{path} is not a readable table: {str(error).splitlines()[0]}") from error
+        raise ExpressionError(f"{path} is not a readable table: {reason_of(error)}") from error
     names = [name for name, kind in table.schema.items() if not kind.is_numeric()]
     if len(names) != 1:
         raise ExpressionError(f"{path}: one column of names of spots is expected, and there are {len(names)}")

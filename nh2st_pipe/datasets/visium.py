@@ -24,7 +24,8 @@ import numpy as np
 import polars as pl
 import scipy.sparse as sp
 
-from nh2st_pipe.core.errors import ExpressionError, listed
+from nh2st_pipe.core.errors import ExpressionError, listed, reason_of
+from nh2st_pipe.core.memory import require
 from nh2st_pipe.datasets.common import (
     IMAGES,
     Found,
@@ -146,7 +147,25 @@ def matrix_of_h5(path: Path) -> tuple[sp.csr_matrix, list[str], list[str], list[
             counts = sp.csr_matrix(parts, shape=(n_spots, n_genes))  # the file is genes × spots by columns
             return counts, text(group["barcodes"]), text(names), text(ids)
     except (OSError, KeyError, ValueError, StopIteration) as error:
-        raise ExpressionError(f"{path} is no matrix of Space Ranger: {' '.join(str(error).split())[:200]}") from error
+        raise ExpressionError(f"{path} is no matrix of Space Ranger: {reason_of(error)}") from error
+
+
+def _check_declared(matrix: Path) -> None:
+    """Raise where a Matrix Market file declares more entries than its bytes can hold, or than there is memory for."""
+    import gzip
+
+    with gzip.open(matrix) if matrix.suffix == ".gz" else matrix.open("rb") as file:
+        line = next((line for line in file if not line.startswith(b"%")), b"")
+    entries = int(line.split()[-1]) if line.split() else 0
+    most = matrix.stat().st_size * (_DEFLATE if matrix.suffix == ".gz" else 1) // _LEAST_LINE
+    if entries > most:
+        raise ValueError(f"it declares {entries:,} entries, which its bytes cannot hold")
+    require(_ENTRY_BYTES * entries, str(matrix), ExpressionError)
+
+
+_DEFLATE = 1032  # to 1, as gzip packs at most
+_LEAST_LINE = 6  # bytes of "1 1 1"
+_ENTRY_BYTES = 60  # of an entry, while the matrix is turned
 
 
 def _of_mtx(folder: Path) -> tuple[sp.csr_matrix, list[str], list[str], list[str]]:
@@ -167,9 +186,10 @@ def _of_mtx(folder: Path) -> tuple[sp.csr_matrix, list[str], list[str], list[str
         raise ExpressionError(f"there is no matrix.mtx.gz in {folder}")
     features, barcodes = lines("features.tsv", "genes.tsv"), lines("barcodes.tsv")
     try:
+        _check_declared(matrix)
         counts = sp.csr_matrix(mmread(matrix)).T.tocsr()
     except (OSError, ValueError) as error:
-        raise ExpressionError(f"{matrix} cannot be read: {error}") from error
+        raise ExpressionError(f"{matrix} cannot be read: {reason_of(error)}") from error
     if counts.shape != (len(barcodes), len(features)):
         of = f"{len(features)} features and {len(barcodes)} barcodes"
         raise ExpressionError(f"{matrix} is {counts.shape[1]} × {counts.shape[0]}, for {of}")
@@ -186,7 +206,7 @@ def _positions(path: Path) -> pl.DataFrame:
         try:
             table = pl.read_parquet(path)
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise ExpressionError(f"{path} is not a readable table: {str(error).splitlines()[0]}") from error
+            raise ExpressionError(f"{path} is not a readable table: {reason_of(error)}") from error
     else:
         with path.open("rb") as file:
             header = file.readline().startswith(b"barcode")  # Space Ranger 1 writes none

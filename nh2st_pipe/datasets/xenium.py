@@ -23,7 +23,7 @@ import polars as pl
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import ExpressionError
+from nh2st_pipe.core.errors import ExpressionError, reason_of
 from nh2st_pipe.datasets.common import IMAGES, Found, Section, files_of, needed, read_delimited
 from nh2st_pipe.datasets.visium import matrix_of_h5
 
@@ -94,7 +94,7 @@ def _of_transcripts(outs: Path, um: int) -> tuple[NDArray[np.int64], list[str], 
         squares = [(pl.col(f"{axis}_location") / um).floor().cast(pl.Int64).alias(axis) for axis in ("x", "y")]
         table = lazy.filter(kept).group_by(*squares, gene.alias("gene")).len().collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise ExpressionError(f"{file} is not a readable table: {str(error).splitlines()[0]}") from error
+        raise ExpressionError(f"{file} is not a readable table: {reason_of(error)}") from error
     if table.is_empty():
         raise ExpressionError(f"{file} has no transcript of a gene with a quality (qv) of {_LEAST_QV} or more")
     at, row = np.unique(table.select("x", "y").to_numpy(), axis=0, return_inverse=True)
@@ -114,7 +114,7 @@ def _of_cells(outs: Path, um: int) -> tuple[NDArray[np.int64], list[str], sp.csr
     try:
         cells = pl.read_parquet(file) if file.suffix == ".parquet" else read_delimited(file, ",")
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise ExpressionError(f"{file} is not a readable table: {str(error).splitlines()[0]}") from error
+        raise ExpressionError(f"{file} is not a readable table: {reason_of(error)}") from error
     needed(cells, ("cell_id", "x_centroid", "y_centroid"), file)
     counts, barcodes, names, _ = matrix_of_h5(matrix)
     identity = cells["cell_id"]
@@ -137,12 +137,12 @@ def _to_image(experiment: Path, alignment: Path) -> tuple[NDArray[np.float64], f
     try:
         size = float(json.loads(experiment.read_text("utf-8"))["pixel_size"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ExpressionError(f"{experiment} does not say pixel_size: {error}") from error
+        raise ExpressionError(f"{experiment} does not say pixel_size: {reason_of(error)}") from error
     try:
         to_morphology = np.loadtxt(alignment, delimiter=",", dtype=np.float64)
         from_morphology = np.linalg.inv(to_morphology)
     except (OSError, ValueError, np.linalg.LinAlgError) as error:
-        raise ExpressionError(f"{alignment} is no 3 × 3 matrix that can be turned round: {error}") from error
+        raise ExpressionError(f"{alignment} is no 3 × 3 matrix that can be turned round: {reason_of(error)}") from error
     if to_morphology.shape != (3, 3) or not np.allclose(to_morphology[2], (0, 0, 1), atol=1e-6):
         raise ExpressionError(f"{alignment}: an affine matrix of 3 × 3 numbers is expected, the last row 0, 0, 1")
     scale = float(np.sqrt(abs(np.linalg.det(to_morphology[:2, :2]))))

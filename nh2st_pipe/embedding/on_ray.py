@@ -176,15 +176,16 @@ class OnRay:
                 hand.slides.discard(row.slide_id)
                 try:
                     part, error = self._ray.get(ref)
-                except self._ray.exceptions.RayActorError:
+                except self._ray.exceptions.RayError as gone:
+                    why = self._end_of_a_process(gone)
                     deaths[row.slide_id] += 1
                     if deaths[row.slide_id] >= _MOST_DEATHS:
                         summary.failed[row.slide_id] = (
-                            f"{_MOST_DEATHS} processes died while they were at it: killed, or out of memory?"
+                            f"{_MOST_DEATHS} processes ended while they were at it, the last one alone with it: {why}"
                         )
                     elif until is None:
                         waiting.appendleft((row, wanted))
-                        progress.say(f"{row.slide_id}: the process that was at it is gone; another takes over")
+                        progress.say(f"{row.slide_id}: the process that was at it is gone ({why}); another takes over")
                     self._replace(hand)
                     continue
                 parts.append(part)
@@ -227,9 +228,10 @@ class OnRay:
         """See whether an actor has its encoder. Raises EncoderError where none has and no other is to be expected."""
         try:
             fault = self._ray.get(hand.loading)
-        except self._ray.exceptions.RayActorError as error:
+        except self._ray.exceptions.RayError as error:
+            why = self._end_of_a_process(error)
             self._deaths_in_loading += 1
-            fault = EncoderError(f"a process on Ray died while it loaded its encoder: {str(error).splitlines()[0]}")
+            fault = EncoderError(f"a process on Ray ended while it loaded its encoder: {why}")
             if self._deaths_in_loading < _MOST_DEATHS:
                 self._hands[self._hands.index(hand)] = self._new()
                 return
@@ -239,6 +241,17 @@ class OnRay:
         self._hands.remove(hand)
         if not self._hands:
             raise fault
+
+    def _end_of_a_process(self, error: Exception) -> str:
+        """Return in words why an actor is gone. Raises `error` where it is none of that, but our own code's."""
+        known = self._ray.exceptions
+        if isinstance(error, known.RayTaskError):
+            raise error
+        if isinstance(error, known.OutOfMemoryError):
+            return "Ray ended it, as its node was out of memory: fewer --actors, or a smaller --batch-size, take less"
+        if isinstance(error, known.RayActorError):
+            return "killed, or out of memory?"
+        return next(iter(str(error).splitlines()), "") or type(error).__name__
 
     def _hand_out(self, waiting: deque[tuple[SlideRow, Wanted]], running: dict[Any, Any], deaths: Counter[str]) -> None:
         ready = [hand for hand in self._hands if hand.ready]

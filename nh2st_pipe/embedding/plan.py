@@ -21,6 +21,7 @@ from nh2st_pipe.store.format import (
     Resolved,
     SlideRecord,
     WeightsOf,
+    counts_fingerprint,
     fingerprint,
     spots_fingerprint,
 )
@@ -110,22 +111,29 @@ class Wanted:
     row: ManifestRow
     image: ImageSource
     expression: str | None
+    """Fingerprint of all of its counts."""
+    sampled: str | None = None
+    """Fingerprint of samples of them, as stores of earlier formats have it."""
     stain_shift: bool = False
     """Whether its embeddings' shift under other stains is wanted."""
 
     @classmethod
     def of(cls, row: SlideRow, stain_shift: bool = False) -> Wanted:
         """Take the fingerprints of a manifest row's files. Raises SlideError where one cannot be read."""
-        prints = {}
-        for name in ("slide", "expression", "tissue"):
-            file: Path | None = getattr(row, name)
+        taken = (row.slide, fingerprint), (row.tissue, fingerprint), (row.expression, counts_fingerprint)
+        found = list[str | None]()
+        for file, take in (*taken, (row.expression, fingerprint)):
             try:
-                prints[name] = fingerprint(file) if file else None
+                found.append(take(file) if file else None)
             except OSError as error:
                 raise SlideError(f"{file} cannot be read: {error.strerror or error}") from error
-        image = ImageSource(image=prints["slide"] or "", tissue=prints["tissue"], mpp=row.mpp)
+        image = ImageSource(image=found[0] or "", tissue=found[1], mpp=row.mpp)
         wanted = stain_shift and row.expression is not None
-        return cls(ManifestRow.model_validate(row.record()), image, prints["expression"], wanted)
+        return cls(ManifestRow.model_validate(row.record()), image, found[2], found[3], wanted)
+
+    def has_counts_of(self, record: SlideRecord) -> bool:
+        """Whether a record's counts are these, as far as it knows."""
+        return record.expression in (self.expression, self.sampled)
 
 
 class Todo(Enum):
@@ -142,7 +150,7 @@ def decide(record: SlideRecord | None, wanted: Wanted, redo_changed: bool) -> To
         return Todo.embed  # the writer goes on with it, or begins anew where it has changed
     differs = record.image.differences(wanted.image)
     if not differs:
-        if record.expression != wanted.expression or (wanted.stain_shift and record.stain_shift is None):
+        if not wanted.has_counts_of(record) or (wanted.stain_shift and record.stain_shift is None):
             return Todo.embed
         return Todo.nothing if record.row == wanted.row else Todo.row
     if redo_changed:
@@ -176,7 +184,7 @@ def pending(
 ) -> tuple[list[tuple[SlideRow, Wanted]], list[Wanted]]:
     """Return the slides still to embed, and those whose row alone has changed; the others go into the summary.
 
-    A first look, without claims: it saves loading an encoder for which there is nothing to do.
+    A first look, without leases: it saves loading an encoder for which there is nothing to do.
     """
     todo, renewed = [], []
     for row in rows:

@@ -1,7 +1,7 @@
-"""Several devices of one machine: a process for each, which share the slides by their claims.
+"""Several devices of one machine: a process for each, which share the slides by their leases.
 
-Each process goes through all slides, beginning at its own; those that are done or claimed by another it leaves, and
-comes back to. So one that is killed loses nothing: its claim ends with it, and another goes on with its slide.
+Each process goes through all slides, beginning at its own; those that are done or leased by another it leaves, and
+comes back to. So one that is killed loses nothing: its lease ends with it, and another goes on with its slide.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.claims import Claim
 from nh2st_pipe.core.errors import OF_ONE_SLIDE, listed
+from nh2st_pipe.core.lease import Lease
 from nh2st_pipe.embedding.plan import Todo, Wanted, check_tiles, decide, recipe_of
 from nh2st_pipe.embedding.staging import Stage, ahead
 from nh2st_pipe.encoders.stains import tiles_for_shift
@@ -44,9 +44,9 @@ _PART = 32  # tiles of a batch that one thread reads
 
 _LOOK_SECONDS = 0.2  # between looks at whether the end was asked for
 
-_SECONDS_AHEAD = 10.0  # in which slides may be claimed beyond this process's share
+_SECONDS_AHEAD = 10.0  # in which slides may be leased beyond this process's share
 
-_BUSY_SECONDS = 0.5  # between looks at slides that another process has claimed
+_BUSY_SECONDS = 0.5  # between looks at slides that another process has leased
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Job:
 
     row: SlideRow
     wanted: Wanted
-    claim: Claim | None = None
+    lease: Lease | None = None
     slide: Slide | None = None
     spots: Spots | None = None
     writer: SlideWriter | None = None
@@ -77,7 +77,7 @@ class Job:
     made: NDArray[np.uint8] | None = None
     """A thumbnail that was made for that."""
     kept: bool = False
-    """Whether another process finished it before this one had the claim."""
+    """Whether another process finished it before this one had the lease."""
     failed: str | None = None
     notices: list[str] = field(default_factory=list)
     """What a person should know of the slide, short of an error."""
@@ -91,16 +91,16 @@ class Job:
     """Where its image is read from, if that is not where the manifest says."""
 
     def close(self) -> None:
-        """Close the slide, when nothing reads from it any more, and give back the claim."""
+        """Close the slide, when nothing reads from it any more, and give back the lease."""
         # What was cancelled before it began is never waited for: a pool that has been shut down does not say so.
         wait([read for read in self.reads if not read.cancel()])
         self.reads.clear()
         if self.slide is not None:
             self.slide.close()
             self.slide = None
-        if self.claim is not None:
-            self.claim.release()
-            self.claim = None
+        if self.lease is not None:
+            self.lease.release()
+            self.lease = None
 
     @property
     def cause(self) -> str | None:
@@ -134,9 +134,9 @@ class Batch:
 class Readers:
     """Opens slides and reads tiles ahead of the encoder, in threads; iterating gives items in order.
 
-    One thread claims slides, one of a few prepares each (decides what is to be done about it, reads its spots or finds
+    One thread leases slides, one of a few prepares each (decides what is to be done about it, reads its spots or finds
     its tissue), and the planner hands batches of tiles to a pool, slide after slide. The queue between it and the
-    encoder bounds the memory, as does the number of open slides. A slide that another process has claimed is come back
+    encoder bounds the memory, as does the number of open slides. A slide that another process has leased is come back
     to. `check` is called while an item is waited for, and raises what is
     to end that; `blank` gives the memory that tiles are read into; `turn` is entered
     while a batch is read, where several share a process.
@@ -166,9 +166,9 @@ class Readers:
         self._stop = threading.Event()
         self._stage = None if stage is None else Stage(stage, self._stop.is_set, most_open + 1)
         self._openers = ThreadPoolExecutor(most_open, thread_name_prefix="opener")
-        self._claims = threading.Condition()
+        self._leases = threading.Condition()
         self._to_read = 0
-        """Slides that are claimed, and not yet with the pool to their last tile."""
+        """Slides that are leased, and not yet with the pool to their last tile."""
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="tiles")
         self._planner = threading.Thread(target=self._plan, name="planner", daemon=True)
         self._tiles_known = self._slides_known = self._tiles_begun = 0
@@ -187,8 +187,8 @@ class Readers:
         self._open.release()
         if self._stage is not None:
             self._stage.room.release()
-        with self._claims:
-            self._claims.notify_all()
+        with self._leases:
+            self._leases.notify_all()
         while self._planner.is_alive():  # it may be waiting for room in the queue
             with suppress(queue.Empty):
                 self._queue.get(timeout=0.05)
@@ -238,35 +238,35 @@ class Readers:
             self._queue.put(None)
         except BaseException as error:  # handed to the calling thread, which raises it
             self._queue.put(error)
-        slides.close()  # not before: it waits for the thread that claims, which waits for the end to be asked for
+        slides.close()  # not before: it waits for the thread that leases, which waits for the end to be asked for
 
     def _opened(self) -> Iterator[tuple[Job, Future[None]]]:
-        """Yield the jobs as this process has their claims, each with its preparation under way."""
+        """Yield the jobs as this process has their leases, each with its preparation under way."""
         if self._stage is None:
-            for job in self._claimed(self._open):
+            for job in self._leased(self._open):
                 yield job, self._openers.submit(self._prepare, job)
             return
-        for job in ahead(self._claimed(self._stage.room), self._staged, self._stop.is_set):
+        for job in ahead(self._leased(self._stage.room), self._staged, self._stop.is_set):
             self._open.acquire()
             if self._stop.is_set():
                 return
             yield job, self._openers.submit(self._prepare, job)
 
-    def _claimed(self, room: threading.Semaphore) -> Iterator[Job]:
-        """Yield the jobs as this process has their claims, each when there is room for one more."""
+    def _leased(self, room: threading.Semaphore) -> Iterator[Job]:
+        """Yield the jobs as this process has their leases, each when there is room for one more."""
         todo = list(self._jobs)
         while todo:
             busy = list[Job]()
             for number, job in enumerate(todo):
-                self._wait_to_claim(len(todo) - number)
+                self._wait_to_lease(len(todo) - number)
                 room.acquire()
                 if self._stop.is_set():
                     room.release()  # whoever waits for it next has to see the end too
                     return
-                claim = self._store.claim(job.row.slide_id)
-                if claim.take():
-                    job.claim = claim
-                    with self._claims:
+                lease = self._store.lease(job.row.slide_id)
+                if lease.take():
+                    job.lease = lease
+                    with self._leases:
                         self._to_read += 1
                     yield job
                 else:
@@ -278,19 +278,19 @@ class Readers:
                 self._say(f"{listed(job.row.slide_id for job in busy)}: under way in another process, waited for")
             todo = busy
 
-    def _wait_to_claim(self, left: int) -> None:
-        """Wait until the next of `left` slides may be claimed.
+    def _wait_to_lease(self, left: int) -> None:
+        """Wait until the next of `left` slides may be leased.
 
         Those that wait here to be read may be half as many as are left: more would be missed by other processes, which
         stand idle at the end. One is staged all the same, and whatever is needed in the next seconds.
         """
         most = max(left // 2, self._stage is not None)
         while not self._stop.is_set() and self._to_read > most and self._seconds_to_read() > _SECONDS_AHEAD:
-            with self._claims:
-                self._claims.wait(_LOOK_SECONDS)
+            with self._leases:
+                self._leases.wait(_LOOK_SECONDS)
 
     def _seconds_to_read(self) -> float:
-        """Return how long the tiles of claimed slides will last, at the pace until now; infinity where one is not
+        """Return how long the tiles of leased slides will last, at the pace until now; infinity where one is not
         prepared yet, or nothing was read.
         """
         if not self._tiles_begun or self._to_read > len(self._left):
@@ -311,16 +311,16 @@ class Readers:
             job.notices.append(why)
 
     def _take(self, job: Job, prepared: Future[None]) -> None:
-        """Read a slide whose claim is held, to its end."""
+        """Read a slide whose lease is held, to its end."""
         try:
             prepared.result()
             self._submit(job)
         except (*OF_ONE_SLIDE, MemoryError) as error:
             job.failed = str(error) or type(error).__name__
         self._left.pop(job.row.slide_id, None)
-        with self._claims:
+        with self._leases:
             self._to_read -= 1
-            self._claims.notify_all()
+            self._leases.notify_all()
         self._queue.put(Item(job))
 
     def _prepare(self, job: Job) -> None:
@@ -346,9 +346,9 @@ class Readers:
         job.notices += [*layout.notes, *layout.doubts]
         job.spots, job.tile_level0_px = spots, size
         job.tissue, job.made = layout.tissue, layout.picture
-        job.writer = self._store.slide(wanted.row, wanted.image, spots, resolved, wanted.expression, job.claim)
+        job.writer = self._store.slide(wanted.row, wanted.image, spots, resolved, wanted.expression, job.lease)
         job.neighbours = self._pool.submit(nearest_spots, spots.xy, NEIGHBOURS)
-        with self._claims:
+        with self._leases:
             self._left[row.slide_id] = len(spots) - job.writer.rows
             self._tiles_known += self._left[row.slide_id]
             self._slides_known += 1

@@ -157,10 +157,10 @@ def embed(
         writer = StoreWriter(location, contract)
         for wanted in renewed:
             stop.check()
-            with writer.claim(wanted.row.slide_id):
-                record = writer.record(wanted.row.slide_id)
+            with writer.lease(wanted.row.slide_id):
+                record, tag = writer.record_tagged(wanted.row.slide_id)
                 if record is not None and decide(record, wanted, redo_changed) is Todo.row:
-                    writer.renew_row(record, wanted.row)
+                    writer.renew_row(record, tag, wanted.row)
         if hands is not None:
             try:
                 hands.do(todo, summary, stop, progress)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from nh2st_pipe.core.errors import UsageError
-from nh2st_pipe.core.leftovers import own_name, sweep
+from nh2st_pipe.core.leftovers import new_folder, sweep
 
 __all__ = ["Stage", "ahead"]
 
@@ -52,7 +52,7 @@ T = TypeVar("T")
 class Stage:
     """A folder of this process's own in `where`, for copies of slides, `most` at a time. Leaving deletes it.
 
-    What processes that were killed have left there is deleted on entering.
+    What processes that were killed have left there is deleted on entering, and nothing of one that lives, wherever.
     """
 
     def __init__(self, where: Path, stopped: Callable[[], bool] = lambda: False, most: int = 3) -> None:
@@ -64,13 +64,14 @@ class Stage:
         try:
             self._where.mkdir(parents=True, exist_ok=True)
             sweep(self._where, _KIND)
-            self._folder = Path(tempfile.mkdtemp(prefix=own_name(_KIND), dir=self._where))
+            self._folder, self._held = new_folder(self._where, _KIND)
         except OSError as error:
             raise UsageError(f"--stage {self._where} cannot be used: {error.strerror or error}") from error
         return self
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._held.let_go()
 
     def copy(self, slide: Path) -> tuple[Path, str | None]:
         """Return where `slide` is to be read from, and why that is not a copy of it."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from nh2st_pipe.core.errors import EncoderError, listed, nearest
+from nh2st_pipe.core.errors import EncoderError, listed, nearest, reason_of
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.encoders.encoder import Encoder
 from nh2st_pipe.encoders.fake import FakeBackbone
@@ -184,7 +184,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
             f"{path} holds more than tensors, and code in a pickle is never run here; convert it to .safetensors"
         ) from error
     except Exception as error:  # safetensors and torch raise many kinds for a broken file
-        raise EncoderError(f"{path} cannot be read as weights: {' '.join(str(error).split())[:200]}") from error
+        raise EncoderError(f"{path} cannot be read as weights: {reason_of(error)}") from error
     while isinstance(loaded, dict):
         nested = next((loaded[key] for key in ("state_dict", "model", "teacher") if key in loaded), None)
         if not isinstance(nested, dict):

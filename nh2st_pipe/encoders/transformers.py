@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from nh2st_pipe.core.errors import EncoderError, listed
+from nh2st_pipe.core.errors import EncoderError, listed, reason_of
 from nh2st_pipe.core.quiet import quiet_warnings
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def load_known(recipe: EncoderRecipe, state: Mapping[str, torch.Tensor]) -> tupl
                 None, config=config, state_dict=dict(state), output_loading_info=True, **options
             )
     except (RuntimeError, ValueError) as error:
-        return None, [" ".join(str(error).split())[:200]]
+        return None, [reason_of(error)]
     named = {
         what: sorted(str(name) for name in found[key] if not str(name).endswith(_NOT_USED))
         for what, key in _FINDINGS.items()

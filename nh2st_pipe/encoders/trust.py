@@ -9,7 +9,7 @@ from nh2st_pipe.core.errors import UsageError
 if TYPE_CHECKING:
     from nh2st_pipe.recipes.encoder import EncoderRecipe
 
-__all__ = ["check_trust"]
+__all__ = ["check_pinned", "check_trust"]
 
 
 def check_trust(recipe: EncoderRecipe, trust_remote_code: bool) -> None:
@@ -18,4 +18,14 @@ def check_trust(recipe: EncoderRecipe, trust_remote_code: bool) -> None:
         raise UsageError(
             f"encoder {recipe.name} runs the code in its repository {recipe.repo}: read it there, and allow it with "
             "--trust-remote-code"
+        )
+
+
+def check_pinned(recipe: EncoderRecipe) -> None:
+    """Raise UsageError where code would be fetched of which nobody has said which version of it may run."""
+    if recipe.kind == "remote" and not recipe.pinned:
+        raise UsageError(
+            f"encoder {recipe.name} runs the code in its repository {recipe.repo}, which may be another tomorrow: read "
+            f"it at huggingface.co/{recipe.repo}/commits/main, and name the commit that you have read, its 40 "
+            f"hexadecimal digits, as --encoder {recipe.name}@<commit>, or as revision in a recipe of your own"
         )

@@ -6,25 +6,24 @@ Kept apart from `encoders` so that a store can be checked against its weights wi
 from __future__ import annotations
 
 import hashlib
-import json
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from nh2st_pipe.core.errors import EncoderError, HubError, UsageError
-from nh2st_pipe.core.whole import written_whole
-from nh2st_pipe.encoders.trust import check_trust
+from nh2st_pipe.core.hashes import remembered_sha256
+from nh2st_pipe.encoders.trust import check_pinned, check_trust
 from nh2st_pipe.recipes.encoder import EncoderRecipe
 from nh2st_pipe.store.format import Contract
 
-__all__ = ["Weights", "find_weights", "known_weights", "remembered_sha256"]
-
-_LARGE = 64 << 20  # bytes
+__all__ = ["Weights", "find_weights", "known_weights"]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A weight file (None for an encoder without weights), its SHA-256, and where it came from."""
+    """A weight file (None for an encoder without weights), its SHA-256, and where it came from.
+
+    Of an encoder that brings its own code it is the SHA-256 of both: of the weights, and of the code beside them.
+    """
 
     path: Path | None
     sha256: str
@@ -55,6 +54,7 @@ def find_weights(recipe: EncoderRecipe, given: Path | None, trust_remote_code: b
         if not given.is_file():
             raise UsageError(f"there is no weight file at {given}")
         return Weights(given, _sha256(given, recipe), given.name)
+    check_pinned(recipe)
     if recipe.repo is None:
         where = f"; get them from {recipe.url}" if recipe.url else ""
         raise EncoderError(f"the weights of {recipe.name} are on no hub{where} and give their file with --weights")
@@ -70,32 +70,17 @@ def find_weights(recipe: EncoderRecipe, given: Path | None, trust_remote_code: b
     return Weights(path, _sha256(path, recipe), f"hf-hub:{recipe.repo}@{recipe.revision or 'main'}/{recipe.file}")
 
 
-def remembered_sha256(path: Path) -> str:
-    """Return a file's SHA-256: of a large one it is kept beside it, with size and time of change, and asked for there.
-
-    A file of several GB takes seconds to read, at every start.
-    """
-    stat = path.stat()
-    state = [stat.st_size, stat.st_mtime_ns]
-    beside = path.with_name(f".{path.name}.sha256.json")
-    if stat.st_size >= _LARGE:
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            kept = json.loads(beside.read_text("utf-8"))
-            if kept["of"] == state:
-                return str(kept["sha256"])
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if stat.st_size >= _LARGE:
-        with suppress(OSError), written_whole(beside) as part:  # where it may not be written, it is not kept
-            part.write_text(json.dumps({"of": state, "sha256": found}), "utf-8")
-    return found
-
-
 def _sha256(path: Path, recipe: EncoderRecipe) -> str:
-    found = remembered_sha256(path)
+    found = remembered_sha256(path, path.with_name(f".{path.name}.sha256.json"))
     if recipe.sha256 not in (None, found):
         raise EncoderError(
             f"{path} has the SHA-256 {found}, and the recipe of {recipe.name} expects {recipe.sha256}: it is another "
             "file, or was damaged on its way"
         )
-    return found
+    if recipe.kind != "remote":
+        return found
+    both = hashlib.sha256(found.encode())
+    for file in sorted(each for each in path.parent.iterdir() if each.suffix in (".py", ".json")):
+        if not file.name.startswith("."):
+            both.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return both.hexdigest()

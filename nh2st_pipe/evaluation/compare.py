@@ -17,7 +17,7 @@ import polars as pl
 import yaml
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import RunError, UsageError, listed
+from nh2st_pipe.core.errors import RunError, UsageError, fault_of, listed
 from nh2st_pipe.evaluation.judged import SlideFigures, by_unit, units_of
 from nh2st_pipe.evaluation.statistics import FEWEST_UNITS, Verdict, figures_from, many, mean_interval, verdict
 from nh2st_pipe.recipes.train import TargetRecipe, as_kept
@@ -71,7 +71,10 @@ def compare(runs: Sequence[str | Path], *, read: Callable[[Path], dict[str, Any]
     """
     if not runs:
         raise UsageError("compare takes at least one run folder")
-    found = [_read(Path(run), read(Path(run))) for run in runs]
+    found = []
+    for run in runs:
+        with fault_of(RunError, f"{run} cannot be compared"):
+            found.append(_read(Path(run), read(Path(run))))
     _same_question([run for run, _ in found])
     heads = [heads[0] for _, heads in found]
     twice = {head.name for head in heads if [other.name for other in heads].count(head.name) > 1}
@@ -138,23 +141,20 @@ def _read(run: Path, metrics: dict[str, Any]) -> tuple[tuple[Path, dict[str, Any
     """Return a run's metrics and targets, and its heads, its own first."""
     if metrics["summary"] is None:
         raise RunError(f"{run} was trained without folds: nothing in it was judged, so there is nothing to compare")
-    try:
-        recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-        slides = pl.read_csv(
-            (run / "per_slide.csv").read_bytes(),
-            infer_schema_length=None,
-            schema_overrides={"slide_id": pl.String, "patient": pl.String},
-        )
-        genes = pl.read_csv(
-            (run / "per_gene.csv").read_bytes(), infer_schema_length=None, schema_overrides={"gene": pl.String}
-        )
-        targets = validate(TargetRecipe, as_kept(recipe["targets"]), f"{run}/recipe.yaml, targets")
-        figures: dict[str, dict[str, SlideFigures]] = {}
-        for row in slides.iter_rows(named=True):
-            of_slide = figures_from(row)
-            figures.setdefault(str(row["head"]), {})[of_slide.name] = of_slide
-    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError, pl.exceptions.PolarsError) as error:
-        raise RunError(f"{run} cannot be compared: {' '.join(str(error).split())[:200]}") from error
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    slides = pl.read_csv(
+        (run / "per_slide.csv").read_bytes(),
+        infer_schema_length=None,
+        schema_overrides={"slide_id": pl.String, "patient": pl.String},
+    )
+    genes = pl.read_csv(
+        (run / "per_gene.csv").read_bytes(), infer_schema_length=None, schema_overrides={"gene": pl.String}
+    )
+    targets = validate(TargetRecipe, as_kept(recipe["targets"]), f"{run}/recipe.yaml, targets")
+    figures: dict[str, dict[str, SlideFigures]] = {}
+    for row in slides.iter_rows(named=True):
+        of_slide = figures_from(row)
+        figures.setdefault(str(row["head"]), {})[of_slide.name] = of_slide
     heads = []
     for name in (metrics["head"], *metrics["baselines"]):
         of = genes.filter(pl.col("head") == name)

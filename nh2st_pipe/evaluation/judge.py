@@ -16,8 +16,8 @@ import anndata
 import numpy as np
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import NH2STError, RunError, TrainError, listed
-from nh2st_pipe.core.quiet import quiet_warnings
+from nh2st_pipe.core.errors import NH2STError, RunError, TrainError, listed, reason_of
+from nh2st_pipe.core.h5ad import read_h5ad
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.data.targets import targets
 from nh2st_pipe.evaluation.judged import SlideFigures, judge, units_of
@@ -184,16 +184,15 @@ def _seen(file: Path, about: Mapping[str, Any]) -> Seen:
 
 
 def _read(file: Path) -> tuple[anndata.AnnData, dict[str, Any]]:
+    data = read_h5ad(file, RunError)
     try:
-        with quiet_warnings():
-            data = anndata.read_h5ad(file)
         about = dict(data.uns["nh2st_pipe"])
     except KeyError as error:
         raise RunError(
             f"{file} does not say what it is (uns['nh2st_pipe']); was it made by nh2st-pipe predict?"
         ) from error
-    except Exception as error:  # whatever h5py or anndata make of a broken file
-        raise RunError(f"{file} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{file}: uns['nh2st_pipe'] is no mapping") from error
     return data, about
 
 
@@ -212,7 +211,7 @@ def _truth(file: Path, data: anndata.AnnData, about: dict[str, Any], slide: Slid
     try:
         whole = targets(slide, panel, recipe, common).values
     except NH2STError as error:
-        raise RunError(f"{file} cannot be judged: {error}") from error
+        raise RunError(f"{file} cannot be judged: {reason_of(error)}") from error
     column = {gene: i for i, gene in enumerate(panel)}
     return whole[:, [column[gene] for gene in data.var_names]]
 

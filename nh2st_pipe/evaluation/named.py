@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import UsageError, nearest
+from nh2st_pipe.core.errors import UsageError, nearest, reason_of
 from nh2st_pipe.evaluation.metrics import gene_metrics
 
 __all__ = ["NAMED", "Named", "gene_set_pcc", "named", "read_gmt"]
@@ -105,7 +105,7 @@ def read_gmt(path: Path) -> dict[str, tuple[str, ...]]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as gene sets: {error}") from error
+        raise UsageError(f"{path} cannot be read as gene sets: {reason_of(error)}") from error
     sets = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import RunError
+from nh2st_pipe.core.errors import RunError, reason_of
 from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.heads.base import FeatureScaler
 
@@ -110,7 +110,7 @@ class Reference:
             found = load_file(path)
             return cls(found["keys"].float(), found["mean"].float(), found["scale"].float(), found["own"].numpy())
         except Exception as error:  # whatever is wrong with it; a changed file has been told apart before
-            raise RunError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+            raise RunError(f"{path} cannot be read: {reason_of(error)}") from error
 
 
 def _keys(scaler: FeatureScaler, samples: Samples) -> torch.Tensor:

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import RunError
+from nh2st_pipe.core.errors import RunError, reason_of
 from nh2st_pipe.heads.alike import Alike
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ class Carry:
                 if held.shape[0] != genes:
                     raise ValueError(f"it is of {held.shape[0]} genes, and the head of {genes}")
         except Exception as error:  # whatever is wrong with it; a changed file has been told apart before
-            raise RunError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+            raise RunError(f"{path} cannot be read: {reason_of(error)}") from error
         return found
 
 

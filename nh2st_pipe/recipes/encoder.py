@@ -5,6 +5,7 @@ Defaults are written here and nowhere else.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,7 +130,8 @@ class EncoderRecipe(Strict):
     file: str = "model.safetensors"
     """File of the weights in `repo`."""
     revision: str | None = None
-    """Commit or tag of `repo`; None takes its main branch. The weights' SHA-256 is recorded either way."""
+    """Commit or tag of `repo`; None takes its main branch. The weights' SHA-256 is recorded either way. Of `remote` it
+    has to be a commit (40 hexadecimal digits), and is a part of the identity."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """SHA-256 of the weights' file, where another one is to be refused."""
     url: str | None = None
@@ -188,7 +190,13 @@ class EncoderRecipe(Strict):
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide the numbers: two stores may mix only where all of them agree."""
-        return self.model_dump(mode="json", include=set(_IDENTITY))
+        own_code = {"revision"} if self.kind == "remote" else set()
+        return self.model_dump(mode="json", include=set(_IDENTITY) | own_code)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether `revision` is a commit, which means the same for ever."""
+        return self.revision is not None and re.fullmatch("[0-9a-f]{40}", self.revision) is not None
 
     @classmethod
     def default_of(cls, key: str) -> Any:
@@ -203,6 +211,8 @@ class EncoderRecipe(Strict):
 
 
 def load_encoder_recipe(name: str | Path) -> EncoderRecipe:
-    """Return the encoder recipe called `name`, or the one in the YAML file `name`."""
-    path = files.find("stages/embed", name)
-    return validate(EncoderRecipe, files.load_yaml(path), path.name)
+    """Return the encoder recipe called `name`, or in the YAML file `name`; "name@<commit>" pins its `revision`."""
+    found = re.fullmatch("(.+)@([0-9a-f]{40})", str(name))
+    path = files.find("stages/embed", found.group(1) if found else name)
+    pinned = {"revision": found.group(2)} if found else {}
+    return validate(EncoderRecipe, files.load_yaml(path) | pinned, path.name)

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from nh2st_pipe.core.errors import RecipeError, nearest
+from nh2st_pipe.core.errors import RecipeError, fault_of, nearest
 
 __all__ = ["find", "load_yaml", "names"]
 
@@ -49,10 +49,8 @@ def find(kind: str, name: str | Path) -> Path:
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """Read one YAML mapping from `path`."""
-    try:
+    with fault_of(RecipeError, f"{path} is not YAML"):
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path} should hold 'key: value' lines, and holds {type(data).__name__}")
     return data

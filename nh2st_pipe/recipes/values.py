@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pydantic
 from pydantic import BaseModel, ConfigDict
 
-from nh2st_pipe.core.errors import RecipeError
+from nh2st_pipe.core.errors import RecipeError, fault_of
 
 _NO_GROUP = ("model_type", "model_attributes_type", "dict_type")  # pydantic's names of one fault
 
@@ -80,7 +80,8 @@ def _nearest_key(wrong: str, known: list[str]) -> str:
 
 def validate(model: type[Recipe], data: dict[str, Any], where: str | Path) -> Recipe:
     """Return `data` as a checked `model`. Raises RecipeError naming each key at fault, and `where` it stands."""
-    try:
-        return model.model_validate(data)
-    except pydantic.ValidationError as error:
-        raise RecipeError(f"{where}: {faults_in_words(error, model, data)}") from error
+    with fault_of(RecipeError, f"{where} cannot be used"):
+        try:
+            return model.model_validate(data)
+        except pydantic.ValidationError as error:
+            raise RecipeError(f"{where}: {faults_in_words(error, model, data)}") from error

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from nh2st_pipe.core.errors import RunError
+from nh2st_pipe.core.errors import RunError, reason_of
 from nh2st_pipe.recipes.train import TargetRecipe, as_kept
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.reporting import words
@@ -78,7 +78,7 @@ def _recipe(run: Path) -> tuple[str, dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
         values = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+        raise RunError(f"{path} is damaged: {reason_of(error)}") from error
     return text, values if isinstance(values, dict) else {}
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from nh2st_pipe.core.errors import RunError
+from nh2st_pipe.core.errors import RunError, reason_of
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.evaluation.metrics import gene_metrics
 
@@ -152,7 +152,7 @@ def _opened(file: Path) -> h5py.File:
 
 
 def _unreadable(file: Path, error: Exception) -> RunError:
-    return RunError(f"the predictions {file} cannot be read: {' '.join(str(error).split())[:200]}")
+    return RunError(f"the predictions {file} cannot be read: {reason_of(error)}")
 
 
 def _shape(file: Path) -> tuple[int, int]:

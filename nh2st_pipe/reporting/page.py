@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nh2st_pipe.core.errors import RunError, nearest
+from nh2st_pipe.core.errors import RunError, fault_of, nearest
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.reporting.judged import judged_run
 from nh2st_pipe.reporting.maps import SlideMaps, packed
@@ -44,17 +44,13 @@ def report(of: str | Path, out: str | Path | None = None, *, only: Sequence[Path
     target = Path(out) if out is not None else default
     if target.is_dir():
         raise RunError(f"{target} is a folder; give the report a file name, for example {target / 'report.html'}")
-    try:
+    changed = "(was a file in it changed, or written by another version?)"
+    with fault_of(RunError, f"{folder} cannot be reported on {changed}"):
         if run is None:
             genes, slides, data = predicted_folder(folder, only or sorted(folder.glob("*.h5ad")))
         else:
             genes, slides, data = judged_run(run)
         text = _json({**data, **_maps(genes, slides)})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(
-            f"{folder} cannot be reported on: a file in it lacks {error} or is not as training writes it; was it "
-            "changed, or written by another version?"
-        ) from error
     with written_whole(target) as part:
         part.write_text(_page(text), encoding="utf-8")
     return target

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nh2st_pipe.core.errors import RunError
+from nh2st_pipe.core.errors import RunError, reason_of
 from nh2st_pipe.evaluation.statistics import FIGURES
 
 __all__ = ["HALVES", "GeneTable", "heads_of", "history_of", "number", "table"]
@@ -79,7 +79,7 @@ def table(path: Path) -> list[dict[str, str]]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise RunError(f"{path} is damaged: {error}") from error
+        raise RunError(f"{path} is damaged: {reason_of(error)}") from error
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 

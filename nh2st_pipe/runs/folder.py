@@ -31,7 +31,7 @@ import polars as pl
 import yaml
 from filelock import FileLock, Timeout
 
-from nh2st_pipe.core.errors import RunError, listed
+from nh2st_pipe.core.errors import RunError, fault_of, listed
 from nh2st_pipe.evaluation.judged import SlideFigures
 from nh2st_pipe.evaluation.statistics import figures_from, summary
 from nh2st_pipe.runs.about import RUN_FORMAT
@@ -181,6 +181,11 @@ def find_run(of: Path) -> FoundRun | None:
 
     Raises RunError as `read_metrics`.
     """
+    with fault_of(RunError, f"{of} is not as training writes it"):
+        return _found(of)
+
+
+def _found(of: Path) -> FoundRun | None:
     if (of / "metrics.json").is_file():
         return FoundRun(of, of.resolve().name, read_metrics(of), of / "report.html")
     parts = [of] if of.name.endswith(_PART) else [] if of.exists() else sorted(of.parent.glob(f"{of.name}.*{_PART}"))
@@ -244,10 +249,8 @@ def read_metrics(run: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise RunError(f"{run} is not a finished run (there is no metrics.json in it)")
     check_files(Path(run))
-    try:
+    with fault_of(RunError, f"{path} is damaged"):
         metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}") from error
     if not isinstance(metrics, dict):
         raise RunError(f"{path} is damaged: it should hold a mapping")
     found = metrics.get("format", 0)

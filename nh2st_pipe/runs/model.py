@@ -7,7 +7,7 @@ import io
 import json
 from pathlib import Path
 
-from nh2st_pipe.core.errors import HubError, RunError, nearest
+from nh2st_pipe.core.errors import HubError, RunError, fault_of, nearest, reason_of
 from nh2st_pipe.evaluation.reference import REFERENCE, Reference
 from nh2st_pipe.heads.base import HeadModel
 from nh2st_pipe.heads.carry import CARRY
@@ -32,10 +32,8 @@ def load_model(where: str | Path) -> HeadModel:
     config_file = folder / "config.json"
     beside = [CARRY] if (folder / CARRY).is_file() else []
     check_files(folder, ("config.json", "model.safetensors", *beside))  # its card may be edited
-    try:
+    with fault_of(RunError, f"{config_file} is damaged"):
         kind = json.loads(config_file.read_text(encoding="utf-8")).get("kind")
-    except (ValueError, AttributeError) as error:
-        raise RunError(f"{config_file} is damaged: {error}") from error
     try:
         kind_of_head = head_class(kind)
     except RunError as error:
@@ -44,7 +42,7 @@ def load_model(where: str | Path) -> HeadModel:
         with contextlib.redirect_stdout(io.StringIO()):  # the mixin announces itself on stdout
             model = kind_of_head.from_pretrained(str(folder))
     except Exception as error:  # a truncated weight file, tensors that do not fit
-        raise RunError(f"the model at {where} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
+        raise RunError(f"the model at {where} cannot be loaded: {reason_of(error)}") from error
     return model.eval()
 
 

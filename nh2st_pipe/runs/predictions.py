@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import anndata
-import h5py
 import numpy as np
 import pandas as pd
 from anndata.io import write_elem
 from numpy.typing import NDArray
 
+from nh2st_pipe.core.h5ad import new_h5ad
 from nh2st_pipe.core.quiet import quiet_warnings
-from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.evaluation.reference import Familiarity
 from nh2st_pipe.heads.base import Prediction
 from nh2st_pipe.heads.carry import CUT
@@ -130,8 +129,8 @@ def write_prediction(
         about["carry"] = json.dumps(asdict(carried.strength))
     if "spatial" in slide.uns:
         data.uns["spatial"] = slide.uns["spatial"]
-    with written_whole(path) as part, quiet_warnings():
-        data.write_h5ad(part, compression="gzip", compression_opts=1)
-        with h5py.File(part, "r+") as file:
-            for name, made_of in layers.items():
-                write_elem(file["layers"], name, made_of(), dataset_kwargs=_PACKED)
+    with quiet_warnings(), new_h5ad(path) as file:
+        data.strings_to_categoricals()
+        write_elem(file, "/", data, dataset_kwargs={"compression": "gzip", "compression_opts": 1})
+        for name, made_of in layers.items():
+            write_elem(file["layers"], name, made_of(), dataset_kwargs=_PACKED)

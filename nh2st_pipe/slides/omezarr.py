@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nh2st_pipe.core.codecs import check_codecs
 from nh2st_pipe.core.errors import SlideError, fault_of
 from nh2st_pipe.slides.base import libraries
 from nh2st_pipe.slides.levels import downsample_of, true_levels
@@ -48,7 +49,7 @@ class _Level:
 
 class _Chunks(Pieces):
     def __init__(self, path: Path, levels: Sequence[_Level]) -> None:
-        super().__init__([level.grid() for level in levels])
+        super().__init__([level.grid() for level in levels], path)
         self._path, self._levels = path, levels
 
     def decode(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
@@ -88,7 +89,7 @@ class OmeZarrSlide:
         axes = tuple(str(axis["name"] if isinstance(axis, Mapping) else axis) for axis in scales.get("axes", "tczyx"))
         whole = _scale(scales, len(axes))
         levels = [
-            _Level(_array(image / each["path"]), axes, tuple(np.multiply(whole, _scale(each, len(axes)))))
+            _Level(_array(_inside(image, str(each["path"]))), axes, tuple(np.multiply(whole, _scale(each, len(axes)))))
             for each in scales["datasets"]
         ]
         _check(path, levels)
@@ -158,13 +159,19 @@ def _attributes(folder: Path) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
+def _inside(picture: Path, path: str) -> Path:
+    """Return where a level lies. Raises SlideError where that is not inside the picture's folder."""
+    place = picture / path
+    if not place.resolve().is_relative_to(picture.resolve()):
+        raise SlideError(f"{picture} names a level outside of its own folder ('{path}'), which is not read")
+    return place
+
+
 def _array(folder: Path) -> Any:
-    """Open an array for reading; one that is packed as Python objects would run what it holds."""
+    """Open an array for reading, unless it is packed in a way that is not known."""
     import zarr
 
-    for name in ("zarr.json", ".zarray"):
-        if (folder / name).is_file() and "pickle" in (folder / name).read_text("utf-8"):
-            raise SlideError(f"{folder} is packed as Python objects, which are never loaded here; write it anew")
+    check_codecs(folder, SlideError)
     return zarr.open_array(folder, mode="r")
 
 

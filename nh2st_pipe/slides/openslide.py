@@ -10,7 +10,8 @@ import numpy as np
 import openslide
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import SlideError
+from nh2st_pipe.core.errors import SlideError, reason_of
+from nh2st_pipe.core.memory import check_image, require
 from nh2st_pipe.slides.base import libraries
 from nh2st_pipe.slides.levels import true_levels
 from nh2st_pipe.slides.resolution import square_mpp
@@ -32,7 +33,7 @@ class OpenSlideSlide:
         try:
             self._handle = openslide.OpenSlide(str(path))
         except openslide.OpenSlideError as error:
-            raise SlideError(f"{path} cannot be opened: {error}; is the file complete?") from error
+            raise SlideError(f"{path} cannot be opened: {reason_of(error)}; is the file complete?") from error
         self.size: tuple[int, int] = self._handle.dimensions
         self.reader = f"openslide {openslide.__library_version__}"
         try:
@@ -48,6 +49,9 @@ class OpenSlideSlide:
             max(int(properties.get(f"openslide.level[{number}].tile-{side}", 0)) for side in ("width", "height"))
             for number in range(handle.level_count)
         ]
+        check_image(self.path, handle.dimensions, alone=False)
+        for side in tiles:
+            require(4 * min(side, max(handle.dimensions)) ** 2, f"{self.path}: a tile of {side:,} px a side")
         self._numbers, words = true_levels(handle.level_dimensions, downs, tiles)
         self.downsamples: tuple[float, ...] = tuple(downs[number] for number in self._numbers)
         self.origin = _origin(properties)
@@ -79,7 +83,9 @@ class OpenSlideSlide:
         try:
             rgba = np.asarray(self._handle.read_region((round(x * down), round(y * down)), at, (width, height)))
         except openslide.OpenSlideError as error:
-            raise SlideError(f"{self.path} is damaged near x={x * down:.0f}, y={y * down:.0f}: {error}") from error
+            raise SlideError(
+                f"{self.path} is damaged near x={x * down:.0f}, y={y * down:.0f}: {reason_of(error)}"
+            ) from error
         rgb, alpha = rgba[..., :3], rgba[..., 3:]
         if alpha.min() == 255:
             return np.ascontiguousarray(rgb)

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nh2st_pipe.core.memory import require
+
 __all__ = ["Grid", "Pieces"]
 
+_BYTES = 12  # a px of a piece, while it is decoded: of up to four samples of 16 bits, and RGB
 _KEPT_BYTES = 96 << 20  # of decoded pieces: several rows of tiles of the widest slides
 
 
@@ -33,7 +36,12 @@ class Pieces(ABC):
     A piece that one thread decodes is waited for by another that wants it: neighbouring tiles share pieces.
     """
 
-    def __init__(self, grids: Sequence[Grid]) -> None:
+    def __init__(self, grids: Sequence[Grid], where: object) -> None:
+        """Raises SlideError naming `where` where a piece is larger than memory."""
+        for grid in grids:
+            require(
+                _BYTES * grid.piece[0] * grid.piece[1], f"{where}: a piece of {grid.piece[1]:,} × {grid.piece[0]:,} px"
+            )
         self._grids = grids
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[int, int, int], NDArray[np.uint8]] = OrderedDict()

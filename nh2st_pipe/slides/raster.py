@@ -13,17 +13,18 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from nh2st_pipe.core.errors import SlideError, fault_of
+from nh2st_pipe.core.memory import check_image
 from nh2st_pipe.core.quiet import PROCESS_WIDE, quiet_warnings
 from nh2st_pipe.slides.base import libraries
 
 __all__ = ["RasterSlide", "any_size"]
 
 _STRIP_PX = 256
+_BYTES = 7  # a px: Pillow's 4 and our 3, for a moment
 _ORIENTATION = 274  # the tag
 _BACK = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -65,6 +66,7 @@ class RasterSlide:
             if image.mode == "F":
                 raise SlideError(f"{path} holds floating-point px, whose white is not known; save it with 8 bits a px")
             self.size: tuple[int, int] = pages[self._page]
+            check_image(path, self.size, _BYTES)
             self.notices = tuple(_notices(image, self._page, pages))
 
     def _open(self) -> Image.Image:
@@ -77,13 +79,7 @@ class RasterSlide:
     def _decoded(self) -> NDArray[np.uint8]:
         with self._lock:
             if self._pixels is None:
-                needed = 7 * self.size[0] * self.size[1]  # Pillow's 4 bytes per px and our 3, for a moment
-                if needed > _free_memory():
-                    raise SlideError(
-                        f"{self.path} is a plain image of {self.size[0]:,} × {self.size[1]:,} px and takes "
-                        f"{needed / 1e9:.1f} GB to decode, more than this machine has free; convert it to a tiled "
-                        "pyramidal TIFF (for example: vips tiffsave IN OUT --tile --pyramid --compression jpeg)"
-                    )
+                check_image(self.path, self.size, _BYTES)  # by now others may have taken what there was
                 cause = f"{self.path} cannot be decoded (is the file complete?)"
                 with fault_of(SlideError, cause), closing(self._open()) as image:
                     image.seek(self._page)
@@ -174,8 +170,3 @@ def _trim_heap() -> None:
     """
     with suppress(OSError, AttributeError, TypeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _free_memory() -> float:
-    """Return what can be had without swapping, in bytes: on Linux this counts the file cache, which gives way."""
-    return float(psutil.virtual_memory().available)

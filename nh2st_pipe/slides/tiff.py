@@ -21,6 +21,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import SlideError, fault_of
+from nh2st_pipe.core.memory import check_image
 from nh2st_pipe.slides.base import libraries
 from nh2st_pipe.slides.levels import downsample_of, true_levels
 from nh2st_pipe.slides.pieces import Grid, Pieces
@@ -54,7 +55,7 @@ class TiffPieces(Pieces):
     """Levels of a TIFF (of several files, where its parts lie in several), opened anew for as long as this lives."""
 
     def __init__(self, path: Path, levels: Sequence[TiffLevel]) -> None:
-        super().__init__([level.grid for level in levels])
+        super().__init__([level.grid for level in levels], path)
         self._path, self._levels = path, levels
         self._bytes_of = {name: _Bytes(name) for level in levels for name in map(_file_of, level.pages)}
 
@@ -122,6 +123,7 @@ class TiffSlide:
         kept, words = true_levels([level.size for level in levels])
         levels = [levels[number] for number in kept]
         self.size: tuple[int, int] = levels[0].size
+        check_image(path, self.size, alone=False)
         self.downsamples: tuple[float, ...] = tuple(downsample_of(self.size, level.size) for level in levels)
         self.mpp = _mpp(file, levels[0], path)
         self.notices = (*_notices(levels[0], series, file), *words)

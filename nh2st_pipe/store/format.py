@@ -18,6 +18,7 @@ import pydantic
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from nh2st_pipe.core.hashes import cache_of, remembered_sha256
 from nh2st_pipe.recipes.encoder import EncoderRecipe
 from nh2st_pipe.recipes.values import Strict
 from nh2st_pipe.tiles.options import GridOptions
@@ -34,6 +35,7 @@ __all__ = [
     "SlideRecord",
     "SlideState",
     "WeightsOf",
+    "counts_fingerprint",
     "crc32c",
     "fingerprint",
     "read_signed",
@@ -56,7 +58,7 @@ class WeightsOf(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     sha256: str
-    """Of the file; "none" for an encoder without weights."""
+    """Of the file, and of the code beside it where that runs; "none" for an encoder without weights."""
     source: str
     """Where they are from, in words."""
 
@@ -227,6 +229,8 @@ class SlideRecord(Strict):
     """What its tiles came to be; None in formats 1 and 2, which keep it in `embedding/uns`."""
     picture: Picture | None = None
     """On `thumbnail.png`; None until the slide is complete."""
+    lease: str | None = None
+    """The fence of whoever is writing the slide; None when it is complete."""
     state: SlideState
     files: dict[str, tuple[Count, str]] = Field(default_factory=dict)
     """Every file of a complete slide below its folder: size in bytes and CRC-32C."""
@@ -236,9 +240,10 @@ class SlideRecord(Strict):
         return self.model_copy(update={"state": self.state.model_copy(update=changes)})
 
 
-def to_json(record: SlideRecord) -> dict[str, Any]:
-    """Return a record as JSON values, signed."""
-    return signed(json.loads(record.model_dump_json()))
+def to_json(record: SlideRecord) -> bytes:
+    """Return a record as the metadata of the Zarr group that a slide is, signed."""
+    attributes = {KEY: signed(json.loads(record.model_dump_json()))}
+    return json.dumps({"attributes": attributes, "zarr_format": 3, "node_type": "group"}, indent=2).encode()
 
 
 def signed(values: dict[str, Any]) -> dict[str, Any]:
@@ -278,11 +283,26 @@ def spots_fingerprint(barcodes: Sequence[str], xy: NDArray[np.float64]) -> str:
     return digest.hexdigest()[:32]
 
 
+def counts_fingerprint(path: Path) -> str:
+    """Return a fingerprint of all of a file's content, or of all files of a folder: a few bytes of it are counts.
+
+    That of a file of 16 MiB at most is the same as `fingerprint`'s.
+    """
+    if not path.is_dir():
+        return f"{path.stat().st_size}-{remembered_sha256(path, cache_of(path))[:32]}"
+    digest, total = hashlib.sha256(), 0
+    for name, file in sorted((each.relative_to(path).as_posix(), each) for each in path.rglob("*") if each.is_file()):
+        if not file.name.startswith("."):
+            total += file.stat().st_size
+            digest.update(f"{name} {counts_fingerprint(file)}\n".encode())
+    return f"{total}-{digest.hexdigest()[:32]}"
+
+
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup")
 
 
 def fingerprint(path: Path) -> str:
-    """Return a fingerprint of a file's content: its size and SHA-256, of sixteen samples where it is large.
+    """Return a fingerprint of an image's content: its size and SHA-256, of sixteen samples where it is large.
 
     It survives copying and moving; up to 16 MiB it sees every byte. Of a folder (OME-Zarr) it is that of the names and
     sizes of its files, of its metadata, and of sixteen others; what an operating system hides in it is passed over.

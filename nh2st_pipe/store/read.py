@@ -22,8 +22,8 @@ from anndata.io import read_elem
 from numpy.typing import NDArray
 from PIL import Image
 
-from nh2st_pipe.core.errors import DamageError, ResourceError, StoreError, for_want_of
-from nh2st_pipe.core.location import Location
+from nh2st_pipe.core.errors import DamageError, ResourceError, StoreError, for_want_of, reason_of
+from nh2st_pipe.core.location import Location, Tag
 from nh2st_pipe.core.names import part_name
 from nh2st_pipe.store import legacy
 from nh2st_pipe.store.files import faults_of
@@ -127,7 +127,7 @@ def read_root(location: Location) -> tuple[int, dict[str, Any]]:
         attributes = node["attributes"][KEY]
         if node["zarr_format"] != 3:
             raise KeyError("zarr_format")
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise StoreError(
             f"{location} is not an embedding store (no Zarr v3 group with the attribute '{KEY}' at its root)"
         ) from error
@@ -179,19 +179,28 @@ class Store:
 
         Raises DamageError where it cannot be read.
         """
+        return self.record_tagged(slide_id)[0]
+
+    def record_tagged(self, slide_id: str) -> tuple[SlideRecord | None, Tag | None]:
+        """Return what is known of a slide, and what that is known by to whoever writes it anew. See `record`."""
         try:
-            node = json.loads(self.location.read(f"slides/{slide_id}/zarr.json"))
+            data, tag = self.location.read_tagged(f"slides/{slide_id}/zarr.json")
+            node = json.loads(data)
         except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise self._unread(slide_id, f"its zarr.json cannot be read ({error})", error) from error
+            return None, None
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._unread(slide_id, f"its zarr.json cannot be read ({reason_of(error)})", error) from error
         try:
             attributes = node["attributes"]
             if self.format == 1 and KEY not in attributes:  # else an upgrade is under way
-                return legacy.record_of(attributes, self._rows.get(slide_id, {}), slide_id)
-            return read_signed(SlideRecord, attributes[KEY])
-        except (KeyError, TypeError, ValueError) as error:
+                return legacy.record_of(attributes, self._rows.get(slide_id, {}), slide_id), tag
+            return read_signed(SlideRecord, attributes[KEY]), tag
+        except KeyError:
+            raise self._damage(slide_id, "its zarr.json holds no record") from None
+        except ValueError as error:  # in our own words
             raise self._damage(slide_id, f"its record {error}") from error
+        except Exception as error:
+            raise self._damage(slide_id, f"its record: {reason_of(error)}") from error
 
     def _damage(self, slide_id: str, what: str) -> DamageError:
         return DamageError(self.location, slide_id, what)
@@ -285,7 +294,7 @@ class Store:
                 counts, genes = sp.csr_matrix(expression.X), [str(name) for name in expression.var_names]
                 counts.check_format(full_check=True)
         except Exception as error:  # a missing element, a failed checksum, an unreadable chunk
-            raise self._unread(slide_id, " ".join(str(error).split())[:200], error) from error
+            raise self._unread(slide_id, reason_of(error), error) from error
         if not len(barcodes) == len(views) == len(xy) == len(neighbours) == n:
             raise self._damage(slide_id, "its elements have different lengths")
         if (

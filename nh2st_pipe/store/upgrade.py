@@ -16,13 +16,14 @@ import numpy as np
 import zarr
 from anndata.io import read_elem
 
-from nh2st_pipe.core.errors import StoreError
+from nh2st_pipe.core.errors import StoreError, reason_of
+from nh2st_pipe.core.lease import lease_on
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.store import legacy
 from nh2st_pipe.store.files import faults_of, list_files
 from nh2st_pipe.store.format import FORMAT, KEY, THUMBNAIL, Contract, SlideRecord, signed, spots_fingerprint
 from nh2st_pipe.store.read import Store, read_root
-from nh2st_pipe.store.write import as_png, consolidate, partial_name, write_graph, write_partial, write_record
+from nh2st_pipe.store.write import RecordFile, as_png, consolidate, partial_name, write_graph, write_partial
 
 __all__ = ["upgrade"]
 
@@ -33,24 +34,24 @@ def upgrade(where: str | Path | Location, say: Callable[[str], None] = lambda wo
     Raises StoreError where a slide is damaged: it has to be deleted, or embedded anew by the version that made it.
     """
     location = Location(where)
-    read_root(location)  # before the claim, which would leave a folder where there is no store
-    with location.claim("store"):
+    read_root(location)  # before the lease, which would leave a folder where there is no store
+    with lease_on(location, "store"):
         store = Store(location)
         if store.format == FORMAT:
             return []
         done = []
         for slide_id in location.folders("slides"):
-            record = store.record(slide_id)
+            record, tag = store.record_tagged(slide_id)
             if record is None:  # begun and cut short before its first tile: nothing in it is of use
                 location.delete(f"slides/{slide_id}")
                 continue
             try:
-                _upgrade_slide(location, slide_id, record, store.contract)
+                _upgrade_slide(location, RecordFile(location, slide_id, tag), record, store.contract)
             except StoreError:
                 raise
             except Exception as error:
                 raise StoreError(
-                    f"{location}, slide {slide_id} is damaged: {' '.join(str(error).split())[:200]}; delete its folder "
+                    f"{location}, slide {slide_id} is damaged: {reason_of(error)}; delete its folder "
                     "under slides/, then upgrade again"
                 ) from error
             done.append(slide_id)
@@ -72,8 +73,8 @@ _OF_NO_USE = (
 )
 
 
-def _upgrade_slide(location: Location, slide_id: str, record: SlideRecord, contract: Contract) -> None:
-    path = f"slides/{slide_id}"
+def _upgrade_slide(location: Location, kept: RecordFile, record: SlideRecord, contract: Contract) -> None:
+    path = f"slides/{kept.slide_id}"
     faults = faults_of(location, path, record.files, deep=False)
     if faults:
         raise ValueError(faults[0])
@@ -84,7 +85,7 @@ def _upgrade_slide(location: Location, slide_id: str, record: SlideRecord, contr
     group = open_group(path)
     if record.resolved is None:
         record = _beside(location, group, open_group(f"{path}/embedding"), record, contract)
-        write_record(group, record)
+        kept.write(record)
     if _LISTS in record.files:
         return
     for name in _OF_NO_USE:
@@ -93,7 +94,7 @@ def _upgrade_slide(location: Location, slide_id: str, record: SlideRecord, contr
         for name in ("embedding", "expression"):
             if name in group:
                 consolidate(group, name)
-        write_record(group, record.model_copy(update={"files": list_files(location, path, record.files)}))
+        kept.write(record.model_copy(update={"files": list_files(location, path, record.files)}))
 
 
 def _beside(location: Location, group: Any, embedding: Any, record: SlideRecord, contract: Contract) -> SlideRecord:

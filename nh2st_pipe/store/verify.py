@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import zarr
-
 from nh2st_pipe.core.errors import DamageError
+from nh2st_pipe.core.lease import lease_on
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.store.files import faults_of
 from nh2st_pipe.store.read import Store, open_store
-from nh2st_pipe.store.write import write_record
+from nh2st_pipe.store.write import RecordFile
 
 __all__ = ["Verified", "encoded_anew", "set_aside", "verify"]
 
@@ -85,19 +84,16 @@ def set_aside(where: str | Path | Location, found: Verified) -> None:
     store = open_store(where)
     for slide_id, faults in found.damaged.items():
         path = f"slides/{slide_id}"
-        with store.location.claim(f"slide-{slide_id}"):
+        with lease_on(store.location, f"slide-{slide_id}"):
             try:
-                record = store.record(slide_id)
+                record, tag = store.record_tagged(slide_id)
             except DamageError:
-                record = None
+                record = tag = None
             if record is None or store.format == 1:
                 store.location.delete(path)
                 continue
             parts = {part for part in _PARTS if any(fault.startswith(part) for fault in faults)}
             kept = all(fault.startswith(tuple(_PARTS)) for fault in faults)
             anew = dict.fromkeys((_PARTS[part] for part in parts), None)
-            group = zarr.open_group(
-                store.location.zarr_store(), path=path, mode="r+", zarr_format=3, use_consolidated=False
-            )
             record = record.model_copy(update={"files": {}, **anew})
-            write_record(group, record.with_state(complete=False, ready=kept))
+            RecordFile(store.location, slide_id, tag).write(record.with_state(complete=False, ready=kept))

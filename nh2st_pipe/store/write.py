@@ -1,6 +1,6 @@
 """Writing a store: `StoreWriter` for the whole of it, one `SlideWriter` per slide.
 
-A slide is written by whoever holds the claim on it, and what there is to do is decided under the claim. Its record
+A slide is written by whoever holds the lease on it, and what there is to do is decided under the lease. Its record
 says at every moment how far it is, and the completion mark is written last, with a list of its files. What the memory
 holds follows what is on disk, never the other way round: whatever strikes, the next run goes on from the record.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,9 +25,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from nh2st_pipe.core.claims import Claim
-from nh2st_pipe.core.errors import StoreError
-from nh2st_pipe.core.location import Location
+from nh2st_pipe.core.errors import LeaseError, StoreError, written_to
+from nh2st_pipe.core.lease import Lease, lease_on
+from nh2st_pipe.core.location import Location, Tag
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.store.files import list_files
 from nh2st_pipe.store.format import (
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
 __all__ = [
+    "RecordFile",
     "SlideWriter",
     "StoreWriter",
     "as_png",
@@ -59,7 +61,6 @@ __all__ = [
     "partial_name",
     "write_graph",
     "write_partial",
-    "write_record",
 ]
 
 _CHUNK_TILES, _MOST_SHARD_TILES = 32, 4096
@@ -77,7 +78,7 @@ class StoreWriter(Store):
         location = Location(where)
         if location.path is not None and location.path.exists() and not location.path.is_dir():
             raise StoreError(f"{location} is a file; --store takes the folder of a Zarr store")
-        with location.claim("store"):
+        with written_to(location), lease_on(location, "store"):
             if location.is_empty():
                 attributes = {KEY: signed(contract.attributes())}
                 zarr.create_group(location.zarr_store(), attributes=attributes, zarr_format=3)
@@ -88,19 +89,19 @@ class StoreWriter(Store):
                 "in seconds and without encoding; then embed goes on with it"
             )
         check_contract(self, contract)
-        for folder in ("", "slides"):  # where no claim is held: another process may be writing there
+        for folder in ("", "slides"):  # where no lease is held: another process may be writing there
             location.sweep(folder, deep=False, older_than_s=_SURELY_OVER_SECONDS)
         self._zarr = location.zarr_store()
         with contextlib.suppress(FileExistsError, zarr.errors.ContainsGroupError):
             zarr.create_group(self._zarr, path="slides", zarr_format=3)
 
-    def claim(self, slide_id: str) -> Claim:
-        """Return the claim on a slide, not yet taken."""
-        return self.location.claim(f"slide-{slide_id}")
+    def lease(self, slide_id: str) -> Lease:
+        """Return the lease on a slide, not yet taken."""
+        return lease_on(self.location, f"slide-{slide_id}")
 
-    def renew_row(self, record: SlideRecord, row: ManifestRow) -> None:
-        """Take over a manifest row that has changed in what the embeddings do not depend on. Needs the claim."""
-        write_record(self.group(f"slides/{row.slide_id}"), record.model_copy(update={"row": row}))
+    def renew_row(self, record: SlideRecord, tag: Tag | None, row: ManifestRow) -> None:
+        """Take over a manifest row that has changed in what the embeddings do not depend on. Needs the lease."""
+        RecordFile(self.location, row.slide_id, tag).write(record.model_copy(update={"row": row}))
 
     def slide(
         self,
@@ -109,41 +110,57 @@ class StoreWriter(Store):
         spots: Spots,
         resolved: Resolved,
         expression: str | None = None,
-        claim: Claim | None = None,
+        lease: Lease | None = None,
     ) -> SlideWriter:
-        """Return the writer of a slide whose claim is held: where it was left, if whatever decides its tiles is the
+        """Return the writer of a slide whose lease is held: where it was left, if whatever decides its tiles is the
         same: image, spots, and what they were `resolved` to.
 
         `expression` is the fingerprint of the file the counts are from: where it alone has changed, the counts are
-        written anew and the embeddings kept. `claim` is looked at before each write: it may be lost.
+        written anew and the embeddings kept. `lease` is looked at before each write: it may be lost.
         """
+        with written_to(self.location):
+            return self._slide(row, image, spots, resolved, expression, lease)
+
+    def _slide(
+        self,
+        row: ManifestRow,
+        image: ImageSource,
+        spots: Spots,
+        resolved: Resolved,
+        expression: str | None,
+        lease: Lease | None,
+    ) -> SlideWriter:
         self.check_there()
+        if lease is not None:
+            lease.check()
         path = f"slides/{row.slide_id}"
         wanted = SlideRecord(
             row=row,
             image=image,
             spots=spots_fingerprint(spots.barcodes, spots.xy),
             resolved=resolved,
+            lease=secrets.token_hex(8) if lease is None else lease.fence,
             state=SlideState(tiles=len(spots)),
         )
-        old = self.record(row.slide_id)
+        old, tag = self.record_tagged(row.slide_id)
+        kept = RecordFile(self.location, row.slide_id, tag)
         if old is not None and old.state.ready and _may_go_on(old, wanted):
             within = self.location.zarr_store(alone_under=path)
             group = self.group(path, within)
-            record = old.model_copy(update={"row": row, "files": {}}).with_state(complete=False)
+            same = {"row": row, "files": {}, "lease": wanted.lease}
+            record = old.model_copy(update=same).with_state(complete=False)
             if old.expression != expression:
                 record = record.model_copy(update={"expression": None})
-                write_record(group, record)
+                kept.write(record)
                 _write_obs(self.group(f"{path}/embedding", within), spots)
                 _write_expression(self.location, group, spots)
                 record = record.model_copy(update={"expression": expression})
-            write_record(group, record)
-            return SlideWriter(self, path, record, within, claim)
+            kept.write(record)
+            return SlideWriter(self, path, record, kept, within, lease)
         if old is None:
             self.location.delete(path)  # something may lie there that does not say what it is
-            # In one write with its record: there is no moment at which a slide does not say how far it is.
-            zarr.create_group(self._zarr, path=path, attributes={KEY: to_json(wanted)}, zarr_format=3)
-        write_record(self.group(path), wanted)  # not ready: whoever finds it like this begins anew
+        # A group and its record are one file: there is no moment at which a slide does not say how far it is.
+        kept.write(wanted)  # not ready: whoever finds it like this begins anew
         for name in self.location.folders(path):
             self.location.delete(f"{path}/{name}")
         within = self.location.zarr_store(alone_under=path)
@@ -151,8 +168,8 @@ class StoreWriter(Store):
         _write_skeleton(group, self.contract, spots)
         _write_expression(self.location, group, spots)
         record = wanted.model_copy(update={"expression": expression}).with_state(ready=True)
-        write_record(group, record)
-        return SlideWriter(self, path, record, within, claim)
+        kept.write(record)
+        return SlideWriter(self, path, record, kept, within, lease)
 
     def check_there(self) -> None:
         """Raise StoreError where the store is not at its place any more: writing would begin another one there."""
@@ -175,9 +192,16 @@ class SlideWriter:
     """
 
     def __init__(
-        self, store: StoreWriter, path: str, record: SlideRecord, within: ZarrStore, claim: Claim | None = None
+        self,
+        store: StoreWriter,
+        path: str,
+        record: SlideRecord,
+        kept: RecordFile,
+        within: ZarrStore,
+        lease: Lease | None = None,
     ) -> None:
-        self._store, self._path, self._record, self._within, self._claim = store, path, record, within, claim
+        self._store, self._path, self._record, self._kept = store, path, record, kept
+        self._within, self._lease = within, lease
         self._views = store.contract.views
         self._group = store.group(path, within)
         embedding: Any = store.group(f"{path}/embedding", within)
@@ -213,7 +237,7 @@ class SlideWriter:
             array = self._group.create_array("stain_shift", shape=shift.shape, dtype="float32", overwrite=True)
             array[:] = shift
             record = self._record.model_copy(update={"stain_shift": stains})
-            write_record(self._group, record)
+            self._kept.write(record)
             self._record = record
 
     def append(self, embeddings: NDArray[np.float16]) -> None:
@@ -277,13 +301,13 @@ class SlideWriter:
                     consolidate(self._group, name)
             location.sweep(self._path, deep=True)
             listed = list_files(location, self._path)
-            self._record = self._record.model_copy(update={"files": listed, "picture": picture})
+            self._record = self._record.model_copy(update={"files": listed, "picture": picture, "lease": None})
             self._mark(partial=0, complete=True)
 
     def _mark(self, **changes: Any) -> None:
         """Write the record with its state changed, then believe it."""
         record = self._record.with_state(**changes)
-        write_record(self._group, record)
+        self._kept.write(record)
         self._record = record
         self._saved = time.monotonic()
 
@@ -292,18 +316,37 @@ class SlideWriter:
         if self._broken:
             raise StoreError(f"{self._path}: an earlier write failed; open the slide anew")
         self._store.check_there()
-        if self._claim is not None:
-            self._claim.check()
+        if self._lease is not None:
+            self._lease.check()
         try:
-            yield
+            with written_to(self._store.location):
+                yield
         except BaseException:
             self._broken = True
             raise
 
 
-def write_record(group: zarr.Group, record: SlideRecord) -> None:
-    """Write a slide's record, in one write: it is the old one or the new one at any moment."""
-    group.attrs[KEY] = to_json(record)
+class RecordFile:
+    """A slide's record where it lies, as whoever writes it knows it: by the `tag` of what was read, None of nothing.
+
+    It is replaced in one write, the old one or the new one at any moment, and by compare-and-swap: by nobody whose
+    record another has replaced.
+    """
+
+    def __init__(self, location: Location, slide_id: str, tag: Tag | None) -> None:
+        self._location, self.slide_id, self._tag = location, slide_id, tag
+
+    def write(self, record: SlideRecord) -> None:
+        """Write a record. Raises LeaseError where another process has written one since."""
+        name, data = f"slides/{self.slide_id}/zarr.json", to_json(record)
+        known, place = self._tag, self._location
+        tag = place.create(name, data) if known is None else place.swap(name, data, known)
+        if tag is None:
+            raise LeaseError(
+                f"{self._location}: slide {self.slide_id} was written by another process, which took over its lease; "
+                "what that one wrote is kept"
+            )
+        self._tag = tag
 
 
 def _may_go_on(old: SlideRecord, wanted: SlideRecord) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nh2st_pipe.core.errors import ManifestError, nearest
+from nh2st_pipe.core.errors import ManifestError, fault_of, nearest, reason_of
 from nh2st_pipe.core.tables import Table, read_table
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.slides.omezarr import OmeZarrSlide
@@ -63,6 +63,11 @@ def read_manifest(path: str | Path) -> list[SlideRow]:
     Raises ManifestError with every fault of every row, so that a file is mended in one go.
     """
     path = Path(path)
+    with fault_of(ManifestError, f"{path} cannot be used"):
+        return _rows_of(path)
+
+
+def _rows_of(path: Path) -> list[SlideRow]:
     table = _read(path)
     faults: list[str] = []
     rows: list[SlideRow] = []
@@ -104,12 +109,16 @@ def _row(cells: dict[str, str], folder: Path) -> tuple[SlideRow, list[str]]:
     def existing(column: str, folders: bool = False) -> Path | None:
         if not cells.get(column):
             return None
-        path = Path(cells[column]).expanduser()
-        path = path if path.is_absolute() else folder / path
-        if not (path.is_file() or (folders and OmeZarrSlide.reads(path))):
-            folder_of = "is a folder" + (", and not one of OME-Zarr" if folders else "")
-            faults.append(f"{column}: {path} {folder_of}" if path.is_dir() else f"{column}: there is no file at {path}")
-        return path.resolve()
+        try:
+            path = Path(cells[column]).expanduser()
+            path = path if path.is_absolute() else folder / path
+            if not (path.is_file() or (folders and OmeZarrSlide.reads(path))):
+                of = "is a folder" + (", and not one of OME-Zarr" if folders else "")
+                faults.append(f"{column}: {path} {of}" if path.is_dir() else f"{column}: there is no file at {path}")
+            return path.resolve()
+        except (OSError, ValueError, RuntimeError) as error:  # a NUL in it, 300 letters, the home of nobody
+            faults.append(f"{column}: no file can be called {cells[column][:60]!r} ({reason_of(error)})")
+            return None
 
     slide_id = cells["slide_id"]
     if not slide_id:

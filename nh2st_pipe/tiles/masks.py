@@ -21,6 +21,7 @@ from shapely.geometry.base import BaseGeometry
 from skimage.measure import find_contours
 
 from nh2st_pipe.core.errors import SlideError, fault_of
+from nh2st_pipe.core.memory import check_image, require
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.core.tables import read_text
 from nh2st_pipe.slides.base import Slide
@@ -30,8 +31,10 @@ from nh2st_pipe.slides.raster import any_size
 __all__ = ["MASK_PX", "geojson_of", "mask_from_geojson", "mask_from_image", "tissue_files"]
 
 MASK_PX = 2048  # longest side of the thumbnail the mask is made on
+_PER_BYTE = 40  # of memory for each byte of JSON, about: numbers of few digits, each a Python object
 _KEPT_PX = 8192  # longest side of a given mask, which is made smaller above it
 
+_BYTES = 5  # a px of what is decoded whole: as it is stored, and as grey
 _ROWS = 512  # read at once of what is not compressed
 
 Strips = Iterable[tuple[int, NDArray[Any]]]
@@ -45,8 +48,10 @@ def mask_from_image(path: Path) -> NDArray[np.bool_]:
     with fault_of(SlideError, f"the tissue mask {path} is not a readable image"):
         for opened in (png_in_strips(path), _tiff_in_strips(path)):
             if opened is not None:
+                check_image(path, opened[0])
                 return _made_smaller(*opened)
         with any_size(), quiet_warnings(), Image.open(path) as image:
+            check_image(path, image.size, _BYTES)
             step = max(1, max(image.size) // _KEPT_PX)
             image.draft("L", (image.width // step, image.height // step))  # a JPEG is decoded smaller
             return _made_smaller(image.size, [(0, np.asarray(image.convert("L")))])
@@ -102,6 +107,10 @@ def _rows_of(path: Path, number: int) -> Iterator[tuple[int, NDArray[Any]]]:
                 yield top, np.unpackbits(bits, axis=1, count=width)
             return
         down = page.tilelength if page.is_tiled else page.rowsperstrip
+        require(
+            3 * min(down, height) * width * max(page.samplesperpixel, 1) * np.dtype(str(page.dtype)).itemsize,
+            f"{path}: a strip of {width:,} × {min(down, height):,} px",
+        )
         band, top = np.zeros((min(down, height), width), page.dtype), 0
         for values, at, held in page.segments():
             if at[2] != top:
@@ -134,6 +143,7 @@ def mask_from_geojson(path: Path, slide: Slide) -> NDArray[np.bool_]:
     is none.
     """
     with fault_of(SlideError, f"the tissue outline {path} is not GeoJSON"):
+        require(_PER_BYTE * path.stat().st_size, f"{path}, as JSON,")
         outlines = list(_polygons(path, json.loads(read_text(path, SlideError))))
         if not outlines:
             raise SlideError(f"the tissue outline {path} holds no Polygon or MultiPolygon")
@@ -148,12 +158,15 @@ def _drawn(outlines: BaseGeometry, slide: Slide) -> NDArray[np.bool_]:
     for part in get_parts(outlines.intersection(box(-left, -upper, width - left, height - upper))):
         if not isinstance(part, Polygon) or part.is_empty:
             continue
-        canvas = Image.new("1", size, 0)
+        rings = [(np.asarray(ring.coords)[:, :2] + (left, upper)) * scale for ring in (part.exterior, *part.interiors)]
+        # A canvas as large as the part: a hundred thousand cells would each take one as large as the slide.
+        x0, y0 = np.maximum(np.floor(rings[0].min(axis=0)).astype(int) - 1, 0)
+        x1, y1 = np.minimum(np.ceil(rings[0].max(axis=0)).astype(int) + 2, size)
+        canvas = Image.new("1", (int(x1 - x0), int(y1 - y0)), 0)
         draw = ImageDraw.Draw(canvas)
-        for number, ring in enumerate((part.exterior, *part.interiors)):
-            corners = (np.asarray(ring.coords)[:, :2] + (left, upper)) * scale
-            draw.polygon([(float(x), float(y)) for x, y in corners], fill=0 if number else 1)
-        mask |= np.asarray(canvas)
+        for number, corners in enumerate(rings):
+            draw.polygon([(float(x - x0), float(y - y0)) for x, y in corners], fill=0 if number else 1)
+        mask[y0:y1, x0:x1] |= np.asarray(canvas)
     return mask
 
 

@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import ExpressionError, fault_of, listed
-from nh2st_pipe.core.quiet import quiet_warnings
+from nh2st_pipe.core.h5ad import read_h5ad
 
 __all__ = ["Spots", "read_spots"]
 
@@ -82,13 +82,7 @@ def read_spots(path: Path) -> Spots:
 
     Raises ExpressionError naming the spot or gene where something cannot be used.
     """
-    try:
-        with quiet_warnings():  # duplicate names are reported below, as errors
-            data = anndata.read_h5ad(path)
-    except Exception as error:  # whatever h5py or anndata make of a broken file
-        reason = " ".join(str(error).split())[:200]
-        raise ExpressionError(f"{path} cannot be read as an AnnData .h5ad file: {reason}") from error
-
+    data = read_h5ad(path)
     with fault_of(ExpressionError, f"{path} cannot be used"):
         return _spots_of(data, path)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from nh2st_pipe.core.errors import RunError
+from nh2st_pipe.core.errors import RunError, reason_of
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.recipes.train import TrainRecipe, as_kept
@@ -64,7 +64,7 @@ def repeat(
     try:
         kept = yaml.safe_load((of / "recipe.yaml").read_text("utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise RunError(f"{of}/recipe.yaml cannot be read: {error}") from error
+        raise RunError(f"{of}/recipe.yaml cannot be read: {reason_of(error)}") from error
     if isinstance(kept, dict) and "targets" in kept:
         kept = {**kept, "targets": as_kept(kept["targets"])}
     recipe = validate(TrainRecipe, kept, f"{of}/recipe.yaml")

@@ -15,7 +15,7 @@ import polars as pl
 import yaml
 
 import nh2st_pipe
-from nh2st_pipe.core.errors import NH2STError, RunError, UsageError, listed
+from nh2st_pipe.core.errors import NH2STError, RunError, UsageError, listed, reason_of
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.evaluation.statistics import FIGURES
@@ -207,7 +207,7 @@ def _same_question(out: Path, base: TrainRecipe, store: Store) -> None:
         try:
             kept = json.loads(path.read_text("utf-8"))
         except ValueError as error:
-            raise RunError(f"{path} is damaged: {error}; give another --out") from error
+            raise RunError(f"{path} is damaged: {reason_of(error)}; give another --out") from error
         other = [key for key in common if kept.get(key) != common[key]]
         if other:
             raise RunError(f"the sweep in {out} was made with other {' and '.join(other)}; give another --out")

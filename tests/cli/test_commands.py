@@ -265,3 +265,51 @@ def test_sigterm_keeps_what_is_done_and_says_so(study: Study) -> None:
     record = open_store(store).record("s0")
     assert record is not None
     assert record.state.rows + record.state.partial > 0
+
+
+BEFORE = """
+import builtins, sys, time
+from nh2st_pipe.cli import entry
+plain = builtins.__import__
+def slow(name, *more, **named):
+    if name == "nh2st_pipe.cli.app":
+        print("at it", flush=True)
+        time.sleep(60)
+    return plain(name, *more, **named)
+builtins.__import__ = slow
+entry.main()
+"""
+DURING = """
+import sys, time
+from nh2st_pipe.cli import app, entry
+import nh2st_pipe.recipes.files as files
+def names(kind):
+    print("at it", flush=True)
+    time.sleep(60)
+files.names = names
+sys.argv = ["nh2st-pipe", "encoders"]
+entry.main()
+"""
+AFTER = """
+import atexit, sys, time
+from nh2st_pipe.cli import entry
+def slow():
+    print("at it", flush=True)
+    time.sleep(60)
+atexit.register(slow)
+sys.argv = ["nh2st-pipe", "encoders", "fake"]
+entry.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", [BEFORE, DURING, AFTER], ids=["before", "during", "after"])
+def test_an_interruption_is_one_line_whenever_it_comes(when: str, number: signal.Signals) -> None:
+    process = subprocess.Popen([sys.executable, "-c", when], stdout=-1, stderr=-1, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line == "at it\n":
+            break
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "nh2st-pipe: interrupted\n")

@@ -28,13 +28,19 @@ def test_a_log_gets_a_line_every_fifteen_seconds(
 
 
 def test_a_bar_takes_any_name_and_is_gone_in_the_end(capsys: pytest.CaptureFixture[str]) -> None:
-    with RichProgress() as progress:
+    progress = RichProgress()
+    with progress:
         progress.say("before anything has begun [/x]")
         progress.start("embedding", 0, "tiles")
         progress.advance(5, 10, "a slide [bold] of [/] Müller")
         progress.say("s1: [red]done[/red]")
         progress.start("training", 3, "fits")
         progress.advance(1, 3, "ridge, s2")
+        (bar,) = progress._bars.tasks
+        assert (bar.completed, bar.total, bar.description) == (1, 3, "training ridge, s2")
+        assert str(bar.fields["rate"]).endswith("/s")
+        progress.advance(2, 5, "ridge, s3")
+        assert (bar.completed, bar.total, bar.description) == (2, 5, "training ridge, s3")
     said = capsys.readouterr().err
     assert "s1: [red]done[/red]" in said
     assert "before anything has begun [/x]" in said

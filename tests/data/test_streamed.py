@@ -7,7 +7,6 @@ import gc
 import mmap
 import os
 import pickle
-import socket
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -136,12 +135,16 @@ def test_a_disk_without_room_is_passed_over_and_then_named(
 
 
 def test_what_a_killed_process_left_is_deleted(scratch: Path) -> None:
-    dead, alive = (scratch / f"nh2st-cache-{socket.gethostname()}-{pid}-x" for pid in (999999999, os.getppid()))
-    for file in (dead, alive):
-        file.write_bytes(b"x")
-    scratch_file((10, 1, 8), CPU, 1, [scratch])
+    alive = scratch_file((10, 1, 8), CPU, 1, [scratch])
+    dead = scratch / "nh2st-cache-x"
+    dead.write_bytes(b"x")
+    for file in scratch.iterdir():
+        os.utime(file, (0, 0))
+    another = scratch_file((10, 1, 8), CPU, 1, [scratch])
     assert not dead.exists()
-    assert alive.exists()
+    assert len(list(scratch.iterdir())) == 2
+    del alive, another
+    assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -97,12 +97,16 @@ def test_a_killed_actors_slides_go_to_another(
 ) -> None:
     study = make_study(6, side=4)
     study.embed(store=study.folder / "alone.zarr", stain_shift="off")
-    store = "s3://bucket/ray/store.zarr"  # a folder's claims go with the process; these have to be taken over
+    store = "s3://bucket/ray/store.zarr"  # a folder's leases go with the process; these have to be taken over
     slow(monkeypatch)
     progress = Striking(lambda: actors()[0].kill(), until="takes over")  # an actor may have no slide yet
     summary = study.embed(store=store, engine="ray", batch_size=2, stain_shift="off", progress=progress)
     assert progress.struck
-    assert [words for words in progress.said if "the process that was at it is gone; another takes over" in words]
+    assert [
+        words
+        for words in progress.said
+        if "the process that was at it is gone (killed, or out of memory?); another takes over" in words
+    ]
     assert sorted(summary.done) == [f"s{i}" for i in range(6)]
     assert summary.failed == {}
     assert same(study.folder / "alone.zarr", store)
@@ -117,7 +121,8 @@ def test_a_slide_that_kills_its_process_is_passed_over(
     monkeypatch.setattr("nh2st_pipe.embedding.on_ray.Embedder", Deadly)
     summary = study.embed(engine="ray", stain_shift="off")
     assert sorted(summary.done) == ["s0", "s2", "s3"]  # those that were beside it are not blamed
-    assert summary.failed == {"s1": "3 processes died while they were at it: killed, or out of memory?"}
+    why = "3 processes ended while they were at it, the last one alone with it: killed, or out of memory?"
+    assert summary.failed == {"s1": why}
 
 
 class Deadly(_embedder()):  # type: ignore[misc]
@@ -182,3 +187,64 @@ def test_a_cluster_that_is_not_there_is_named(study: Study) -> None:
     assert done.returncode == 2
     assert f"no Ray cluster can be reached at {address}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+class _OutOfMemory:
+    """Stands for `ray`; what the actor at `slide_id` says is that its node was out of memory, `times` times."""
+
+    def __init__(self, ray: Any, slide_id: str, times: int, kind: Callable[[Any], BaseException]) -> None:
+        self._ray, self._slide_id, self.left, self._kind = ray, slide_id, times, kind
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ray, name)
+
+    def get(self, ref: Any) -> Any:
+        found = self._ray.get(ref)
+        if isinstance(found, tuple) and self.left and self._slide_id in [*found[0].done, *found[0].kept]:
+            self.left -= 1
+            raise self._kind(self._ray.exceptions)
+        return found
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_an_actor_that_ray_ends_for_memory_is_replaced_and_its_slide_tried_alone(
+    study: Study, cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    from nh2st_pipe.embedding import on_ray
+
+    plain = on_ray.OnRay.__init__
+
+    def short_of_memory(self: Any, *arguments: Any) -> None:
+        plain(self, *arguments)
+        self._ray = _OutOfMemory(self._ray, "s1", times, lambda known: known.OutOfMemoryError("Task was killed"))
+
+    monkeypatch.setattr(on_ray.OnRay, "__init__", short_of_memory)
+    said = Striking(lambda: None)
+    summary = study.embed(engine="ray", progress=said)
+    assert any(
+        "s1: the process that was at it is gone (Ray ended it, as its node was out of mem" in s for s in said.said
+    )
+    failed = {} if times == 1 else {"s1"}
+    assert set(summary.failed) == set(failed)
+    assert all("3 processes ended while they were at it, the last one alone" in why for why in summary.failed.values())
+    assert open_store(study.folder / "store.zarr").slides() == ["s0", "s1", "s2"]
+
+
+def test_a_fault_of_our_own_code_in_an_actor_is_no_death(
+    study: Study, cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nh2st_pipe.embedding import on_ray
+
+    plain = on_ray.OnRay.__init__
+
+    def faulty(self: Any, *arguments: Any) -> None:
+        plain(self, *arguments)
+        self._ray = _OutOfMemory(
+            self._ray, "s1", 1, lambda known: known.RayTaskError("embed", "a trace", KeyError("x"))
+        )
+
+    monkeypatch.setattr(on_ray.OnRay, "__init__", faulty)
+    import ray
+
+    with pytest.raises(ray.exceptions.RayTaskError):
+        study.embed(engine="ray")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nh2st_pipe.core.lease import lease_on
 from nh2st_pipe.embedding import readers
 from nh2st_pipe.embedding.readers import slides_open
 from nh2st_pipe.slides.base import read_tile
@@ -82,11 +83,11 @@ def test_half_of_the_slides_that_are_left_are_left_to_other_processes_but_what_i
                 time.sleep(0.7)
                 writer = open_store(study.folder / "store.zarr").location
                 for slide_id in ("s1", "s2", "s3"):
-                    claim, free = writer.claim(f"slide-{slide_id}"), slide_id != "s1" and not soon
-                    for _ in range(20):  # on a busy machine it takes a while until it is claimed
-                        other[slide_id] = claim.take()
+                    lease, free = lease_on(writer, f"slide-{slide_id}"), slide_id != "s1" and not soon
+                    for _ in range(20):  # on a busy machine it takes a while until it is leased
+                        other[slide_id] = lease.take()
                         if other[slide_id]:
-                            claim.release()
+                            lease.release()
                         if other[slide_id] == free:
                             break
                         time.sleep(1)
@@ -110,7 +111,7 @@ def test_a_fault_of_more_than_one_slide_ends_the_run_at_once(
     def broken(*given: Any, **named: Any) -> Any:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(readers, "lay_out", broken)  # while further slides wait to be claimed
+    monkeypatch.setattr(readers, "lay_out", broken)  # while further slides wait to be leased
     with pytest.raises(RuntimeError, match="broken"):
         study.embed(stain_shift="off", workers=2, stage=study.folder / "local" if staged else None)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,18 +111,38 @@ def test_an_error_elsewhere_ends_the_run_and_empties_the_stage(
     assert len(study.embed(stage=study.folder / "local").done) == 6
 
 
+LEAVES = """
+import os, sys
+from pathlib import Path
+from nh2st_pipe.core.leftovers import new_folder
+folder, held = new_folder(Path(sys.argv[1]), "nh2st-stage")
+(folder / "slide.svs").write_bytes(b"x")
+os.utime(folder, (0, 0))
+print(folder, flush=True)
+if sys.argv[2] == "lives":
+    sys.stdin.read()
+os._exit(9)
+"""
+
+
 def test_what_killed_processes_left_is_deleted_and_what_others_have_is_not(tmp_path: Path) -> None:
-    host = socket.gethostname()
-    dead, alive, elsewhere = (
-        tmp_path / f"nh2st-stage-{name}-x" for name in (f"{host}-999999999", f"{host}-{os.getppid()}", "other-1")
-    )
-    for folder in (dead, alive, elsewhere):
-        folder.mkdir()
-        (folder / "slide.svs").write_bytes(b"x")
+    """Told by a lock, which ends with the process: its number says nothing of one in another container."""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", LEAVES, str(tmp_path), how], stdin=-1, stdout=-1, text=True)
+        for how in ("dies", "lives")
+    ]
+    dead, alive = (Path(process.stdout.readline().strip()) for process in processes if process.stdout)
+    processes[0].communicate(timeout=100)
+    assert processes[0].returncode == 9
+    just_made = tmp_path / "nh2st-stage-just-made"  # and not locked yet
+    just_made.mkdir()
     with Stage(tmp_path):
         assert not dead.exists()
-    assert alive.exists()
-    assert elsewhere.exists()
+        assert (alive / "slide.svs").exists()
+    processes[1].communicate("")
+    assert just_made.exists()
+    with Stage(tmp_path):
+        assert not alive.exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"--stage .*file cannot be used"), Stage(tmp_path / "file"):
         pass

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import os
 import weakref
 from collections.abc import Sequence
@@ -18,9 +17,10 @@ from nh2st_pipe.core.errors import EncoderError, RecipeError, UsageError
 from nh2st_pipe.encoders.encoder import Encoder
 from nh2st_pipe.encoders.load import build_backbone, load_encoder
 from nh2st_pipe.encoders.views import dihedral
-from nh2st_pipe.encoders.weights import find_weights, remembered_sha256
+from nh2st_pipe.encoders.weights import find_weights, known_weights
 from nh2st_pipe.recipes import files
 from nh2st_pipe.recipes.encoder import EncoderRecipe, load_encoder_recipe
+from nh2st_pipe.store.format import Contract, WeightsOf
 
 # What is published of each: width of a token or of the last map, blocks, tokens before the patches, values per tile.
 # The last alone where the architecture is in its authors' code.
@@ -358,6 +358,23 @@ def test_weights_come_from_the_hubs_cache(hub: Path) -> None:
     assert load_encoder(recipe, found.path).encode(tiles(1, 32)).shape == (1, 1, 24)
 
 
+def test_what_a_store_says_of_its_weights_is_enough_for_that_encoder_alone(tmp_path: Path) -> None:
+    recipe, other = tiny(), tiny(mpp=0.25)
+    contract = Contract(
+        encoder=recipe.model_dump(mode="json"),
+        identity=recipe.identity(),
+        weights=WeightsOf(sha256="ab" * 32, source="w"),
+        precision="float32",
+        tile={"size_um": 112.0, "size_level0_px": None},
+        views=1,
+    )
+    found = known_weights(recipe, None, contract)
+    assert found is not None
+    assert (found.path, found.sha256, found.source) == (None, "ab" * 32, "w")
+    for asked in ((recipe, tmp_path / "w.bin", contract), (recipe, None, None), (other, None, contract)):
+        assert known_weights(*asked) is None
+
+
 def test_without_network_or_cache_the_message_says_that(hub: Path) -> None:
     with pytest.raises(EncoderError, match="not in the local cache, and the hub cannot be reached"):
         find_weights(tiny(repo="lab/tiny"), None)
@@ -389,27 +406,6 @@ def test_other_reasons_for_missing_weights_are_told_apart(monkeypatch: pytest.Mo
         find_weights(tiny(), tmp_path / "gone.bin")
     with pytest.raises(UsageError, match="has no weights; leave --weights out"):
         find_weights(load_encoder_recipe("fake"), tmp_path)
-
-
-def test_a_large_files_hash_is_remembered_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nh2st_pipe.encoders.weights._LARGE", 10)
-    path = tmp_path / "w.bin"
-    path.write_bytes(b"a" * 100)
-    first = remembered_sha256(path)
-    assert first == hashlib.sha256(b"a" * 100).hexdigest()
-    hashed = mock.Mock(side_effect=hashlib.file_digest)
-    monkeypatch.setattr("hashlib.file_digest", hashed)
-    assert remembered_sha256(path) == first
-    assert not hashed.called
-    path.write_bytes(b"b" * 100)
-    os.utime(path, ns=(1, 1))
-    assert remembered_sha256(path) == hashlib.sha256(b"b" * 100).hexdigest()
-    (tmp_path / ".w.bin.sha256.json").write_text("{}")
-    assert remembered_sha256(path) == hashlib.sha256(b"b" * 100).hexdigest()
-    assert hashed.call_count == 2
-    (tmp_path / "small.bin").write_bytes(b"c")
-    remembered_sha256(tmp_path / "small.bin")
-    assert not (tmp_path / ".small.bin.sha256.json").exists()
 
 
 def test_a_device_that_is_not_here() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nh2st_pipe.core.errors import EncoderError, RecipeError, UsageError
+from nh2st_pipe.core.errors import EncoderError, RecipeError, StoreError, UsageError
 from nh2st_pipe.encoders.check import check_encoder
 from nh2st_pipe.encoders.load import build_backbone, load_encoder
 from nh2st_pipe.encoders.transformers import _CLASSES
@@ -184,6 +184,32 @@ def test_code_of_a_repository_is_not_run_unless_that_is_allowed(own: Path, tmp_p
     assert "--trust-remote-code" in found.words
     assert not (tmp_path / "was-run").exists()
     assert not (study.folder / "store.zarr").exists()
+
+
+def test_code_is_fetched_of_a_commit_alone_and_is_a_part_of_the_identity(
+    own: Path, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = list[Any]()
+
+    def fetch_folder(repo: str, patterns: list[str], revision: str | None) -> Path:
+        fetched.append(revision)
+        return own
+
+    monkeypatch.setattr("nh2st_pipe.core.hub.fetch_folder", fetch_folder)
+    for revision in (None, "main", "v1.0", "a" * 39, "A" * 40):
+        with pytest.raises(UsageError, match=r"may be another tomorrow: read it at .*lab/own/commits/main.*@<commit>"):
+            find_weights(remote(revision=revision), None, trust_remote_code=True)
+    assert fetched == []
+    one, two = "a" * 40, "b" * 40
+    first = study.embed(encoder=remote(revision=one), trust_remote_code=True)
+    assert (first.failed, fetched) == ({}, [one])
+    with pytest.raises(StoreError, match=f"with revision '{one}', not '{two}'"):
+        study.embed(encoder=remote(revision=two), trust_remote_code=True)
+    (own / "own_code.py").write_text((own / "own_code.py").read_text() + "# changed\n")
+    with pytest.raises(StoreError, match="weights with SHA-256"):  # of a folder that says no commit, its code says it
+        study.embed(encoder=remote(revision=one), weights=own / "model.safetensors", trust_remote_code=True)
+    assert load_encoder_recipe(f"conch-v1.5@{one}").revision == one
+    assert load_encoder_recipe("conch-v1.5").revision is None
 
 
 def test_code_of_a_repository_is_run_where_it_is_allowed(own: Path, tmp_path: Path, study: Study) -> None:

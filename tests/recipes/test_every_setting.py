@@ -238,3 +238,34 @@ def test_baselines_share_what_acts_on_the_runs_own_head() -> None:
     ridge = load_train_recipe("ridge")
     shared = ridge.model_copy(update={"features": FeatureRecipe(neighbours=5)})
     assert shared.chosen({"head.alpha": 300}).features.neighbours == 5
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("ridge", ["features.clip=3"]),
+        ("ridge", ["features.scale=none"]),
+        ("ridge", ["targets.genes=[A, B]"]),
+        ("ridge", ["targets.panel=dispersion"]),
+        ("ridge", ["targets.scale_to=null"]),
+        ("ridge", ["targets.scale_over=panel"]),
+        ("ridge", ["folds=none"]),
+        ("ridge", ["trust_from=0.3"]),
+        ("ridge", ["carry=null"]),
+        ("nh2st", ["targets.scale_over=all", "targets.scale_to=null"]),
+    ],
+)
+def test_half_of_what_is_refused_together_is_taken(recipe: str, settings: list[str]) -> None:
+    load_train_recipe(recipe, settings)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "message"),
+    [
+        ("ridge", ["targets.scale_to=null", "targets.scale_over=panel"], "targets.scale_over has no effect"),
+        ("nh2st", ["carry={}"], "takes too long for that; leave it out"),
+    ],
+)
+def test_what_has_no_effect_together_is_refused(recipe: str, settings: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_train_recipe(recipe, settings)

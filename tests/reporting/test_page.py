@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ import anndata
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.evaluation.compare import compare
@@ -248,6 +250,18 @@ def test_spots_lie_on_the_thumbnail(tmp_path: Path) -> None:
     assert (slide["width"], slide["height"]) == (100, 100)
     assert slide["x"][:2] == [20, 40]
     assert slide["radius"] == pytest.approx(0.48 * 36 * 0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["u1", "f4"])
+def test_a_thumbnail_is_as_bright_as_it_is_whether_in_255ths_or_in_shares_of_one(kind: str) -> None:
+    """scanpy's own thumbnails are of 0 to 1."""
+    grey = np.full((60, 80, 3), 180, np.uint8)
+    picture = grey if kind == "u1" else (grey / 255).astype(np.float32)
+    uns = {"spatial": {"s": {"images": {"hires": picture}, "scalefactors": {"tissue_hires_scalef": 1.0}}}}
+    xy = np.column_stack([axis.ravel() for axis in np.mgrid[20:60:10, 15:45:10]]).astype(float)
+    image = maps._background(uns, "s", xy)["image"]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(image.partition(",")[2]))))
+    assert abs(shown.astype(int) - 180).max() <= 2
 
 
 def test_a_prediction_without_a_thumbnail_is_drawn_on_an_empty_ground(tmp_path: Path) -> None:

@@ -170,7 +170,34 @@ def _broken(path: Path) -> None:
 
 def _pickled(path: Path) -> None:
     about = json.loads((path / "0" / ".zarray").read_text())
-    (path / "0" / ".zarray").write_text(json.dumps({**about, "filters": [{"id": "pickle", "protocol": 5}]}))
+    text = json.dumps({**about, "filters": [{"id": "pickle", "protocol": 5}]})
+    (path / "0" / ".zarray").write_text(text.replace("pickle", "\\u0070ickle"))  # the same, as JSON
+
+
+def _unknown_codec(path: Path) -> None:
+    about = json.loads((path / "0" / ".zarray").read_text())
+    (path / "0" / ".zarray").write_text(json.dumps({**about, "compressor": {"id": "own_thing"}}))
+
+
+def _elsewhere(path: Path, at: str) -> None:
+    shutil.copytree(path, path.with_name("secret"))
+    about = json.loads((path / ".zattrs").read_text())
+    about["multiscales"][0]["datasets"][0]["path"] = at.format(parent=path.parent)
+    (path / ".zattrs").write_text(json.dumps(about))
+
+
+def _above(path: Path) -> None:
+    _elsewhere(path, "../secret/0")
+
+
+def _absolute(path: Path) -> None:
+    _elsewhere(path, "{parent}/secret/0")
+
+
+def _linked(path: Path) -> None:
+    _elsewhere(path, "0")
+    shutil.rmtree(path / "0")
+    (path / "0").symlink_to(path.with_name("secret") / "0")
 
 
 def _odd_axes(path: Path) -> None:
@@ -186,7 +213,11 @@ def _odd_axes(path: Path) -> None:
         (_no_multiscales, "name no multiscales"),
         (_plate, "is a plate of many wells"),
         (_broken, "cannot be opened"),
-        (_pickled, "packed as Python objects"),
+        (_pickled, "packed with the codec 'pickle', which runs code that it finds"),
+        (_unknown_codec, "packed with the codec 'own_thing', which is not known here"),
+        (_above, "names a level outside of its own folder"),
+        (_absolute, "names a level outside of its own folder"),
+        (_linked, "names a level outside of its own folder"),
         (_odd_axes, "one for each dimension|cannot be opened"),
     ],
 )

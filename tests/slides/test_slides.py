@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -84,15 +85,19 @@ def test_a_resampled_tile_is_a_part_of_the_downsampled_whole(
     assert np.abs(tile - expected).mean() < 0.5 * np.abs(tile - shifted).mean()
 
 
-@pytest.mark.parametrize("scale", [1.3, 2.7])
-def test_a_resampled_tile_is_right_up_to_its_edge(tmp_path: Path, scale: float) -> None:
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("scale", [1.3, 2.7, 7.9])
+def test_a_resampled_tile_is_right_up_to_its_edge(
+    tmp_path: Path, scale: float, interpolation: Literal["bilinear", "bicubic"]
+) -> None:
     """What lies around a tile is read too: without it a filter would mirror the tile's own edge."""
-    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     side = 40 * scale
-    box = (150 - side / 2, 150 - side / 2, 150 + side / 2, 150 + side / 2)
-    expected = np.asarray(Image.fromarray(noise).resize((40, 40), Image.Resampling.BICUBIC, box=box))
-    tile = read_tile(open_slide(tmp_path / "a.png"), (150.0, 150.0), side, 40, "bicubic").astype(int)
+    box = (200 - side / 2, 200 - side / 2, 200 + side / 2, 200 + side / 2)
+    how = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
+    expected = np.asarray(Image.fromarray(noise).resize((40, 40), how, box=box))
+    tile = read_tile(open_slide(tmp_path / "a.png"), (200.0, 200.0), side, 40, interpolation).astype(int)
     assert np.abs(tile - expected).max() <= 1
 
 
@@ -259,9 +264,12 @@ def test_an_image_larger_than_the_memory_is_refused(
     tmp_path: Path, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    monkeypatch.setattr("nh2st_pipe.slides.raster._free_memory", lambda: 1e6)
+    opened = open_slide(tmp_path / "a.png")
+    monkeypatch.setattr("nh2st_pipe.core.memory.memory", lambda: 1e5)
     with pytest.raises(SlideError, match="convert it to a tiled pyramidal TIFF"):
-        open_slide(tmp_path / "a.png").read_region(0, 0, 5, 5, 0)
+        open_slide(tmp_path / "a.png")
+    with pytest.raises(SlideError, match=r"a\.png declares a picture of .* GB are free"):  # taken by others meanwhile
+        opened.read_region(0, 0, 5, 5, 0)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])

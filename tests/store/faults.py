@@ -54,6 +54,7 @@ class Faults:
 def struck(faults: Faults) -> Iterator[Faults]:
     """Put `faults` before every way in which a local store is written to or deleted from."""
     put, delete, rmtree = _local._put, Location.delete, _local.LocalStore.delete_dir
+    create, write = Location.create, Location.write
     remove = _local.LocalStore.delete
 
     def counted_put(path: Path, *arguments: Any, **options: Any) -> Any:
@@ -63,6 +64,14 @@ def struck(faults: Faults) -> Iterator[Faults]:
     def counted_delete(self: Location, name: str) -> None:
         faults.before_a_write()
         delete(self, name)
+
+    def counted_create(self: Location, name: str, data: bytes) -> Any:
+        faults.before_a_write(self.path and self.path / name)
+        return create(self, name, data)
+
+    def counted_write(self: Location, name: str, data: bytes) -> None:
+        faults.before_a_write(self.path and self.path / name)
+        write(self, name, data)
 
     async def counted_rmtree(self: Any, prefix: str) -> None:
         faults.before_a_write()
@@ -75,6 +84,8 @@ def struck(faults: Faults) -> Iterator[Faults]:
     with (
         mock.patch.object(_local, "_put", counted_put),
         mock.patch.object(Location, "delete", counted_delete),
+        mock.patch.object(Location, "create", counted_create),
+        mock.patch.object(Location, "write", counted_write),
         mock.patch.object(_local.LocalStore, "delete_dir", counted_rmtree),
         mock.patch.object(_local.LocalStore, "delete", counted_remove),
     ):

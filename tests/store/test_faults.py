@@ -25,7 +25,7 @@ STEP = int(os.environ.get("NH2ST_PIPE_FAULT_STEP", "31"))
 def content(store: Path) -> dict[str, bytes]:
     """Every file of a store, but for the locks, and what was half written, which goes when it is old enough."""
     every = (file for file in store.rglob("*") if file.is_file() and file.suffix != ".partial")
-    files = (file for file in every if not {".claims", "log.jsonl"} & {*file.parts})
+    files = (file for file in every if not {".leases", "log.jsonl"} & {*file.parts})
     return {file.relative_to(store).as_posix(): file.read_bytes() for file in files}
 
 

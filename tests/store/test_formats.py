@@ -232,6 +232,13 @@ def test_a_prediction_has_the_neighbours_of_its_store(study: Study) -> None:
     assert predicted.uns["spatial_neighbors"]["distances_key"] == "spatial_distances"
 
 
+def test_a_store_says_nothing_of_the_machine_it_was_made_on(study: Study) -> None:
+    study.embed(views=8)
+    held = str(study.folder).encode()
+    for file in (study.folder / "store.zarr").rglob("*"):
+        assert not file.is_file() or held not in file.read_bytes(), file
+
+
 def test_a_slide_is_what_squidpy_expects(study: Study) -> None:
     study.embed(views=8)
     data = open_store(study.folder / "store.zarr").read("s1").anndata()

@@ -9,23 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from nh2st_pipe.core.claims import ObjectClaim
 from nh2st_pipe.core.errors import StoreError
+from nh2st_pipe.core.lease import ObjectLease
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.store.verify import verify
 from tests.conftest import Study
-from tests.remote import refusing, s3_server
+from tests.remote import URL, refusing, s3_server
 from tests.store.same import same
 
 
-@pytest.mark.parametrize("part", ["", "embedding/X/c", "s1/zarr.json", "tissue.png", ".claims"])
+@pytest.mark.parametrize("part", ["", "embedding/X/c", "s1/zarr.json", "tissue.png", ".leases"])
 def test_a_write_that_is_refused_once_is_made_again(study: Study, part: str) -> None:
     study.embed(store=study.folder / "plain.zarr", views=8)
     with refusing() as store:
         store.part, store.times = part, 2
-        summary = study.embed(store="refusing://store.zarr", views=8)
+        summary = study.embed(store=URL, views=8)
         assert (summary.done, summary.failed, store.refused) == (["s0", "s1", "s2"], {}, 2)
-        assert same(study.folder / "plain.zarr", "refusing://store.zarr")
+        assert same(study.folder / "plain.zarr", URL)
 
 
 @pytest.mark.parametrize("part", ["s1/embedding/X/c", "s1/tissue.png", "s1/expression/zarr.json"])
@@ -33,10 +33,10 @@ def test_a_read_that_is_refused_once_is_made_again(study: Study, part: str) -> N
     study.embed(store=study.folder / "plain.zarr")
     with refusing() as store:
         store.part, store.times, store.reads = part, 2, True
-        summary = study.embed(store="refusing://store.zarr")
+        summary = study.embed(store=URL)
         assert (summary.done, store.refused) == (["s0", "s1", "s2"], 2)
-        assert same(study.folder / "plain.zarr", "refusing://store.zarr")
-        assert not verify("refusing://store.zarr").damaged
+        assert same(study.folder / "plain.zarr", URL)
+        assert not verify(URL).damaged
 
 
 @pytest.mark.parametrize("part", ["s1/embedding/X/c", "s1/zarr.json", "s1/tissue.png"])
@@ -44,31 +44,31 @@ def test_a_store_that_refuses_for_ever_ends_the_run_and_keeps_what_is_there(stud
     study.embed(store=study.folder / "plain.zarr")
     with refusing() as store:
         store.part, store.times = part, 1 << 30
-        with pytest.raises(StoreError, match=r"^refusing://store\.zarr: the store is busy"):
-            study.embed(store="refusing://store.zarr")
+        with pytest.raises(StoreError, match=r"^s3://bucket/store\.zarr: the store is busy"):
+            study.embed(store=URL)
         store.times = 0
-        assert open_store("refusing://store.zarr").slides() == ["s0"]
-        assert study.embed(store="refusing://store.zarr").kept == ["s0"]
-        assert same(study.folder / "plain.zarr", "refusing://store.zarr")
+        assert open_store(URL).slides() == ["s0"]
+        assert study.embed(store=URL).kept == ["s0"]
+        assert same(study.folder / "plain.zarr", URL)
 
 
 def test_a_slide_that_another_process_took_over_is_left_to_it(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = ObjectClaim.check
+    plain = ObjectLease.check
 
-    def lost(self: ObjectClaim) -> None:
+    def lost(self: ObjectLease) -> None:
         self._lost = self._lost or "slide-s1" in self._name
         plain(self)
 
-    monkeypatch.setattr(ObjectClaim, "check", lost)
+    monkeypatch.setattr(ObjectLease, "check", lost)
     with refusing():
-        summary = study.embed(store="refusing://store.zarr")
+        summary = study.embed(store=URL)
         assert summary.done == ["s0", "s2"]
-        assert "the claim on slide-s1 was taken over by another process" in summary.failed["s1"]
+        assert "the lease on slide-s1 was taken over by another process" in summary.failed["s1"]
 
 
 def test_what_groups_a_slide_has_is_asked_of_an_object_store_a_few_times(study: Study) -> None:
     with refusing() as store:
-        study.embed(store="refusing://store.zarr")
+        study.embed(store=URL)
         assert store.asked["slides/s1/embedding/obs/zarr.json"] > 0
         most = max(times for name, times in store.asked.items() if name.startswith("slides/s1/"))
         assert most <= 10, store.asked  # zarr asks for whatever lies above what it makes, a hundred times for one slide

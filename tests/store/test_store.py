@@ -15,7 +15,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nh2st_pipe.core.errors import DamageError, StoreError
-from nh2st_pipe.store.format import Contract, ImageSource, ManifestRow, Picture, Resolved, WeightsOf, fingerprint
+from nh2st_pipe.store.format import (
+    Contract,
+    ImageSource,
+    ManifestRow,
+    Picture,
+    Resolved,
+    WeightsOf,
+    counts_fingerprint,
+    fingerprint,
+)
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.store.write import SlideWriter, StoreWriter
 from nh2st_pipe.tiles.neighbours import nearest_spots
@@ -157,7 +166,7 @@ def test_after_a_write_that_failed_nothing_more_is_written(tmp_path: Path, monke
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nh2st_pipe.store.write.write_record", full)
+    monkeypatch.setattr("nh2st_pipe.store.write.RecordFile.write", full)
     with pytest.raises(OSError, match="No space left"):
         writer.append(values(300)[100:])
     monkeypatch.undo()
@@ -249,7 +258,8 @@ def test_a_store_has_few_files_and_consolidated_metadata(study: Study) -> None:
     assert x.shards == (32, 8, 96)  # no larger than there are tiles
 
 
-def test_fingerprints_follow_content_not_name_or_time(tmp_path: Path) -> None:
+def test_fingerprints_follow_content_not_name_or_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     a, b = tmp_path / "a", tmp_path / "b"
     a.write_bytes(b"x" * (1 << 25))
     b.write_bytes(b"x" * (1 << 25))
@@ -258,6 +268,32 @@ def test_fingerprints_follow_content_not_name_or_time(tmp_path: Path) -> None:
         file.seek((1 << 25) - 10)
         file.write(b"y")
     assert fingerprint(a) != fingerprint(b)
+    with b.open("r+b") as file:  # between two samples
+        file.seek((1 << 25) - 10)
+        file.write(b"x")
+        file.seek((1 << 20) + 10)
+        file.write(b"y")
+    assert fingerprint(a) == fingerprint(b)
+    assert counts_fingerprint(a) != counts_fingerprint(b)
+
+
+def test_all_of_a_folder_of_counts_is_its_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for number in range(40):
+        (tmp_path / "outs").mkdir(exist_ok=True)
+        (tmp_path / "outs" / f"{number:02d}").write_bytes(bytes([number]) * 9)
+    before = counts_fingerprint(tmp_path / "outs")
+    seen = set()
+    for number in range(40):  # as many bytes, in another place: no sample would see all of them
+        file = tmp_path / "outs" / f"{number:02d}"
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + b"x")
+        seen.add(counts_fingerprint(tmp_path / "outs"))
+        file.write_bytes(whole)
+    assert len(seen) == 40
+    assert before not in seen
+    (tmp_path / "outs" / ".DS_Store").write_bytes(b"")
+    assert counts_fingerprint(tmp_path / "outs") == before
 
 
 def test_the_manifest_follows_the_slides(make_study: Callable[..., Study]) -> None:
@@ -286,7 +322,7 @@ def test_what_a_killed_write_left_behind_is_swept(study: Study) -> None:
     for file in (old, beside):
         os.utime(file, (0, 0))
     before = open_store(store)["s1"].views
-    study.embed()  # finds the stain shift, and so finishes the slide once more, under its claim
+    study.embed()  # finds the stain shift, and so finishes the slide once more, under its lease
     assert [file.exists() for file in (*inside, old, beside)] == [False] * 5
     assert young.exists()  # another process may be writing it
     assert np.array_equal(open_store(store)["s1"].views, before)

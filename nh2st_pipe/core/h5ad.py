@@ -1,0 +1,84 @@
+"""`.h5ad` files: written whole, and read where there is memory for all they declare.
+
+HDF5 does not recover from a disk that is full while it writes: it fails once more wherever it is closed. So a file is
+made in memory, compressed, and its bytes are written as those of any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nh2st_pipe.core.errors import ExpressionError, NH2STError, fault_of
+from nh2st_pipe.core.memory import require
+from nh2st_pipe.core.quiet import quiet_warnings
+from nh2st_pipe.core.whole import written_whole
+
+if TYPE_CHECKING:
+    import anndata
+
+__all__ = ["new_h5ad", "read_h5ad", "require_h5", "write_h5ad"]
+
+_PACKED = {"compression": "gzip"}
+
+
+@contextmanager
+def new_h5ad(path: Path) -> Iterator[Any]:
+    """Give an empty HDF5 file; what it holds at the end is written to `path`. Raises WriteError where that fails."""
+    import h5py
+
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+        yield file
+        file.flush()
+        data = file.id.get_file_image()
+    with written_whole(path) as part:
+        part.write_bytes(data)
+
+
+def write_h5ad(data: anndata.AnnData, path: Path, **packed: Any) -> None:
+    """Write `data` to `path`, compressed (`packed`: h5py's options for that)."""
+    from anndata.io import write_elem
+
+    with quiet_warnings(), new_h5ad(path) as file:
+        data.strings_to_categoricals()
+        write_elem(file, "/", data, dataset_kwargs=packed or _PACKED)
+
+
+_MOST_PER_BYTE = 2_000  # of values for each byte of the file: deflate packs 1,032 to 1
+_SURE_BYTES = 256 << 20  # so many are had anyway
+_TEXT_BYTES = 64  # of a text of any length, about
+
+
+def require_h5(path: Path, kind: type[NH2STError] = ExpressionError) -> None:
+    """Raise `kind` where what an HDF5 file declares is more than its bytes can hold, or than there is memory for."""
+    import h5py
+
+    total, largest = 0, ("", 0)
+
+    def count(name: str, each: Any) -> None:
+        nonlocal total, largest
+        if isinstance(each, h5py.Dataset) and each.shape is not None:
+            size = int(each.size) * (_TEXT_BYTES if each.dtype.kind == "O" else each.dtype.itemsize)
+            total, largest = total + size, max(largest, (name, size), key=lambda of: of[1])
+
+    with h5py.File(path) as file:
+        file.visititems(count)
+    held = path.stat().st_size
+    if total > max(_SURE_BYTES, _MOST_PER_BYTE * held):
+        raise kind(
+            f"{path} declares {total / 1e9:,.1f} GB of values ({largest[0]} the most), which its {held:,} bytes cannot "
+            "hold; is the file damaged?"
+        )
+    require(1.5 * total, f"{path} ({largest[0]} the most)", kind)
+
+
+def read_h5ad(path: Path, kind: type[NH2STError] = ExpressionError) -> anndata.AnnData:
+    """Return what an `.h5ad` file holds, in memory. Raises `kind` where it cannot be read as one."""
+    import anndata
+
+    with fault_of(kind, f"{path} cannot be read as an AnnData .h5ad file"):
+        require_h5(path, kind)
+        with quiet_warnings():
+            return anndata.read_h5ad(path)
