@@ -30,7 +30,7 @@ from typing import Any
 
 _MOST_SECONDS, _MOST_BYTES = 20.0, 2 << 30
 processes = mp.get_context("forkserver")
-_EACH = 40  # inputs of one door in a row: what is loaded once is used again
+_EACH = 200  # inputs of one door in a row: what is loaded once is used again
 
 Make = Callable[[Path], object]
 Read = Callable[[Path], object]
@@ -412,7 +412,7 @@ def _of_node(node: Any, rng: random.Random) -> Any:
 
 _PYTHON = re.compile(
     r"object has no attribute|NoneType|Traceback|unhashable|not subscriptable|not iterable|\bint\(\)|\bfloat\(\)|"
-    r"invalid literal|list index|index out of range|out of bounds|KeyError|TypeError|ValueError|AttributeError|"
+    r"invalid literal for|list index|index out of range|out of bounds|KeyError|TypeError|ValueError|AttributeError|"
     r"dtype\('|<class '|\bndarray\b|positional argument|unexpected keyword|codec can't|cannot reshape|broadcast|"
     r"must be str|must be real|not supported between|unsupported operand|maximum recursion|too many values|"
     r"not enough values|\[Errno|0x[0-9a-f]{8,}|object at "

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import scipy.sparse as sp
+
 from nh2st_pipe.core.errors import ExpressionError, NH2STError, fault_of
 from nh2st_pipe.core.memory import require
 from nh2st_pipe.core.quiet import quiet_warnings
@@ -19,7 +21,7 @@ from nh2st_pipe.core.whole import written_whole
 if TYPE_CHECKING:
     import anndata
 
-__all__ = ["new_h5ad", "read_h5ad", "require_h5", "write_h5ad"]
+__all__ = ["checked", "checked_matrix", "new_h5ad", "read_h5ad", "require_h5", "write_h5ad"]
 
 _PACKED = {"compression": "gzip"}
 
@@ -81,4 +83,27 @@ def read_h5ad(path: Path, kind: type[NH2STError] = ExpressionError) -> anndata.A
     with fault_of(kind, f"{path} cannot be read as an AnnData .h5ad file"):
         require_h5(path, kind)
         with quiet_warnings():
-            return anndata.read_h5ad(path)
+            return checked(anndata.read_h5ad(path))
+
+
+def checked(data: anndata.AnnData) -> anndata.AnnData:
+    """Return `data`, whose sparse matrices point nowhere outside of themselves. Raises ValueError where one does.
+
+    Whoever takes rows of such a matrix reads and writes memory that is not its own, which ends the interpreter.
+    """
+    parts = [("X", data.X), *(("raw/X", data.raw.X) for _ in [0] if data.raw is not None)]
+    for name in ("layers", "obsp", "varp", "obsm", "varm"):
+        parts += [(f"{name}/{key}", value) for key, value in getattr(data, name).items()]
+    for name, value in parts:
+        checked_matrix(value, name)
+    return data
+
+
+def checked_matrix(matrix: Any, name: str) -> Any:
+    """Return a matrix. Raises ValueError with its `name` where it is a sparse one that points outside of itself."""
+    if sp.issparse(matrix) and hasattr(matrix, "check_format"):
+        try:
+            matrix.check_format(full_check=True)
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{name} is damaged: a sparse matrix that points outside of itself ({error})") from error
+    return matrix

@@ -27,6 +27,7 @@ from anndata.io import read_elem
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import ExpressionError, reason_of
+from nh2st_pipe.core.h5ad import checked_matrix
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.datasets.common import PATCH, Found, Made, Section, files_of, put_together, whole_numbers
 
@@ -71,7 +72,8 @@ def _common(values: Any) -> str:
 def _read(file: Path, name: str, rows: NDArray[np.int64], key: str, about: dict[str, str]) -> Section:
     with quiet_warnings(), h5py.File(file) as opened:  # one slide's patches at a time: all are tens of GB
         layers = opened.get("layers", {})
-        counts = sp.csr_matrix(read_elem(layers["counts"] if "counts" in layers else opened["X"]))[rows]
+        where = "layers/counts" if "counts" in layers else "X"
+        counts = checked_matrix(sp.csr_matrix(read_elem(opened[where])), where)[rows]
         obs, var, uns = read_elem(opened["obs"]).iloc[rows], read_elem(opened["var"]), read_elem(opened["uns"])
         places = (
             np.asarray(read_elem(opened["obsm/spatial"]), np.float64)[rows] if "spatial" in opened["obsm"] else None

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.codecs import check_codecs
 from nh2st_pipe.core.errors import ExpressionError, listed, reason_of
+from nh2st_pipe.core.h5ad import checked
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.datasets.common import Found, Section, whole_numbers
 
@@ -146,7 +147,7 @@ def _read(
         raise ExpressionError(f"{store} has no image of three channels in images/")
     with quiet_warnings():
         root = zarr.open_group(store, mode="r", use_consolidated=False)
-        data = read_elem(root[f"tables/{table}"])
+        data = checked(read_elem(root[f"tables/{table}"]))
     key, instance = str(attributes.get("region_key")), str(attributes.get("instance_key"))
     lacking = [column for column in (key, instance) if column not in data.obs]
     if lacking:

@@ -25,6 +25,7 @@ import polars as pl
 import scipy.sparse as sp
 
 from nh2st_pipe.core.errors import ExpressionError, listed, reason_of
+from nh2st_pipe.core.h5ad import checked_matrix, require_h5
 from nh2st_pipe.core.memory import require
 from nh2st_pipe.datasets.common import (
     IMAGES,
@@ -135,6 +136,7 @@ def matrix_of_h5(path: Path) -> tuple[sp.csr_matrix, list[str], list[str], list[
         return [each.decode() for each in values[:]]
 
     try:
+        require_h5(path)
         with h5py.File(path) as opened:
             group = opened["matrix"] if "matrix" in opened else opened[next(iter(opened))]
             names, ids = (
@@ -145,6 +147,7 @@ def matrix_of_h5(path: Path) -> tuple[sp.csr_matrix, list[str], list[str], list[
             n_genes, n_spots = (int(n) for n in group["shape"][:])
             parts = (group["data"][:].astype(np.float32), group["indices"][:], group["indptr"][:])
             counts = sp.csr_matrix(parts, shape=(n_spots, n_genes))  # the file is genes × spots by columns
+            checked_matrix(counts, "the matrix")
             return counts, text(group["barcodes"]), text(names), text(ids)
     except (OSError, KeyError, ValueError, StopIteration) as error:
         raise ExpressionError(f"{path} is no matrix of Space Ranger: {reason_of(error)}") from error

@@ -75,6 +75,11 @@ def compare(runs: Sequence[str | Path], *, read: Callable[[Path], dict[str, Any]
     for run in runs:
         with fault_of(RunError, f"{run} cannot be compared"):
             found.append(_read(Path(run), read(Path(run))))
+    with fault_of(RunError, f"{listed(runs)} cannot be compared"):
+        return _compared(found)
+
+
+def _compared(found: list[_Read]) -> Comparison:
     _same_question([run for run, _ in found])
     heads = [heads[0] for _, heads in found]
     twice = {head.name for head in heads if [other.name for other in heads].count(head.name) > 1}
@@ -137,7 +142,10 @@ def _known(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return values[np.isfinite(values)]
 
 
-def _read(run: Path, metrics: dict[str, Any]) -> tuple[tuple[Path, dict[str, Any], TargetRecipe], list[_Entry]]:
+_Read = tuple[tuple[Path, dict[str, Any], TargetRecipe], list[_Entry]]
+
+
+def _read(run: Path, metrics: dict[str, Any]) -> _Read:
     """Return a run's metrics and targets, and its heads, its own first."""
     if metrics["summary"] is None:
         raise RunError(f"{run} was trained without folds: nothing in it was judged, so there is nothing to compare")

@@ -52,5 +52,6 @@ def load_yaml(path: Path) -> dict[str, Any]:
     with fault_of(RecipeError, f"{path} is not YAML"):
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(data, dict):
-        raise RecipeError(f"{path} should hold 'key: value' lines, and holds {type(data).__name__}")
+        what = "is empty" if data is None else "holds a list" if isinstance(data, list) else "holds a single value"
+        raise RecipeError(f"{path} should hold 'key: value' lines, and {what}")
     return data

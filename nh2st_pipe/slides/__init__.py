@@ -22,6 +22,7 @@ def open_slide(path: Path) -> Slide:
 
     Raises SlideError naming the file where nothing can read it.
     """
+    from nh2st_pipe.slides.directories import check_directories
     from nh2st_pipe.slides.omezarr import OmeZarrSlide
     from nh2st_pipe.slides.openslide import OpenSlideSlide
     from nh2st_pipe.slides.raster import RasterSlide
@@ -36,6 +37,7 @@ def open_slide(path: Path) -> Slide:
             raise SlideError(f"there is no slide at {path}")
         if path.stat().st_size == 0:
             raise SlideError(f"{path} is an empty file")
+        check_directories(path)
         if OpenSlideSlide.reads(path, scanners_only=True):
             return OpenSlideSlide(path)
         if TiffSlide.reads(path):

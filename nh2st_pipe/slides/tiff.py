@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from nh2st_pipe.core.errors import SlideError, fault_of
 from nh2st_pipe.core.memory import check_image
 from nh2st_pipe.slides.base import libraries
+from nh2st_pipe.slides.directories import open_tiff
 from nh2st_pipe.slides.levels import downsample_of, true_levels
 from nh2st_pipe.slides.pieces import Grid, Pieces
 from nh2st_pipe.slides.resolution import square_mpp
@@ -108,7 +109,7 @@ class TiffSlide:
         self.origin = (0, 0)
         self.reader = libraries("tifffile", "imagecodecs")
         cause = f"{path} cannot be opened (is the file complete?)"
-        with fault_of(SlideError, cause), tifffile.TiffFile(path) as file:
+        with fault_of(SlideError, cause), open_tiff(path) as file:
             self._describe(file)
 
     def _describe(self, file: Any) -> None:
@@ -136,7 +137,7 @@ class TiffSlide:
             if file.read(4) not in _MAGIC:
                 return False
         try:
-            with tifffile.TiffFile(path) as tif:
+            with open_tiff(path) as tif:
                 series = max(tif.series, key=lambda each: each.size)
                 level = _level(series.levels[0])
                 if level is None:
@@ -166,7 +167,7 @@ def tiled_pages(path: Path, sizes: Sequence[tuple[int, int]]) -> tuple[dict[int,
     found: dict[int, TiffLevel] = {}
     words: list[str] = []
     try:
-        with tifffile.TiffFile(path) as file:
+        with open_tiff(path) as file:
             pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
             for number, size in enumerate(sizes):
                 for page in (each for each in pages if each.compression in _ALIKE):

@@ -254,7 +254,7 @@ def signed(values: dict[str, Any]) -> dict[str, Any]:
 def read_signed(kind: type[Value], values: Any) -> Value:
     """Return checked `values` as `kind`. Raises ValueError, in words, where they are not what was written."""
     if not isinstance(values, dict):
-        raise ValueError(f"holds {type(values).__name__} where a mapping is expected")
+        raise ValueError("is no mapping of keys to values")
     rest = {key: value for key, value in values.items() if key != "check"}
     if values.get("check") != crc32c(_canonical(rest)):
         raise ValueError("does not have the checksum that was written with it")

@@ -12,6 +12,7 @@ SPOT_PITCH_UM = {"hexagonal": 100.0, "square": 200.0}
 """From centre to centre on the arrays of Visium and of spatial transcriptomics (ST)."""
 
 _ENOUGH_SPOTS = 5  # fewer can have array indices of one parity by chance
+_FARTHEST = 1e9  # px or places on an array; farther apart nothing is
 _STRAY = 0.35  # of a pitch, root mean square: how far spots may lie from their places on the array
 
 
@@ -43,6 +44,8 @@ def array_pitch_px(xy: NDArray[np.float64], array: NDArray[np.float64], *, hexag
     if len(xy) < 3:
         return None
     places = np.column_stack((array, np.ones(len(array)))).astype(np.float64)
+    if max(np.abs(places).max(), np.abs(xy).max()) > _FARTHEST:
+        return None
     steps, _, rank, _ = np.linalg.lstsq(places, xy, rcond=None)
     if rank < 3:
         return None

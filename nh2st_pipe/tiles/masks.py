@@ -25,6 +25,7 @@ from nh2st_pipe.core.memory import check_image, require
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.core.tables import read_text
 from nh2st_pipe.slides.base import Slide
+from nh2st_pipe.slides.directories import open_tiff
 from nh2st_pipe.slides.png import png_in_strips
 from nh2st_pipe.slides.raster import any_size
 
@@ -77,12 +78,10 @@ def _made_smaller(size: tuple[int, int], strips: Strips) -> NDArray[np.bool_]:
 
 def _tiff_in_strips(path: Path) -> tuple[tuple[int, int], Strips] | None:
     """Return width and height of a TIFF's largest page of one or three colours, and its strips; None for others."""
-    import tifffile
-
     with path.open("rb") as file:
         if file.read(2) not in (b"II", b"MM"):
             return None
-    with tifffile.TiffFile(path) as file:
+    with open_tiff(path) as file:
         page = max((page.aspage() for page in file.pages), key=lambda page: page.imagewidth * page.imagelength)
         if page.planarconfig == 2 or page.photometric not in (0, 1, 2, 6) or page.imagedepth > 1:
             return None
@@ -91,9 +90,7 @@ def _tiff_in_strips(path: Path) -> tuple[tuple[int, int], Strips] | None:
 
 def _rows_of(path: Path, number: int) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yield strips of whole rows; tiles side by side are put together first."""
-    import tifffile
-
-    with tifffile.TiffFile(path) as file:
+    with open_tiff(path) as file:
         page = file.pages[number].aspage()
         height, width = page.imagelength, page.imagewidth
         colours = 3 if page.samplesperpixel >= 3 else 1  # what comes behind is transparency

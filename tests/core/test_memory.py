@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import anndata
 import h5py
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import tifffile
 import zarr
 from PIL import Image
@@ -24,6 +26,8 @@ from nh2st_pipe.core.h5ad import read_h5ad
 from nh2st_pipe.core.memory import check_image, require
 from nh2st_pipe.datasets.visium import _check_declared
 from nh2st_pipe.slides import open_slide
+from nh2st_pipe.slides.directories import open_tiff
+from nh2st_pipe.slides.whole import missing_data
 from nh2st_pipe.tiles.masks import mask_from_geojson, mask_from_image
 from tests.conftest import blank
 
@@ -166,3 +170,41 @@ def test_many_outlines_are_drawn_each_on_a_canvas_of_its_own_size(
     monkeypatch.setattr("nh2st_pipe.core.memory.memory", lambda: 10_000)
     with pytest.raises(NH2STError, match=r"a\.geojson, as JSON, takes"):
         mask_from_geojson(tmp_path / "a.geojson", slide)
+
+
+@pytest.mark.parametrize("where", ["X", "layers/more"])
+def test_a_matrix_that_points_outside_of_itself_is_never_used(tmp_path: Path, where: str) -> None:
+    """Taking rows of one ends the interpreter."""
+    counts = sp.csr_matrix(np.eye(20, 10, dtype=np.float32))
+    data = anndata.AnnData(counts, layers={"more": counts})
+    data.write_h5ad(tmp_path / "a.h5ad")
+    read_h5ad(tmp_path / "a.h5ad")
+    for part, wrong in (("indices", 2_000_000), ("indptr", 1 << 30)):
+        data.write_h5ad(tmp_path / "a.h5ad")
+        with h5py.File(tmp_path / "a.h5ad", "r+") as file:
+            file[f"{where}/{part}"][5] = wrong
+        with pytest.raises(ExpressionError, match=f"{where} is damaged: a sparse matrix that points outside of itself"):
+            read_h5ad(tmp_path / "a.h5ad")
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_directories_that_go_round_in_a_circle_are_refused(tmp_path: Path, big: bool, order: Any) -> None:
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path, bigtiff=big, byteorder=order) as file:
+        for _ in range(3):
+            file.write(np.zeros((16, 16, 3), np.uint8), photometric="rgb", metadata=None)
+    with tifffile.TiffFile(path) as opened:
+        assert len(opened.pages) == 3
+        first, last = opened.pages[0].offset, opened.pages[2].offset
+    with open_tiff(path) as opened:
+        assert len(opened.pages) == 3
+    data = bytearray(path.read_bytes())
+    count, entry, offset = ("Q", 20, "Q") if big else ("H", 12, "I")
+    (entries,) = struct.unpack_from(order + count, data, last)
+    struct.pack_into(order + offset, data, last + struct.calcsize(count) + entry * entries, first)
+    path.write_bytes(data)
+    for read in (open_tiff, open_slide, mask_from_image):
+        with pytest.raises(SlideError, match=r"a\.tif is damaged: its directories go round in a circle"):
+            read(path)
+    assert "go round in a circle" in str(missing_data(path))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nh2st_pipe.core.errors import NH2STError
+from nh2st_pipe.embedding.repair import repair
 from nh2st_pipe.store import write
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.store.upgrade import upgrade
@@ -117,3 +118,30 @@ def test_any_write_of_upgrade_may_be_the_last(name: str, tmp_path: Path) -> None
         upgrade(tmp_path / "store")
         assert content(tmp_path / "store") == whole, f"{kind} at write {at} of {counting.writes}"
         shutil.rmtree(tmp_path / "store")
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("what", ["embedding/X/c/0/0", "expression/X/data/c/0"])
+def test_any_write_of_a_repair_may_be_the_last(tiny: Study, what: str) -> None:
+    """Of a slide that is encoded anew, and of one whose counts alone are renewed."""
+
+    def mend(store: Path) -> None:
+        assert not repair(verify(store), tiny.manifest, device="cpu").failed
+
+    tiny.embed(store=tiny.folder / "whole", views=8, batch_size=3, device="cpu")
+    whole = content(tiny.folder / "whole")
+    shutil.copytree(tiny.folder / "whole", tiny.folder / "damaged")
+    file = tiny.folder / "damaged/slides/s0" / what
+    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    shutil.copytree(tiny.folder / "damaged", tiny.folder / "store")
+    with struck(Faults()) as counting:
+        mend(tiny.folder / "store")
+    assert content(tiny.folder / "store") == whole
+    for at, kind in walk(counting.writes):
+        shutil.rmtree(tiny.folder / "store")
+        shutil.copytree(tiny.folder / "damaged", tiny.folder / "store")
+        with struck(Faults(at, kind)), suppress(Killed, OSError, NH2STError, KeyboardInterrupt):
+            mend(tiny.folder / "store")
+        mend(tiny.folder / "store")
+        assert content(tiny.folder / "store") == whole, f"{kind} at write {at} of {counting.writes}"
+        assert not verify(tiny.folder / "store").incomplete

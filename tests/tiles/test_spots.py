@@ -143,7 +143,7 @@ def test_counts_that_point_beyond_the_matrix_are_refused_before_any_arithmetic(
             del file["layers/counts"]
         values = file[f"{where}/{part}"]
         values[1] = 1_000_000
-    with pytest.raises(ExpressionError, match=r"a\.h5ad: (X|layers\['counts'\]) is damaged"):
+    with pytest.raises(ExpressionError, match=rf"a\.h5ad .*: {where} is damaged"):
         read_spots(path)
 
 

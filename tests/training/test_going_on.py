@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from nh2st_pipe.evaluation.judged import judge
 from nh2st_pipe.heads.base import Distribution, Prediction
 from nh2st_pipe.heads.carry import Carried, Strength
 from nh2st_pipe.reporting.page import report
+from nh2st_pipe.runs.folder import read_metrics
 from nh2st_pipe.training import side_by_side
 from nh2st_pipe.training.fits import Fits
 from nh2st_pipe.training.fold import FoldResult, run_fold
@@ -115,6 +117,53 @@ def test_killed_after_a_fit_it_goes_on(store: Path, tmp_path: Path) -> None:
     assert len(Fits(part / "fits")) == 1
     whole = train(store, out=tmp_path / "whole", **options)
     same(train(store, out=out, **options), whole)
+
+
+STEP = int(os.environ.get("NH2ST_PIPE_FAULT_STEP", "31"))
+"""Every so many writes of `train` are the last of a process that is killed; 0 tries all of them."""
+
+KILLED = """
+import os, sys
+store, out, at, options = sys.argv[1], sys.argv[2], int(sys.argv[3]), eval(sys.argv[4])
+from nh2st_pipe.training.run import train
+seen = 0
+def hook(event, of):
+    global seen
+    if event == "open":
+        flags = of[2] if isinstance(of[2], int) else 0
+        writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+    else:
+        writes = event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
+    if writes and str(of[0]).startswith(os.path.dirname(out)):
+        seen += 1
+        if seen == at:
+            os._exit(9)
+sys.addaudithook(hook)
+train(store, out=out, **options)
+print(seen)
+"""
+"""Trains in a process that ends at its nth write below a folder: what opens a file to write, makes, moves, deletes."""
+
+
+@pytest.mark.timeout(3600)
+def test_any_write_of_train_may_be_the_last(store: Path, tmp_path: Path) -> None:
+    options = {**OPTIONS, "settings": ["baselines=[]", "choose={}"]}
+    whole = train(store, out=tmp_path / "whole", **options)
+    runs = tmp_path / "runs"
+
+    def killed_at(write: int) -> subprocess.CompletedProcess[str]:
+        shutil.rmtree(runs, ignore_errors=True)
+        command = [sys.executable, "-c", KILLED, str(store), str(runs / "run"), str(write), repr(options)]
+        return subprocess.run(command, stdout=-1, text=True)
+
+    writes = int(killed_at(0).stdout.split()[-1])
+    assert writes > 40
+    for at in range(2, writes + 1, STEP or 1):
+        assert killed_at(at).returncode == 9, f"write {at} of {writes} was not reached"
+        if not (runs / "run").exists():  # its name is its last word: what comes after it is no part of it
+            train(store, out=runs / "run", **options)
+        same(Run(runs / "run", read_metrics(runs / "run")), whole)
+        assert [path.name for path in runs.iterdir()] == ["run"], f"write {at} of {writes}"
 
 
 def test_another_question_begins_anew(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
