@@ -33,9 +33,10 @@ _SECONDS = 900.0  # of a room's tests; what takes longer hangs, and is seen
 _NO_CHANGE = ("core/ExceptionReplacer", "core/RemoveDecorator", "core/ZeroIterationForLoop")
 _DOES = (ast.BinOp, ast.BoolOp, ast.Compare, ast.UnaryOp, ast.Break, ast.Continue, ast.For)
 _ALSO = {  # rooms whose lines the tests of another hold
-    "cli": ["tests/cli", "tests/test_docs.py"],
+    "cli": ["tests/cli", "tests/test_docs.py", "tests/checking", "tests/datasets/test_reproduce.py"],
     "core": ["tests/core", "tests/store"],
     "recipes": ["tests/recipes", "tests/heads"],
+    "slides": ["tests/slides", "tests/tiles/test_manifest.py"],
     "store": ["tests/store", "tests/embedding/test_run.py"],
 }
 

@@ -84,6 +84,7 @@ def test_expected_rates_follow_the_rule_as_it_is_written(sections: list[anndata.
         local = np.exp(base[:20] + own @ weights[:20].T)
         neighbour = np.exp(base[20:40] + around @ weights[20:40].T)
         noise = np.tile(np.exp(base[40:]), (GRID**2, 1))
+        assert not weights[40:].any()
         assert np.allclose(data.uns["expected_rate"], np.hstack((local, neighbour, noise)), rtol=1e-5)
 
 

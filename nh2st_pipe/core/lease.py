@@ -12,7 +12,6 @@ other ever had: what it writes carries it, in place of what carried its predeces
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import secrets
@@ -25,6 +24,7 @@ from typing import Any
 
 from nh2st_pipe.core.errors import LeaseError, StoreError
 from nh2st_pipe.core.location import Location, Tag
+from nh2st_pipe.core.locks import check_locks
 
 __all__ = ["LEASES", "FileLease", "Lease", "ObjectLease", "lease_on"]
 
@@ -34,7 +34,6 @@ _BEAT_SECONDS = 15.0
 _SURE_SECONDS = 45.0  # after its last renewal a holder writes nothing before it has renewed the lease
 _SILENT_SECONDS = 90.0
 _LOOK_SECONDS = 0.5
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def lease_on(location: Location, name: str) -> Lease:
@@ -87,7 +86,7 @@ class FileLease(Lease):
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"{place} cannot be made: {error.strerror or error}") from error
-        _check_locks(place)
+        check_locks(place, folder, StoreError, "an object store for --store, and copy it afterwards")
         self._where, self._lock = place, FileLock(place / f"{name}.lock", thread_local=False)
 
     def take(self, *, wait: bool = False) -> bool:
@@ -108,32 +107,6 @@ class FileLease(Lease):
 
     def check(self) -> None:
         """See Lease: the kernel takes none away."""
-
-
-@cache
-def _check_locks(folder: Path) -> None:
-    """Raise StoreError where the file system of `folder` keeps no locks: asked once."""
-    try:
-        import fcntl
-    except ImportError:  # Windows, whose locks are of another kind
-        return
-    handle = None
-    try:
-        handle = os.open(folder / ".probe", os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise StoreError(f"{folder} cannot be written to: {error.strerror or error}") from error
-        raise StoreError(
-            f"the file system of {folder.parent} keeps no locks ({error.strerror}), without which two processes would "
-            "write over each other; take a local disk, another mount (Lustre: -o flock; NFS: version 4), or an object "
-            "store for --store, and copy it afterwards"
-        ) from error
-    finally:
-        if handle is not None:
-            os.close(handle)
 
 
 @cache

@@ -31,7 +31,8 @@ import polars as pl
 import yaml
 from filelock import FileLock, Timeout
 
-from nh2st_pipe.core.errors import RunError, fault_of, listed
+from nh2st_pipe.core.errors import RunError, fault_of, listed, written_to
+from nh2st_pipe.core.locks import check_locks
 from nh2st_pipe.evaluation.judged import SlideFigures
 from nh2st_pipe.evaluation.statistics import figures_from, summary
 from nh2st_pipe.runs.about import RUN_FORMAT
@@ -57,9 +58,18 @@ class RunFolder:
         if path.exists():
             raise RunError(f"{path} exists already; give another --out, or move it away")
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_to(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         key = hashlib.sha256(question.encode()).hexdigest() if question else uuid.uuid4().hex
         self.part = path.with_name(f"{path.name}.{key[:8]}{_PART}")
+        with written_to(self.part):
+            self.part.mkdir(exist_ok=True)
+        try:
+            check_locks(self.part, path.parent, RunError, "another --out")
+        finally:
+            (self.part / ".probe").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what a killed run left stays
+                self.part.rmdir()
         self.part.mkdir(exist_ok=True)
         self._lock = FileLock(self.part / _LOCK, thread_local=False)
         try:

@@ -313,3 +313,72 @@ def test_an_interruption_is_one_line_whenever_it_comes(when: str, number: signal
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "nh2st-pipe: interrupted\n")
+
+
+def test_an_error_of_the_disk_names_its_file_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nh2st_pipe.recipes import files
+
+    for error, said in (
+        (PermissionError(13, "Permission denied", "/data/x"), "nh2st-pipe: /data/x: Permission denied\n"),
+        (OSError(5, "Input/output error"), "nh2st-pipe: Input/output error\n"),
+        (OSError("odd"), "nh2st-pipe: odd\n"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "names", mock.Mock(side_effect=error))
+            done = call("encoders")
+        assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_code_of_a_hub_runs_nowhere_unless_that_is_said() -> None:
+    """The default of every verb that could run it, in Python and of every command."""
+    import inspect
+
+    from typer.main import get_command
+
+    import nh2st_pipe
+    from nh2st_pipe.benching.hest import benchmark_hest
+    from nh2st_pipe.embedding.repair import repair
+    from nh2st_pipe.encoders.check import check_encoder
+    from nh2st_pipe.encoders.load import load_encoder
+    from nh2st_pipe.encoders.weights import find_weights
+
+    verbs = [nh2st_pipe.embed, nh2st_pipe.predict, nh2st_pipe.bench, benchmark_hest, repair, check_encoder]
+    commands = [command.callback for command in get_command(cli.app).commands.values()]  # type: ignore[attr-defined]
+    seen = 0
+    for verb in (*verbs, load_encoder, find_weights, *commands):
+        parameter = inspect.signature(verb).parameters.get("trust_remote_code")
+        assert parameter is not None or verb in commands, verb
+        if parameter is not None:
+            seen += 1
+            assert parameter.default is False, verb
+    assert seen >= 12
+
+
+def test_what_check_would_put_right_is_said_of_slides_that_have_it(capsys: pytest.CaptureFixture[str]) -> None:
+    from nh2st_pipe.checking.examine import Correction, Examined
+    from nh2st_pipe.checking.run import Checked
+    from nh2st_pipe.cli.embedding import _say_checked
+
+    turned = Correction(way="turned round")
+    _say_checked(
+        Checked(
+            [
+                Examined("s0", on_tissue={"as they are": 0.2, "turned round": 0.9}, correction=turned),
+                Examined("s1", on_tissue={"as they are": 1.0}),
+                Examined("s2", on_tissue={"as they are": 1.0}, correction=Correction(mpp=0.5)),
+            ]
+        )
+    )
+    said = capsys.readouterr().out
+    assert said.count("would be") == 1
+    assert "s0: good; \n  spots on tissue would be 90% turned round\n" in said
+
+
+def test_a_figure_that_is_not_there_is_a_dash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from nh2st_pipe.datasets.reproduce import Reproduced
+
+    row = {"head": "ridge", "judged": "all", "mse": 0.25, "mae": None, "pcc": 0.5}
+    done = Reproduced(tmp_path, [row])
+    monkeypatch.setattr("nh2st_pipe.datasets.reproduce.reproduce", lambda *_, **__: done)
+    said = call("reproduce", "her2st", "--data", tmp_path).stdout
+    assert "0.2500    –  0.5000" in re.sub(" +–", "    –", said)

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from nh2st_pipe.core import lease
-from nh2st_pipe.core.errors import LeaseError, StoreError
+from nh2st_pipe.core.errors import LeaseError, RunError, StoreError, WriteError
 from nh2st_pipe.core.lease import FileLease, Lease, ObjectLease, lease_on
 from nh2st_pipe.core.location import Location, Tag
+from nh2st_pipe.runs.folder import RunFolder
 from tests.remote import refusing, s3_server
 
 
@@ -245,6 +246,19 @@ def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(fcntl, "flock", refused)
     with pytest.raises(StoreError, match=rf"the file system of {tmp_path}/a keeps no locks .* -o flock"):
         lease_on(Location(tmp_path / "a"), "x")
+
+
+def test_a_run_takes_no_soft_lock_where_there_are_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(RunError, match=rf"the file system of {tmp_path}/runs keeps no locks .* or another --out"):
+        RunFolder(tmp_path / "runs" / "r")
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match="file/r cannot be written: "):
+        RunFolder(tmp_path / "file" / "r")
 
 
 def test_what_is_in_the_way_of_a_lock_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

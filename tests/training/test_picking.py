@@ -66,6 +66,19 @@ def test_of_a_small_panel_all_genes_are_meant_and_of_many_spots_some_do(monkeypa
     assert np.array_equal(some, picked_genes(recipe, train, patients, GENES))
 
 
+@pytest.mark.parametrize(("most", "fewest", "each"), [(3 * 40, 10, 40), (3 * 40, 50, 50), (10**6, 10, 64), (90, 1, 30)])
+def test_of_each_slide_as_many_spots_are_drawn(
+    monkeypatch: pytest.MonkeyPatch, most: int, fewest: int, each: int
+) -> None:
+    train = training(3)
+    monkeypatch.setattr(picking, "_MOST_SPOTS", most)
+    monkeypatch.setattr(picking, "_FEWEST_OF_A_SLIDE", fewest)
+    kept = picking._drawn(train, 1)
+    assert [int(kept[part.rows].sum()) for part in train.parts] == [each] * 3
+    assert bool((kept == picking._drawn(train, 1)).all())
+    assert each == 64 or not bool((kept == picking._drawn(train, 2)).all())
+
+
 def test_test_slides_pick_nothing(study: Study) -> None:
     """Other counts on the slide that is judged: the same fifty genes."""
     study.stored(views=8)

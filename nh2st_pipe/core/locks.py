@@ -1,0 +1,42 @@
+"""Whether a file system keeps locks: asked once for each folder, before anything is left to them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from functools import cache
+from pathlib import Path
+
+from nh2st_pipe.core.errors import NH2STError
+
+__all__ = ["check_locks"]
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@cache
+def check_locks(folder: Path, of: Path, kind: type[NH2STError], instead: str) -> None:
+    """Raise `kind` where no file in `folder` can be locked, which keeps processes apart that write to `of`.
+
+    `instead` is what else may be given. A file `.probe` stays in the folder.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows, whose locks are of another kind
+        return
+    handle = None
+    try:
+        handle = os.open(folder / ".probe", os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise kind(f"{folder} cannot be written to: {error.strerror or error}") from error
+        raise kind(
+            f"the file system of {of} keeps no locks ({error.strerror}), without which two processes would write over "
+            f"each other; take a local disk, another mount (Lustre: -o flock; NFS: version 4), or {instead}"
+        ) from error
+    finally:
+        if handle is not None:
+            os.close(handle)
