@@ -6,6 +6,7 @@ made in memory, compressed, and its bytes are written as those of any other.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,7 @@ def write_h5ad(data: anndata.AnnData, path: Path, **packed: Any) -> None:
         write_elem(file, "/", data, dataset_kwargs=packed or _PACKED)
 
 
+_HEAP = b"GCOL\x01\0\0\0"  # how a heap begins; its size follows
 _MOST_PER_BYTE = 2_000  # of values for each byte of the file: deflate packs 1,032 to 1
 _SURE_BYTES = 256 << 20  # so many are had anyway
 _TEXT_BYTES = 64  # of a text of any length, about
@@ -57,6 +59,7 @@ def require_h5(path: Path, kind: type[NH2STError] = ExpressionError) -> None:
     """Raise `kind` where what an HDF5 file declares is more than its bytes can hold, or than there is memory for."""
     import h5py
 
+    _check_heaps(path, kind)
     total, largest = 0, ("", 0)
 
     def count(name: str, each: Any) -> None:
@@ -74,6 +77,21 @@ def require_h5(path: Path, kind: type[NH2STError] = ExpressionError) -> None:
             "hold; is the file damaged?"
         )
     require(1.5 * total, f"{path} ({largest[0]} the most)", kind)
+
+
+def _check_heaps(path: Path, kind: type[NH2STError]) -> None:
+    """Raise `kind` where a heap of texts declares more bytes than there are: HDF5 takes that memory before it looks."""
+    with path.open("rb") as file:
+        held = file.seek(0, 2)
+        if not held:
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            at = data.find(_HEAP)
+            while at >= 0:
+                size = int.from_bytes(data[at + len(_HEAP) : at + len(_HEAP) + 8], "little")
+                if size > held:
+                    raise kind(f"{path} is damaged: a heap of texts in it, at byte {at:,}, declares {size:,} bytes")
+                at = data.find(_HEAP, at + len(_HEAP))
 
 
 def read_h5ad(path: Path, kind: type[NH2STError] = ExpressionError) -> anndata.AnnData:

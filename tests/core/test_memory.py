@@ -208,3 +208,16 @@ def test_directories_that_go_round_in_a_circle_are_refused(tmp_path: Path, big: 
         with pytest.raises(SlideError, match=r"a\.tif is damaged: its directories go round in a circle"):
             read(path)
     assert "go round in a circle" in str(missing_data(path))
+
+
+def test_a_heap_of_texts_that_its_file_cannot_hold_is_refused(tmp_path: Path) -> None:
+    anndata.AnnData(np.eye(3, dtype=np.float32)).write_h5ad(tmp_path / "a.h5ad")
+    data = bytearray((tmp_path / "a.h5ad").read_bytes())
+    at = data.index(b"GCOL\1\0\0\0") + 8
+    data[at : at + 8] = struct.pack("<Q", 2_100_000_000)
+    (tmp_path / "a.h5ad").write_bytes(data)
+    with pytest.raises(ExpressionError, match=r"a\.h5ad is damaged: a heap of texts .* declares 2,100,000,000 bytes"):
+        read_h5ad(tmp_path / "a.h5ad")
+    (tmp_path / "a.h5ad").write_bytes(b"")
+    with pytest.raises(ExpressionError, match=r"a\.h5ad cannot be read"):
+        read_h5ad(tmp_path / "a.h5ad")
