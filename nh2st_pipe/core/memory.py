@@ -11,9 +11,10 @@ from pathlib import Path
 from nh2st_pipe.core.errors import NH2STError, SlideError
 from nh2st_pipe.core.machine import memory
 
-__all__ = ["MOST_SIDE_PX", "check_image", "require"]
+__all__ = ["check_image", "require"]
 
-MOST_SIDE_PX = 1 << 22  # of a picture; the largest scanners make some 400,000
+_MOST_PX = 1 << 38  # of a picture
+_MOST_SIDE_PX = 1 << 22  # of a picture; the largest scanners make some 400,000
 _MOST_PX_PER_BYTE = 20_000  # of a compressed file: deflate packs 1,032 to 1, of px of a bit each
 _SURE_PX = 64 << 20  # so few are had anyway
 
@@ -32,7 +33,7 @@ def check_image(path: Path, size: tuple[int, int], bytes_per_px: float = 0.0, *,
     """
     width, height = size
     at = f"{path} declares a picture of {width:,} × {height:,} px"
-    if min(size) < 1 or max(size) > MOST_SIDE_PX:
+    if min(size) < 1 or max(size) > _MOST_SIDE_PX or width * height > _MOST_PX:
         raise SlideError(f"{at}, which no picture of a slide has; is the file damaged?")
     held = path.stat().st_size
     if alone and width * height > max(_SURE_PX, _MOST_PX_PER_BYTE * held):

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from nh2st_pipe.core.memory import check_image
 from nh2st_pipe.slides.raster import any_size
 
 __all__ = ["png_in_strips"]
@@ -56,8 +57,9 @@ class _Kind:
 def png_in_strips(path: Path) -> tuple[tuple[int, int], Iterator[tuple[int, NDArray[np.uint8]]]] | None:
     """Return width and height, and an iterator of strips from top to bottom: first row, and grey px, h × w.
 
-    None where the file at `path` is no PNG, or one of the rare kinds (interlaced, 16 bits) that are read whole. The
-    iterator raises ValueError where the file is cut short, zlib.error where it is damaged.
+    None where the file at `path` is no PNG, or one of the rare kinds (interlaced, 16 bits) that are read whole. Raises
+    SlideError where it declares more px than it can hold. The iterator raises ValueError where the file is cut short,
+    zlib.error where it is damaged.
     """
     with path.open("rb") as file:
         head = file.read(33)
@@ -66,6 +68,7 @@ def png_in_strips(path: Path) -> tuple[tuple[int, int], Iterator[tuple[int, NDAr
     kind = _Kind(*struct.unpack(">IIBB", head[16:26]))
     if (kind.depth, kind.colour) not in _RAW:
         return None
+    check_image(path, (kind.width, kind.height))
     return (kind.width, kind.height), _strips(path, kind)
 
 

@@ -35,6 +35,9 @@ MASK_PX = 2048  # longest side of the thumbnail the mask is made on
 _PER_BYTE = 40  # of memory for each byte of JSON, about: numbers of few digits, each a Python object
 _KEPT_PX = 8192  # longest side of a given mask, which is made smaller above it
 
+_PACKS_LITTLE = (1, 5, 7, 8, 32773, 32946)  # none, LZW, JPEG, deflate, PackBits: not a thousandth of what they pack
+_FAX = (2, 3, 4)  # takes a bit for an empty row; Pillow's
+_FAX_BY_NAME = ("tiff_ccitt", "group3", "group4")
 _BYTES = 5  # a px of what is decoded whole: as it is stored, and as grey
 _ROWS = 512  # read at once of what is not compressed
 
@@ -49,10 +52,10 @@ def mask_from_image(path: Path) -> NDArray[np.bool_]:
     with fault_of(SlideError, f"the tissue mask {path} is not a readable image"):
         for opened in (png_in_strips(path), _tiff_in_strips(path)):
             if opened is not None:
-                check_image(path, opened[0])
                 return _made_smaller(*opened)
         with any_size(), quiet_warnings(), Image.open(path) as image:
-            check_image(path, image.size, _BYTES)
+            fax = image.info.get("compression") in _FAX_BY_NAME
+            check_image(path, image.size, 2 if image.mode == "1" else _BYTES, alone=not fax)
             step = max(1, max(image.size) // _KEPT_PX)
             image.draft("L", (image.width // step, image.height // step))  # a JPEG is decoded smaller
             return _made_smaller(image.size, [(0, np.asarray(image.convert("L")))])
@@ -83,9 +86,16 @@ def _tiff_in_strips(path: Path) -> tuple[tuple[int, int], Strips] | None:
             return None
     with open_tiff(path) as file:
         page = max((page.aspage() for page in file.pages), key=lambda page: page.imagewidth * page.imagelength)
-        if page.planarconfig == 2 or page.photometric not in (0, 1, 2, 6) or page.imagedepth > 1:
+        if (
+            page.compression in _FAX
+            or page.planarconfig == 2
+            or page.photometric not in (0, 1, 2, 6)
+            or page.imagedepth > 1
+        ):
             return None
-        return (page.imagewidth, page.imagelength), _rows_of(path, page.index)
+        size = (page.imagewidth, page.imagelength)
+        check_image(path, size, alone=page.compression in _PACKS_LITTLE)
+        return size, _rows_of(path, page.index)
 
 
 def _rows_of(path: Path, number: int) -> Iterator[tuple[int, NDArray[Any]]]:

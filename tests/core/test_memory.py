@@ -111,6 +111,15 @@ def test_a_picture_as_empty_as_a_mask_may_be_is_not(tmp_path: Path) -> None:
     assert not mask_from_image(tmp_path / "mask.png").any()
 
 
+def test_a_fax_takes_hardly_a_byte_for_rows_of_nothing(tmp_path: Path) -> None:
+    """24,000 by 16,000 px, most of them no tissue, in a few kB: what a program saves as a mask."""
+    mask = Image.new("1", (24_000, 16_000))
+    mask.paste(1, (100, 100, 9000, 9000))
+    mask.save(tmp_path / "mask.tif", compression="group4")
+    assert 20_000 * (tmp_path / "mask.tif").stat().st_size < 24_000 * 16_000
+    assert mask_from_image(tmp_path / "mask.tif").any()
+
+
 def test_a_piece_larger_than_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
     root.create_array("0", shape=(3, 64, 64), chunks=(1, 1 << 20, 1 << 20), dtype="uint8")

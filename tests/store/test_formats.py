@@ -8,11 +8,12 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pydantic
 import pytest
 
 from nh2st_pipe.core.errors import DamageError, StoreError
 from nh2st_pipe.embedding.run import embed
-from nh2st_pipe.store.format import KEY, Resolved, signed
+from nh2st_pipe.store.format import KEY, Resolved, SlideState, signed
 from nh2st_pipe.store.graph import graph_of, table_of
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.store.upgrade import upgrade
@@ -82,6 +83,13 @@ def test_what_an_earlier_format_kept_in_uns_is_in_the_record(old: Path) -> None:
     assert np.array_equal(now["spatial"]["s0"]["images"]["hires"], pictures)
     assert now["image"]["fingerprint"] == then["image"].get("fingerprint", now["image"]["fingerprint"])
     assert "/" not in now["image"]["path"]  # nothing of the machine it was made on
+
+
+def test_no_count_of_a_record_is_below_zero() -> None:
+    assert SlideState(tiles=0, rows=0, partial=0).tiles == 0
+    for key in ("tiles", "rows", "partial"):
+        with pytest.raises(pydantic.ValidationError):
+            SlideState(**{"tiles": 1, key: -1})
 
 
 def test_a_damaged_slide_is_not_upgraded(tmp_path: Path) -> None:
