@@ -11,10 +11,13 @@ import pytest
 
 from nh2st_pipe.core.lease import lease_on
 from nh2st_pipe.embedding import readers
+from nh2st_pipe.embedding.plan import Wanted
 from nh2st_pipe.embedding.readers import slides_open
 from nh2st_pipe.slides.base import read_tile
 from nh2st_pipe.store.read import open_store
+from nh2st_pipe.store.write import StoreWriter
 from nh2st_pipe.tiles.layout import lay_out
+from nh2st_pipe.tiles.manifest import read_manifest
 from tests.conftest import Study
 from tests.store.same import same
 
@@ -124,3 +127,15 @@ def test_a_slide_that_cannot_be_prepared_fails_alone(
     (study.folder / "s5.png").write_bytes(b"nor this")
     summary = study.embed(stain_shift="off", workers=16)
     assert (summary.done, sorted(summary.failed)) == (["s0", "s1", "s3", "s4"], ["s2", "s5"])
+
+
+def test_as_many_tiles_are_expected_of_slides_to_come_as_of_those_that_are_known(study: Study) -> None:
+    study.embed()
+    store = open_store(study.folder / "store.zarr")
+    jobs = [readers.Job(row, Wanted.of(row)) for row in read_manifest(study.manifest)]
+    made = readers.Readers(jobs, StoreWriter(store.location, store.contract), 8, 1, lambda: None)
+    assert made.expected_tiles() == 0
+    made._tiles_known, made._slides_known = 30, 2
+    assert made.expected_tiles() == 45
+    made._tiles_known, made._slides_known = 75, 3
+    assert made.expected_tiles() == 75

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from nh2st_pipe.core.errors import WriteError, written_to
+from nh2st_pipe.core.h5ad import read_h5ad, write_h5ad
+
+
+def data() -> anndata.AnnData:
+    obs = pd.DataFrame({"kind": ["a", "b", "a"]}, index=["x", "y", "z"])
+    found = anndata.AnnData(sp.csr_matrix(np.eye(3, dtype=np.float32)), obs=obs, layers={"more": np.ones((3, 3))})
+    found.obsm["spatial"] = np.arange(6.0).reshape(3, 2)
+    found.uns["said"] = {"of": "it", "n": 3}
+    return found
+
+
+def test_a_file_is_what_anndata_itself_writes(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "a" / "ours.h5ad", tmp_path / "theirs.h5ad"
+    write_h5ad(data(), ours)
+    data().write_h5ad(theirs, compression="gzip")
+    one, two = read_h5ad(ours), anndata.read_h5ad(theirs)
+    assert one.obs.equals(two.obs)
+    assert str(one.obs["kind"].dtype) == str(two.obs["kind"].dtype) == "category"
+    assert (one.X != two.X).nnz == 0
+    assert np.array_equal(one.layers["more"], two.layers["more"])
+    assert np.array_equal(one.obsm["spatial"], two.obsm["spatial"])
+    assert one.uns == two.uns
+    assert [path.name for path in ours.parent.iterdir()] == ["ours.h5ad"]
+
+
+FULL = """
+import resource, sys
+import numpy as np, anndata
+from pathlib import Path
+from nh2st_pipe.core.errors import WriteError
+from nh2st_pipe.core.h5ad import write_h5ad
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+try:
+    write_h5ad(anndata.AnnData(np.random.default_rng(0).random((200, 200))), Path(sys.argv[1]))
+except WriteError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_takes_no_more_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+    """And nothing of it is left, nor said by HDF5 when the process ends."""
+    path = tmp_path / "a.h5ad"
+    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"{path} cannot be written: File too large\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_that_is_none_of_the_disks_stays_as_it_is() -> None:
+    with pytest.raises(OSError, match="odd") as kept, written_to("x"):
+        raise OSError("odd")
+    assert type(kept.value) is OSError
+    with pytest.raises(WriteError, match=r"^x cannot be written: Read-only file system$") as error, written_to("x"):
+        raise OSError(30, "Read-only file system", "elsewhere")
+    assert error.value.errno == 30
+    with pytest.raises(WriteError, match=r"^x cannot"), written_to("y"), written_to("x"):
+        raise OSError(30, "Read-only file system")
