@@ -368,3 +368,16 @@ def test_the_command_says_what_is_left_out_and_exits_with_1(tmp_path: Path) -> N
     assert "1 slides of 1 patient" in done.output
     assert "failed: INT2: no image for INT2" in done.output
     assert json.loads((folder / "metadata/INT1.json").read_text())["patient"] == "Patient 0"
+
+
+@pytest.mark.parametrize("columns", [5, 6, 7])
+def test_a_list_of_positions_without_a_header_may_have_more_columns_and_no_fewer(tmp_path: Path, columns: int) -> None:
+    folder = visium(tmp_path / "data", "A1", version=1)
+    (path,) = folder.rglob("tissue_positions_list.csv")
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    path.write_text("".join(",".join([*row, "more"][:columns]) + "\n" for row in rows))
+    if columns == 5:
+        with pytest.raises(ExpressionError, match=r"tissue_positions_list\.csv lacks"):
+            bring("visium", folder)
+    else:
+        assert len(bring("visium", folder).rows) == 1
