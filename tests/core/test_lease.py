@@ -297,7 +297,7 @@ from nh2st_pipe.core import lease
 from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.encoders.encoder import Encoder
 from nh2st_pipe.store.write import SlideWriter
-lease._BEAT_SECONDS, lease._SILENT_SECONDS = 0.3, 2.0
+lease._BEAT_SECONDS, lease._SILENT_SECONDS = 0.3, 1.2
 lease._SURE_SECONDS = float(sys.argv[3])
 plain = SlideWriter.append
 def append(self, values):
