@@ -35,6 +35,7 @@ _DOES = (ast.BinOp, ast.BoolOp, ast.Compare, ast.UnaryOp, ast.Break, ast.Continu
 _ALSO = {  # rooms whose lines the tests of another hold
     "cli": ["tests/cli", "tests/test_docs.py", "tests/checking", "tests/datasets/test_reproduce.py"],
     "core": ["tests/core", "tests/store"],
+    "datasets": ["tests/datasets", "tests/benching/test_hest.py"],
     "recipes": ["tests/recipes", "tests/heads"],
     "slides": ["tests/slides", "tests/tiles/test_manifest.py"],
     "store": ["tests/store", "tests/embedding/test_run.py"],

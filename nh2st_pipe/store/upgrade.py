@@ -42,7 +42,7 @@ def upgrade(where: str | Path | Location, say: Callable[[str], None] = lambda wo
         done = []
         for slide_id in location.folders("slides"):
             record, tag = store.record_tagged(slide_id)
-            if record is None:  # begun and cut short before its first tile: nothing in it is of use
+            if record is None or not record.state.ready:  # cut short before its first tile: nothing in it is of use
                 location.delete(f"slides/{slide_id}")
                 continue
             try:

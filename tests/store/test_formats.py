@@ -85,6 +85,16 @@ def test_what_an_earlier_format_kept_in_uns_is_in_the_record(old: Path) -> None:
     assert "/" not in now["image"]["path"]  # nothing of the machine it was made on
 
 
+def test_a_slide_that_was_cut_short_before_its_first_tile_is_begun_anew_after_an_upgrade(tmp_path: Path) -> None:
+    store = Path(shutil.copytree(STORES / "v2", tmp_path / "v2")) / "interrupted"
+    record = store / "slides/s1/zarr.json"
+    state = json.loads(record.read_text())["attributes"][KEY]["state"]
+    change(record, {"state": {**state, "ready": False, "partial": 0}}, sign=True)
+    shutil.rmtree(store / "slides/s1/embedding/uns")
+    assert upgrade(store) == ["s0"]
+    assert embed(MANIFEST, store=store, device="cpu").encoded_tiles == 16
+
+
 def test_no_count_of_a_record_is_below_zero() -> None:
     assert SlideState(tiles=0, rows=0, partial=0).tiles == 0
     for key in ("tiles", "rows", "partial"):
