@@ -31,6 +31,7 @@ from cosmic_ray.plugins import get_operator, operator_names
 ROOT = Path(__file__).resolve().parents[1]
 _SECONDS = 900.0  # of a room's tests; what takes longer hangs, and is seen
 _NO_CHANGE = ("core/ExceptionReplacer", "core/RemoveDecorator", "core/ZeroIterationForLoop")
+_GUARDS = (("strict=True", "strict=False"), ("frozen=True", "frozen=False"))  # what they forbid is never done
 _DOES = (ast.BinOp, ast.BoolOp, ast.Compare, ast.UnaryOp, ast.Break, ast.Continue, ast.For)
 _ALSO = {  # rooms whose lines the tests of another hold
     "cli": ["tests/cli", "tests/test_docs.py", "tests/checking", "tests/datasets/test_reproduce.py"],
@@ -83,8 +84,7 @@ def mutants_of(path: Path, line: int) -> Iterator[Mutant]:
                 continue
             code = mutate_code(whole, operator, occurrence)
             now = code.splitlines()
-            same_but_guard = now[line - 1] == before[line - 1].replace("strict=True", "strict=False")
-            if now[line - 1] != before[line - 1] and not same_but_guard:  # of lists that are as long as each other
+            if now[line - 1] not in (before[line - 1], *(before[line - 1].replace(*guard) for guard in _GUARDS)):
                 yield Mutant(str(path.relative_to(ROOT)), line, name, before[line - 1], now[line - 1], code)
 
 
