@@ -220,22 +220,27 @@ def inspect(store: Annotated[str, typer.Argument(help="Store to look at.")], as_
 
     opened = open_store(store)
     contract = opened.contract
+    whole, incomplete, damaged = opened.survey()
     slides = {
         name: {
-            "tiles": opened.tiles(name),
-            "patient": opened.complete(name).row.patient,
-            "expression": opened.has_expression(name),
+            "tiles": record.state.tiles,
+            "patient": record.row.patient,
+            "expression": record.expression is not None,
+            "resolved": None if record.resolved is None else record.resolved.model_dump(mode="json"),
         }
-        for name in opened.slides()
+        for name, record in whole.items()
     }
-    values = {**contract.attributes(), "slides": slides, "incomplete": opened.incomplete(), "damaged": opened.damaged()}
+    values = {**contract.attributes(), "slides": slides, "incomplete": incomplete, "damaged": damaged}
 
     def say() -> None:
-        typer.echo(repr(opened))
+        typer.echo(opened.in_words(len(whole)))
         typer.echo(f"weights: {contract.weights.source}, SHA-256 {contract.weights.sha256}; {contract.precision}")
         for name, slide in slides.items():
             what = "with expression" if slide["expression"] else "without expression"
-            typer.echo(f"  {name}: {slide['tiles']:,} tiles, patient {slide['patient']}, {what}")
+            made = whole[name].resolved
+            size = "" if made is None else f" of {made.tile_level0_px:.4g} level-0 px"
+            mpp = "" if made is None or made.mpp is None else f" ({made.mpp:.4g} µm per px by the {made.mpp_source})"
+            typer.echo(f"  {name}: {slide['tiles']:,} tiles{size}{mpp}, patient {slide['patient']}, {what}")
         for name in values["incomplete"]:
             typer.echo(f"  {name}: unfinished; nh2st-pipe embed goes on with it")
         for name in values["damaged"]:

@@ -156,10 +156,14 @@ class Store:
         self._rows = attributes.get("manifest", {}) if self.format == 1 else {}
 
     def __repr__(self) -> str:
+        return self.in_words(len(self.slides()))
+
+    def in_words(self, slides: int) -> str:
+        """Return in a line what the store is, with so many complete slides."""
         c = self.contract
         return (
-            f"Store({str(self.location)!r}: {len(self.slides())} slides, {c.identity['name']}, {c.dim} values, "
-            f"{c.views} views, tiles of {tile_words(c.tile)})"
+            f"Store({str(self.location)!r}: {slides} slides, {c.identity['name']}, {c.dim} values, {c.views} views, "
+            f"tiles of {tile_words(c.tile)})"
         )
 
     def __len__(self) -> int:
@@ -228,9 +232,16 @@ class Store:
             elif self.format > 1 and self.location.files(f"slides/{name}"):
                 yield name, None  # something is there, and nothing says what
 
+    def survey(self) -> tuple[dict[str, SlideRecord], list[str], list[str]]:
+        """Return the records of complete slides, and the ids of unfinished and of damaged ones: each is read once."""
+        every = list(self._records())
+        whole = {name: record for name, record in every if record is not None and record.state.complete}
+        begun = [name for name, record in every if record is not None and not record.state.complete]
+        return whole, begun, [name for name, record in every if record is None]
+
     def records(self) -> dict[str, SlideRecord]:
         """Return the records of the complete slides by their ids, sorted: each is read once."""
-        return {name: record for name, record in self._records() if record is not None and record.state.complete}
+        return self.survey()[0]
 
     def slides(self) -> list[str]:
         """Return the ids of the complete slides, sorted."""
@@ -238,11 +249,11 @@ class Store:
 
     def incomplete(self) -> list[str]:
         """Return the ids of slides that were begun and not finished, sorted."""
-        return [name for name, record in self._records() if record is not None and not record.state.complete]
+        return self.survey()[1]
 
     def damaged(self) -> list[str]:
         """Return the ids of slides that do not say what they are, sorted. `read` finds what is damaged inside one."""
-        return [name for name, record in self._records() if record is None]
+        return self.survey()[2]
 
     def complete(self, slide_id: str) -> SlideRecord:
         """Return a complete slide's record. Raises StoreError where it is not there or not complete."""

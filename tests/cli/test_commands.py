@@ -113,7 +113,7 @@ def test_two_commands_from_slides_to_predictions(study: Study) -> None:
     judged = call("evaluate", "--predictions", out, "--embeddings", store, "--json")
     assert set(json.loads(judged.stdout)["slides"]) == {"s0", "s1", "s2"}
     looked = call("inspect", store)
-    assert "s0: 25 tiles, patient P0, with expression" in looked.stdout
+    assert "s0: 25 tiles of 48 level-0 px" in looked.stdout
 
 
 def test_a_broken_slide_shows_in_summary_and_status(study: Study) -> None:

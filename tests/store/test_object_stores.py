@@ -95,3 +95,14 @@ def test_an_s3_store_is_written_read_verified_and_shared(make_study: Callable[..
         assert not verify(url).damaged
         with pytest.raises(StoreError, match=r"^s3://nowhere/store\.zarr: The specified bucket does not exist"):
             study.embed(store="s3://nowhere/store.zarr")
+
+
+def test_inspect_reads_each_record_once(study: Study) -> None:
+    from tests.cli.test_commands import call
+
+    with refusing() as store:
+        study.embed(store=URL)
+        store.asked.clear()
+        done = call("inspect", URL)
+        assert "s1: 25 tiles of 48 level-0 px (" in done.stdout
+        assert [store.asked[f"slides/{name}/zarr.json"] for name in ("s0", "s1", "s2")] == [1, 1, 1]
