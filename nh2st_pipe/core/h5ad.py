@@ -7,11 +7,13 @@ made in memory, compressed, and its bytes are written as those of any other.
 from __future__ import annotations
 
 import mmap
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import scipy.sparse as sp
 
 from nh2st_pipe.core.errors import ExpressionError, NH2STError, fault_of
@@ -66,6 +68,8 @@ def require_h5(path: Path, kind: type[NH2STError] = ExpressionError) -> None:
         nonlocal total, largest
         if isinstance(each, h5py.Dataset) and each.shape is not None:
             size = int(each.size) * (_TEXT_BYTES if each.dtype.kind == "O" else each.dtype.itemsize)
+            if each.dtype.kind == "O":
+                _check_texts(path, name, each, kind)
             total, largest = total + size, max(largest, (name, size), key=lambda of: of[1])
 
     with h5py.File(path) as file:
@@ -77,6 +81,32 @@ def require_h5(path: Path, kind: type[NH2STError] = ExpressionError) -> None:
             "hold; is the file damaged?"
         )
     require(1.5 * total, f"{path} ({largest[0]} the most)", kind)
+
+
+_REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("number", "<u4")])  # to a text, as HDF5 stores it
+
+
+def _check_texts(path: Path, name: str, texts: Any, kind: type[NH2STError]) -> None:
+    """Raise `kind` where a text declares more bytes than the file has: HDF5 takes that memory before it looks.
+
+    Looked at are those that are stored as they are, or packed with deflate alone, as everyone writes them.
+    """
+    held = path.stat().st_size
+    parts = list[bytes]()
+    if texts.chunks is None:
+        start, length = texts.id.get_offset(), texts.id.get_storage_size()
+        if start is not None:
+            with path.open("rb") as file:
+                file.seek(start)
+                parts.append(file.read(length))
+    elif texts.compression in (None, "gzip") and not texts.shuffle and not texts.fletcher32:
+        for number in range(texts.id.get_num_chunks()):
+            mask, packed = texts.id.read_direct_chunk(texts.id.get_chunk_info(number).chunk_offset)
+            parts.append(zlib.decompress(packed) if texts.compression and not mask else packed)
+    for part in parts:
+        lengths = np.frombuffer(part[: len(part) // _REFERENCE.itemsize * _REFERENCE.itemsize], _REFERENCE)["length"]
+        if len(lengths) and int(lengths.max()) > held:
+            raise kind(f"{path} is damaged: a text in {name} declares {int(lengths.max()):,} bytes")
 
 
 def _check_heaps(path: Path, kind: type[NH2STError]) -> None:

@@ -382,3 +382,11 @@ def test_a_figure_that_is_not_there_is_a_dash(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr("nh2st_pipe.datasets.reproduce.reproduce", lambda *_, **__: done)
     said = call("reproduce", "her2st", "--data", tmp_path).stdout
     assert "0.2500    –  0.5000" in re.sub(" +–", "    –", said)
+
+
+def test_the_list_of_encoders_says_which_may_be_used_for_what() -> None:
+    lines = {line.split()[0]: line for line in call("encoders").stdout.splitlines() if line}
+    assert "not commercial" in lines["conch-v1.5"]
+    assert "commercial" not in lines["keep"]
+    assert "look up its terms" not in lines["keep"]
+    assert any("look up its terms" in line for line in lines.values())

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,14 @@ def test_processes_of_two_containers_leave_each_others_leases_alone(tmp_path: Pa
         second = subprocess.run(command, input="", stdout=-1, text=True, check=True)
         assert second.stdout == "False\n"
         first.communicate("")
+
+
+def test_the_clock_goes_on_while_a_machine_sleeps_where_it_has_such_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 5.0)
+    monkeypatch.setattr(time, "clock_gettime", lambda kind: {time.CLOCK_BOOTTIME: 7.0}[kind])
+    assert lease._clock() == 7.0
+    monkeypatch.delattr(time, "CLOCK_BOOTTIME")
+    assert lease._clock() == 5.0
 
 
 def test_held_leases_are_renewed(objects: Location, monkeypatch: pytest.MonkeyPatch) -> None:

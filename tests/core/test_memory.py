@@ -15,6 +15,7 @@ from typing import Any
 import anndata
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import tifffile
@@ -230,3 +231,26 @@ def test_a_heap_of_texts_that_its_file_cannot_hold_is_refused(tmp_path: Path) ->
     (tmp_path / "a.h5ad").write_bytes(b"")
     with pytest.raises(ExpressionError, match=r"a\.h5ad cannot be read"):
         read_h5ad(tmp_path / "a.h5ad")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_text_that_its_file_cannot_hold_is_refused(tmp_path: Path, packed: bool) -> None:
+    path, names = tmp_path / "a.h5ad", [f"a spot called {i}" for i in range(40)]
+    data = anndata.AnnData(np.eye(40, dtype=np.float32), obs=pd.DataFrame(index=names))
+    data.write_h5ad(path, compression="gzip" if packed else None)
+    assert list(read_h5ad(path).obs_names) == names
+    with h5py.File(path, "r+") as file:
+        texts = file["obs/_index"]
+        assert (texts.chunks is not None) == packed
+        if packed:
+            _, chunk = texts.id.read_direct_chunk((0,))
+            raw = bytearray(zlib.decompress(chunk))
+            raw[16 * 7 : 16 * 7 + 4] = struct.pack("<I", 4_200_000_000)
+            texts.id.write_direct_chunk((0,), zlib.compress(bytes(raw)))
+        else:
+            at = texts.id.get_offset() + 16 * 7
+    if not packed:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:at] + struct.pack("<I", 4_200_000_000) + whole[at + 4 :])
+    with pytest.raises(ExpressionError, match=r"a\.h5ad is damaged: a text in obs/_index declares 4,200,000,000 bytes"):
+        read_h5ad(path)
