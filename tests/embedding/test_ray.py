@@ -22,7 +22,7 @@ from tests.conftest import Study
 from tests.remote import s3_server
 from tests.store.same import same
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(1200)  # on a machine that is busy otherwise Ray takes minutes to start
 
 
 @pytest.fixture(scope="module")
