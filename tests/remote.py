@@ -36,12 +36,15 @@ class Refusing:
     def clear(self) -> None:
         self.part, self.times, self.refused, self.reads = "", 0, 0, False
         self.heard: Callable[[str, str], object] | None = None
+        self.signed: Callable[[str], object] | None = None
         self.asked.clear()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         name, method = str(environ["PATH_INFO"]), environ["REQUEST_METHOD"]
         if self.heard is not None:
             self.heard(method, name)
+        if self.signed is not None:
+            self.signed(str(environ.get("HTTP_AUTHORIZATION")))
         with self._lock:
             if method in ("GET", "HEAD"):
                 self.asked[name.rpartition("store.zarr/")[2]] += 1

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from nh2st_pipe.core.whole import written_whole
 
-__all__ = ["cache_of", "remembered_sha256"]
+__all__ = ["LARGE", "cache_of", "remembered_sha256"]
 
-_LARGE = 1 << 24  # bytes; what is smaller is read in no time
+LARGE = 1 << 24  # bytes; what is smaller is read in no time
 _SURELY_BEFORE = 2.0  # s: a file may change once more within one tick of its clock
 
 
@@ -21,7 +21,7 @@ def remembered_sha256(path: Path, kept: Path) -> str:
     """Return a file's SHA-256; that of a large one is kept in the file `kept`, with size, time of change and inode."""
     stat = path.stat()
     state = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-    large = stat.st_size > _LARGE
+    large = stat.st_size > LARGE
     if large:
         with suppress(OSError, ValueError, KeyError, TypeError):
             known = json.loads(kept.read_text("utf-8"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -18,18 +18,15 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 def check_locks(folder: Path, of: Path, kind: type[NH2STError], instead: str) -> None:
     """Raise `kind` where no file in `folder` can be locked, which keeps processes apart that write to `of`.
 
-    `instead` is what else may be given. A file `.probe` stays in the folder.
+    `instead` is what else may be given.
     """
     try:
         import fcntl
     except ImportError:  # Windows, whose locks are of another kind
         return
-    handle = None
     try:
-        handle = os.open(folder / ".probe", os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
+        with tempfile.NamedTemporaryFile(prefix=".probe-", dir=folder) as probe:
+            fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise kind(f"{folder} cannot be written to: {error.strerror or error}") from error
@@ -37,6 +34,3 @@ def check_locks(folder: Path, of: Path, kind: type[NH2STError], instead: str) ->
             f"the file system of {of} keeps no locks ({error.strerror}), without which two processes would write over "
             f"each other; take a local disk, another mount (Lustre: -o flock; NFS: version 4), or {instead}"
         ) from error
-    finally:
-        if handle is not None:
-            os.close(handle)

@@ -38,13 +38,14 @@ def _used(limit: Path) -> int:
     """Return the bytes that the group of a limit uses, files that give way aside; 0 where it does not say."""
     try:
         used = int((limit.parent / _USED[limit.name]).read_text())
+    except (OSError, ValueError):
+        return 0
+    with suppress(OSError, ValueError):
         for line in (limit.parent / "memory.stat").read_text().splitlines():
             name, _, value = line.partition(" ")
             if name in ("inactive_file", "total_inactive_file"):
                 return used - int(value)
-        return used
-    except (OSError, ValueError):
-        return 0
+    return used
 
 
 def _limit_files() -> Iterator[Path]:

@@ -132,7 +132,8 @@ class ZarrObjects(WrapperStore[ObjectStore[Any]]):
             return
         with refusals(self._where):
             await self._store.set_if_not_exists(key, value)
-        self._known.pop(key, None)
+        if self._is_mine(key):
+            self._known[key] = value
 
     async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
         for key, value in values:

@@ -23,6 +23,7 @@ from nh2st_pipe.store.format import (
     WeightsOf,
     counts_fingerprint,
     fingerprint,
+    sampled_fingerprint,
     spots_fingerprint,
 )
 from nh2st_pipe.store.read import Store
@@ -113,7 +114,7 @@ class Wanted:
     expression: str | None
     """Fingerprint of all of its counts."""
     sampled: str | None = None
-    """Fingerprint of samples of them, as stores of earlier formats have it."""
+    """Fingerprint of samples of them, as stores of earlier formats have it; None where that is the same."""
     stain_shift: bool = False
     """Whether its embeddings' shift under other stains is wanted."""
 
@@ -122,7 +123,7 @@ class Wanted:
         """Take the fingerprints of a manifest row's files. Raises SlideError where one cannot be read."""
         taken = (row.slide, fingerprint), (row.tissue, fingerprint), (row.expression, counts_fingerprint)
         found = list[str | None]()
-        for file, take in (*taken, (row.expression, fingerprint)):
+        for file, take in (*taken, (row.expression, sampled_fingerprint)):
             try:
                 found.append(take(file) if file else None)
             except OSError as error:
@@ -133,7 +134,7 @@ class Wanted:
 
     def has_counts_of(self, record: SlideRecord) -> bool:
         """Whether a record's counts are these, as far as it knows."""
-        return record.expression in (self.expression, self.sampled)
+        return record.expression == self.expression or (self.sampled is not None and record.expression == self.sampled)
 
 
 class Todo(Enum):

@@ -66,11 +66,10 @@ class RunFolder:
             self.part.mkdir(exist_ok=True)
         try:
             check_locks(self.part, path.parent, RunError, "another --out")
-        finally:
-            (self.part / ".probe").unlink(missing_ok=True)
+        except RunError:
             with contextlib.suppress(OSError):  # what a killed run left stays
                 self.part.rmdir()
-        self.part.mkdir(exist_ok=True)
+            raise
         self._lock = FileLock(self.part / _LOCK, thread_local=False)
         try:
             self._lock.acquire(blocking=False)

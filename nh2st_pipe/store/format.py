@@ -18,7 +18,7 @@ import pydantic
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from nh2st_pipe.core.hashes import cache_of, remembered_sha256
+from nh2st_pipe.core.hashes import LARGE, cache_of, remembered_sha256
 from nh2st_pipe.recipes.encoder import EncoderRecipe
 from nh2st_pipe.recipes.values import Strict
 from nh2st_pipe.tiles.options import GridOptions
@@ -39,6 +39,7 @@ __all__ = [
     "crc32c",
     "fingerprint",
     "read_signed",
+    "sampled_fingerprint",
     "signed",
     "spots_fingerprint",
     "tile_words",
@@ -298,6 +299,11 @@ def counts_fingerprint(path: Path) -> str:
     return f"{total}-{digest.hexdigest()[:32]}"
 
 
+def sampled_fingerprint(path: Path) -> str | None:
+    """Return the `fingerprint` of counts as formats 1 and 2 have it; None where it is that of all of them."""
+    return fingerprint(path) if path.is_dir() or path.stat().st_size > LARGE else None
+
+
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup")
 
 
@@ -320,7 +326,7 @@ def fingerprint(path: Path) -> str:
         return f"{sum(sizes)}-{digest.hexdigest()[:32]}"
     size = path.stat().st_size
     with path.open("rb") as file:
-        if size <= 1 << 24:
+        if size <= LARGE:
             digest.update(file.read())
         else:
             block = 1 << 18

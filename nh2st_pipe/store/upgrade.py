@@ -22,6 +22,7 @@ from nh2st_pipe.core.location import Location
 from nh2st_pipe.store import legacy
 from nh2st_pipe.store.files import faults_of, list_files
 from nh2st_pipe.store.format import FORMAT, KEY, THUMBNAIL, Contract, SlideRecord, signed, spots_fingerprint
+from nh2st_pipe.store.graph import CONNECTIVITIES
 from nh2st_pipe.store.read import Store, read_root
 from nh2st_pipe.store.write import RecordFile, as_png, consolidate, partial_name, write_graph, write_partial
 
@@ -61,7 +62,7 @@ def upgrade(where: str | Path | Location, say: Callable[[str], None] = lambda wo
     return done
 
 
-_CHANGE = ("embedding/zarr.json", "embedding/uns/", "embedding/var/", "embedding/obsp/spatial_connectivities/")
+_CHANGE = ("embedding/zarr.json", "embedding/uns/", "embedding/var/", f"embedding/obsp/{CONNECTIVITIES}/")
 _LISTS = "embedding/zarr.json"  # listed by a slide that is of format 3 altogether
 _OF_NO_USE = (
     "partial",
@@ -69,7 +70,7 @@ _OF_NO_USE = (
     "embedding/var",
     "embedding/obsm/neighbors",
     "embedding/obsm/neighbor_distances",
-    "embedding/obsp/spatial_connectivities",
+    f"embedding/obsp/{CONNECTIVITIES}",
 )
 
 

@@ -12,7 +12,7 @@ from nh2st_pipe.core.hashes import cache_of, remembered_sha256
 
 
 def test_a_large_files_hash_is_remembered_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hashes, "_LARGE", 10)
+    monkeypatch.setattr(hashes, "LARGE", 10)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "w.bin"
     kept = cache_of(path)

@@ -172,4 +172,8 @@ def test_a_batch_systems_limit_counts(tmp_path: Path, monkeypatch: pytest.Monkey
     assert memory() > 1 << 20
     limit.write_text("1048576\n")
     assert memory() == 1 << 20
+    limit.with_name("memory.current").write_text("1000000\n")
+    assert memory() == (1 << 20) - 1_000_000
+    limit.with_name("memory.stat").write_text("anon 7\ninactive_file 900000\n")  # files that give way
+    assert memory() == (1 << 20) - 100_000
     assert np.isfinite(free)

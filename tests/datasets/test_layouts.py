@@ -381,3 +381,11 @@ def test_a_list_of_positions_without_a_header_may_have_more_columns_and_no_fewer
             bring("visium", folder)
     else:
         assert len(bring("visium", folder).rows) == 1
+
+
+def test_a_spatialdata_store_that_would_run_code_is_not_read(tmp_path: Path) -> None:
+    folder = spatialdata(tmp_path / "data", ["A"], version=2)
+    array = next(iter((folder / "A.zarr/tables").rglob(".zarray")))
+    array.write_text(json.dumps({**json.loads(array.read_text()), "filters": [{"id": "pickle"}]}))
+    with pytest.raises(ExpressionError, match="packed with the codec 'pickle', which runs code that it finds"):
+        bring("spatialdata", folder)

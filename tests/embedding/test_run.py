@@ -448,6 +448,7 @@ def test_a_few_bytes_of_a_large_file_of_counts_are_seen_to_change(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(plan, "fingerprint", lambda path: "1-a" if path.suffix == ".h5ad" else fingerprint(path))
+    monkeypatch.setattr(plan, "sampled_fingerprint", lambda path: "1-a")  # samples see nothing of what changes
     study.embed()
     assert study.embed().kept == ["s0", "s1", "s2"]
     data = anndata.read_h5ad(study.folder / "s1.h5ad")
@@ -456,21 +457,27 @@ def test_a_few_bytes_of_a_large_file_of_counts_are_seen_to_change(
     assert "its spots" in study.embed().failed["s1"]
 
 
-def test_a_record_of_an_earlier_version_knows_samples_of_its_counts(study: Study) -> None:
+def test_a_record_of_an_earlier_version_knows_samples_of_its_counts(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from nh2st_pipe.embedding.plan import Wanted
     from nh2st_pipe.store.format import fingerprint
     from nh2st_pipe.tiles.manifest import read_manifest
 
     study.embed()
     record = open_store(study.folder / "store.zarr").record("s0")
-    wanted = Wanted.of(read_manifest(study.manifest)[0])
     assert record is not None
-    for known, same in (
-        (wanted.expression, True),
-        (fingerprint(study.folder / "s0.h5ad"), True),
-        ("1-other", False),
-        (None, False),
-    ):
+    small = Wanted.of(read_manifest(study.manifest)[0])
+    assert small.sampled is None  # samples of a small file are all of it
+    assert small.has_counts_of(record)
+    assert not small.has_counts_of(record.model_copy(update={"expression": None}))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("nh2st_pipe.store.format.LARGE", 1000)
+    monkeypatch.setattr("nh2st_pipe.core.hashes.LARGE", 1000)
+    monkeypatch.setattr("nh2st_pipe.store.format.np.linspace", lambda *_: np.array([0, 7]))
+    wanted, sampled = Wanted.of(read_manifest(study.manifest)[0]), fingerprint(study.folder / "s0.h5ad")
+    assert wanted.sampled == sampled != wanted.expression == small.expression
+    for known, same in ((wanted.expression, True), (sampled, True), ("1-other", False), (None, False)):
         assert wanted.has_counts_of(record.model_copy(update={"expression": known})) == same
 
 

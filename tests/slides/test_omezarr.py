@@ -13,7 +13,8 @@ import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
-from nh2st_pipe.core.errors import ManifestError, SlideError
+from nh2st_pipe.core.codecs import check_codecs
+from nh2st_pipe.core.errors import ExpressionError, ManifestError, SlideError
 from nh2st_pipe.slides import open_slide
 from nh2st_pipe.slides.base import read_tile, thumbnail
 from nh2st_pipe.slides.omezarr import OmeZarrSlide
@@ -254,3 +255,24 @@ def test_a_folder_that_is_no_slide_is_named_by_the_manifest(study: Study) -> Non
     study.manifest.write_text(study.manifest.read_text().replace("s0.png", "empty"))
     with pytest.raises(ManifestError, match=r"slide: .*empty is a folder, and not one of OME-Zarr"):
         study.embed()
+
+
+@pytest.mark.parametrize(
+    ("codecs", "named"),
+    [
+        ([{"name": "sharding_indexed", "configuration": {"codecs": [{"name": "pickle"}]}}], "pickle"),
+        ([{"name": "sharding_indexed", "configuration": {"index_codecs": [{"name": "own"}]}}], "own"),
+        (["bytes", "own"], "own"),
+        ([{"name": "numcodecs.pickle"}], "numcodecs.pickle"),
+        ([{"name": "bytes"}, {"name": "numcodecs.zlib"}, {"name": "zstd"}, {"name": "crc32c"}], None),
+    ],
+)
+def test_codecs_are_known_wherever_they_stand(tmp_path: Path, codecs: Any, named: str | None) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "zarr.json").write_text(json.dumps({"codecs": codecs}))
+    check_codecs(tmp_path / "a")  # there is no array in this folder itself
+    if named is None:
+        check_codecs(tmp_path / "a", below=True)
+    else:
+        with pytest.raises(ExpressionError, match=f"a/b is packed with the codec '{named}'"):
+            check_codecs(tmp_path / "a", below=True)

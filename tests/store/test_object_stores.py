@@ -106,3 +106,19 @@ def test_inspect_reads_each_record_once(study: Study) -> None:
         done = call("inspect", URL)
         assert "s1: 25 tiles of 48 level-0 px (" in done.stdout
         assert [store.asked[f"slides/{name}/zarr.json"] for name in ("s0", "s1", "s2")] == [1, 1, 1]
+
+
+def test_credentials_may_be_those_of_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nh2st_pipe.core.location import Location
+
+    heard = list[str]()
+    with refusing() as store:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        (tmp_path / "credentials").write_text("[lab]\naws_access_key_id = OFLAB\naws_secret_access_key = x\n")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+        monkeypatch.setenv("AWS_PROFILE", "lab")
+        store.signed = heard.append
+        Location(URL).write("a", b"one")
+    assert heard
+    assert all("Credential=OFLAB/" in words for words in heard)
