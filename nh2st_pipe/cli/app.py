@@ -16,10 +16,9 @@ import typer
 
 import nh2st_pipe
 from nh2st_pipe.cli import benching, datasets, embedding, training
+from nh2st_pipe.cli.entry import INTERRUPTED
 
 __all__ = ["app", "main"]
-
-_INTERRUPTED = 130  # what typer makes of KeyboardInterrupt
 
 app = typer.Typer(
     name="nh2st-pipe",
@@ -100,7 +99,7 @@ def main() -> None:
         print(f"nh2st-pipe: {error}{_notes(error)}", file=sys.stderr)
         sys.exit(error.exit_status)
     except SystemExit as end:
-        if end.code == _INTERRUPTED:
+        if end.code == INTERRUPTED:
             print(f"nh2st-pipe: interrupted{_notes(end)}", file=sys.stderr)
         raise
     except OSError as error:

@@ -8,9 +8,9 @@ import os
 import signal
 import sys
 
-__all__ = ["at_once", "main"]
+__all__ = ["INTERRUPTED", "at_once", "main"]
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # what typer makes of KeyboardInterrupt, too
 
 
 def at_once() -> None:

@@ -45,13 +45,14 @@ class OpenSlideSlide:
     def _describe(self) -> None:
         handle, properties = self._handle, self._handle.properties
         downs = (1.0, *handle.level_downsamples[1:])
-        tiles = [
-            max(int(properties.get(f"openslide.level[{number}].tile-{side}", 0)) for side in ("width", "height"))
+        sides = [
+            tuple(int(properties.get(f"openslide.level[{number}].tile-{side}", 0)) for side in ("width", "height"))
             for number in range(handle.level_count)
         ]
+        tiles = [max(each) for each in sides]
         check_image(self.path, handle.dimensions, alone=False)
-        for side in tiles:
-            require(4 * min(side, max(handle.dimensions)) ** 2, f"{self.path}: a tile of {side:,} px a side")
+        for across, down in sides:
+            require(4 * across * down, f"{self.path}: a tile of {across:,} × {down:,} px")
         self._numbers, words = true_levels(handle.level_dimensions, downs, tiles)
         self.downsamples: tuple[float, ...] = tuple(downs[number] for number in self._numbers)
         self.origin = _origin(properties)

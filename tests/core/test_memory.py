@@ -254,3 +254,17 @@ def test_a_text_that_its_file_cannot_hold_is_refused(tmp_path: Path, packed: boo
         path.write_bytes(whole[:at] + struct.pack("<I", 4_200_000_000) + whole[at + 4 :])
     with pytest.raises(ExpressionError, match=r"a\.h5ad is damaged: a text in obs/_index declares 4,200,000,000 bytes"):
         read_h5ad(path)
+
+
+def test_a_tile_as_wide_as_the_slide_is_held_against_the_memory_by_its_px(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some formats cut a slide into low and very wide tiles: their area is what is decoded."""
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((256, 8192, 3), np.uint8), tile=(16, 4096), photometric="rgb")
+    monkeypatch.setattr("nh2st_pipe.core.memory.memory", lambda: 20 << 20)  # 4,096 times 4,096 px would take 64 MB
+    opened = open_slide(tmp_path / "a.tif")
+    assert opened.reader.startswith("openslide ")
+    opened.close()
+    monkeypatch.setattr("nh2st_pipe.core.memory.memory", lambda: 100_000)
+    with pytest.raises(SlideError, match=r"a tile of 4,096 × 16 px takes"):
+        open_slide(tmp_path / "a.tif")
