@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from anndata.io import read_elem
 
-from nh2st_pipe.core.errors import StoreError, reason_of
+from nh2st_pipe.core.errors import NH2STError, ResourceError, StoreError, for_want_of, reason_of
 from nh2st_pipe.core.lease import lease_on
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.store import legacy
@@ -48,9 +48,15 @@ def upgrade(where: str | Path | Location, say: Callable[[str], None] = lambda wo
                 continue
             try:
                 _upgrade_slide(location, RecordFile(location, slide_id, tag), record, store.contract)
-            except StoreError:
+            except NH2STError:
                 raise
             except Exception as error:
+                lacking = for_want_of(error)
+                if lacking is not None:
+                    raise ResourceError(
+                        f"{location}, slide {slide_id} could not be upgraded for want of resources: {lacking}. That "
+                        "says nothing of the slide; the same command goes on"
+                    ) from error
                 raise StoreError(
                     f"{location}, slide {slide_id} is damaged: {reason_of(error)}; delete its folder "
                     "under slides/, then upgrade again"

@@ -11,7 +11,7 @@ import numpy as np
 import pydantic
 import pytest
 
-from nh2st_pipe.core.errors import DamageError, StoreError
+from nh2st_pipe.core.errors import DamageError, ResourceError, StoreError
 from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.store.format import KEY, Resolved, SlideState, signed
 from nh2st_pipe.store.graph import graph_of, table_of
@@ -93,6 +93,24 @@ def test_a_slide_that_was_cut_short_before_its_first_tile_is_begun_anew_after_an
     shutil.rmtree(store / "slides/s1/embedding/uns")
     assert upgrade(store) == ["s0"]
     assert embed(MANIFEST, store=store, device="cpu").encoded_tiles == 16
+
+
+@pytest.mark.parametrize("where", ["consolidate", "as_png"])
+def test_a_disk_that_is_full_is_no_damage_of_a_slide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Whose folder nobody should delete for it."""
+    old = Path(shutil.copytree(STORES / "v2", tmp_path / "v2")) / "whole"
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"nh2st_pipe.store.upgrade.{where}", full)
+    with pytest.raises(ResourceError, match=r"slide s0 could not be upgraded for want of resources: .*No space left"):
+        upgrade(old)
+    monkeypatch.undo()
+    assert upgrade(old) == ["s0", "s1"]
+    assert not verify(old).damaged
 
 
 def test_no_count_of_a_record_is_below_zero() -> None:
