@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nh2st_pipe.core.errors import ExpressionError, NH2STError, reason_of
+from nh2st_pipe.core.quiet import PROCESS_WIDE
 
-__all__ = ["check_codecs"]
+if TYPE_CHECKING:
+    from zarr.core.array_spec import ArraySpec
+    from zarr.core.buffer import Buffer, NDBuffer
+
+__all__ = ["check_codecs", "texts_counted"]
 
 # fmt: off
 _KNOWN = frozenset((
@@ -56,3 +62,58 @@ def _codecs(values: Any) -> Iterator[str]:
                 yield from _codecs(each.get("configuration"))
             else:
                 yield str(each)
+
+
+@contextmanager
+def texts_counted() -> Iterator[None]:
+    """Read texts of Zarr inside: a chunk that declares more of them than it has bytes for raises ValueError.
+
+    The codecs take memory for as many as are declared (up to 34 GB) before they look.
+    """
+    import zarr
+    from numcodecs.registry import codec_registry
+    from numcodecs.vlen import VLenArray, VLenBytes, VLenUTF8
+    from zarr.codecs import VLenBytesCodec, VLenUTF8Codec
+    from zarr.registry import register_codec
+
+    def counted(codec: Any) -> type[Any]:  # of format 2
+        class Counted(codec):  # type: ignore[misc]
+            def decode(self, buf: Any, out: Any = None) -> Any:
+                _count(buf)
+                return super().decode(buf, out)
+
+        return Counted
+
+    def counted_3(codec: Any) -> type[Any]:
+        class Counted3(codec):  # type: ignore[misc]
+            def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
+                _count(chunk_bytes.to_bytes())
+                found: NDBuffer = super()._decode_sync(chunk_bytes, chunk_spec)
+                return found
+
+            async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
+                return self._decode_sync(chunk_bytes, chunk_spec)
+
+        Counted3.__name__ = codec.__name__  # zarr asks for it by this
+        return Counted3
+
+    old = {codec.codec_id: codec for codec in (VLenArray, VLenBytes, VLenUTF8)}
+    new = {"vlen-utf8": VLenUTF8Codec, "vlen-bytes": VLenBytesCodec}
+    with PROCESS_WIDE:
+        before = dict(codec_registry)
+        for key, codec in new.items():
+            register_codec(key, counted_3(codec), qualname=f"nh2st_pipe.{key}")
+        try:
+            codec_registry.update({key: counted(codec) for key, codec in old.items()})
+            with zarr.config.set({f"codecs.{key}": f"nh2st_pipe.{key}" for key in new}):
+                yield
+        finally:
+            codec_registry.update({key: before.get(key, codec) for key, codec in old.items()})
+
+
+def _count(chunk: Any) -> None:
+    """Raise ValueError where a chunk (a number of texts, then the length of each and its bytes) is too short for it."""
+    held = memoryview(chunk).nbytes
+    declared = int.from_bytes(bytes(memoryview(chunk).cast("B")[:4]), "little")
+    if 4 * (declared + 1) > held:
+        raise ValueError(f"{declared:,} texts are declared in a chunk of {held:,} bytes")

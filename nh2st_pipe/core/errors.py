@@ -212,7 +212,7 @@ def reason_of(error: BaseException) -> str:
         return "what it holds is nested too deeply"
     if isinstance(error, _OF_A_PROGRAM) or not text or _PYTHON.search(text):
         return f"what it holds is not of the form expected there{at}"
-    return text[:200]
+    return text[:200] + (at if found and found.group(1) not in text[:200] else "")
 
 
 _OF_A_PROGRAM = (

@@ -63,9 +63,11 @@ def require_h5(path: Path, kind: type[NH2STError] = ExpressionError) -> None:
 
     _check_heaps(path, kind)
     total, largest = 0, ("", 0)
+    said = set[str]()  # the names of attributes that are texts
 
     def count(name: str, each: Any) -> None:
         nonlocal total, largest
+        said.update(key for key in each.attrs if each.attrs.get_id(key).dtype.kind == "O")
         if isinstance(each, h5py.Dataset) and each.shape is not None:
             size = int(each.size) * (_TEXT_BYTES if each.dtype.kind == "O" else each.dtype.itemsize)
             if each.dtype.kind == "O":
@@ -73,7 +75,9 @@ def require_h5(path: Path, kind: type[NH2STError] = ExpressionError) -> None:
             total, largest = total + size, max(largest, (name, size), key=lambda of: of[1])
 
     with h5py.File(path) as file:
+        count("", file)
         file.visititems(count)
+    _check_attributes(path, said, kind)
     held = path.stat().st_size
     if total > max(_SURE_BYTES, _MOST_PER_BYTE * held):
         raise kind(
@@ -107,6 +111,37 @@ def _check_texts(path: Path, name: str, texts: Any, kind: type[NH2STError]) -> N
         lengths = np.frombuffer(part[: len(part) // _REFERENCE.itemsize * _REFERENCE.itemsize], _REFERENCE)["length"]
         if len(lengths) and int(lengths.max()) > held:
             raise kind(f"{path} is damaged: a text in {name} declares {int(lengths.max()):,} bytes")
+
+
+_VLEN = 9  # the class of texts of any length, among HDF5's types
+
+
+def _check_attributes(path: Path, names: set[str], kind: type[NH2STError]) -> None:
+    """Raise `kind` where an attribute of one of these names is a text that declares more bytes than the file has.
+
+    There is no way to ask HDF5 for it without the memory being taken; so the messages of the headers are looked for in
+    the bytes: sizes of name, type and space (version 1 fills each up to 8 bytes), those three, and the references.
+    Headers of HDF5's newer kind need none of this: they have checksums.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for name in names:
+            text = name.encode() + b"\0"
+            at = data.find(text)
+            while at >= 0:
+                for version, before in ((1, 8), (2, 8), (3, 9)):
+                    head = data[max(at - before, 0) : at]
+                    sizes = [int.from_bytes(head[start : start + 2], "little") for start in (2, 4, 6)]
+                    if len(head) < before or head[0] != version or sizes[0] != len(text):
+                        continue
+                    filled = [-(-size // 8) * 8 if version == 1 else size for size in sizes]
+                    start = at + sum(filled)
+                    one = data[at + filled[0] : at + filled[0] + 1]
+                    if not one or one[0] & 15 != _VLEN or start + 4 > len(data):
+                        continue
+                    length = int.from_bytes(data[start : start + 4], "little")
+                    if length > len(data):
+                        raise kind(f"{path} is damaged: a text in its attribute {name} declares {length:,} bytes")
+                at = data.find(text, at + 1)
 
 
 def _check_heaps(path: Path, kind: type[NH2STError]) -> None:

@@ -24,7 +24,7 @@ import zarr
 from anndata.io import read_elem
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.codecs import check_codecs
+from nh2st_pipe.core.codecs import check_codecs, texts_counted
 from nh2st_pipe.core.errors import ExpressionError, listed, reason_of
 from nh2st_pipe.core.h5ad import checked
 from nh2st_pipe.core.quiet import quiet_warnings
@@ -51,13 +51,13 @@ def find_spatialdata(folder: Path, say: Callable[[str], None]) -> list[Found]:
     found = list[Found]()
     for store in stores:
         check_codecs(store, below=True)
-        with quiet_warnings():
+        with quiet_warnings(), texts_counted():
             root = zarr.open_group(store, mode="r", use_consolidated=False)
             pictures = _pictures(root)
             tables = sorted(name for name, _ in root["tables"].groups()) if "tables" in root else []  # type: ignore[union-attr]
         usual = min(tables, key=lambda name: (name != "table", "008um" not in name, name), default="")
         for table in tables:
-            with quiet_warnings():
+            with quiet_warnings(), texts_counted():
                 attributes = read_elem(root[f"tables/{table}/uns"]).get(_KEY, {})
             regions = np.atleast_1d(np.asarray(attributes.get("region", ()), object)).tolist()
             for region in regions:
@@ -145,7 +145,7 @@ def _read(
 ) -> Section:
     if picture is None:
         raise ExpressionError(f"{store} has no image of three channels in images/")
-    with quiet_warnings():
+    with quiet_warnings(), texts_counted():
         root = zarr.open_group(store, mode="r", use_consolidated=False)
         data = checked(read_elem(root[f"tables/{table}"]))
     key, instance = str(attributes.get("region_key")), str(attributes.get("instance_key"))

@@ -5,13 +5,15 @@ import sys
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from anndata.io import write_elem
 
-from nh2st_pipe.core.errors import WriteError, written_to
-from nh2st_pipe.core.h5ad import read_h5ad, write_h5ad
+from nh2st_pipe.core.errors import ExpressionError, WriteError, written_to
+from nh2st_pipe.core.h5ad import read_h5ad, require_h5, write_h5ad
 
 
 def data() -> anndata.AnnData:
@@ -67,3 +69,21 @@ def test_an_error_that_is_none_of_the_disks_stays_as_it_is() -> None:
     assert error.value.errno == 30
     with pytest.raises(WriteError, match=r"^x cannot"), written_to("y"), written_to("x"):
         raise OSError(30, "Read-only file system")
+
+
+@pytest.mark.parametrize("name", ["told", "told in µm"])
+@pytest.mark.parametrize("where", ["/", "/layers", "/obs/kind", "/uns/said/of"])
+def test_a_text_attribute_that_declares_more_than_the_file_takes_no_memory(
+    tmp_path: Path, name: str, where: str
+) -> None:
+    path = tmp_path / "a.h5ad"
+    with h5py.File(path, "w") as file:
+        write_elem(file, "/", data())
+        file[where].attrs[name] = "some text"
+    require_h5(path)
+    content = bytearray(path.read_bytes())
+    at = content.index(len(b"some text").to_bytes(4, "little"), content.index(name.encode() + b"\0"))
+    content[at : at + 4] = (4_000_000_000).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(ExpressionError, match=f"a text in its attribute {name} declares 4,000,000,000 bytes"):
+        require_h5(path)

@@ -8,14 +8,20 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anndata
+import numcodecs
 import numpy as np
 import polars as pl
 import pytest
+import zarr
+from numcodecs.vlen import VLenUTF8
 from PIL import Image
+from zarr.codecs import VLenUTF8Codec
+from zarr.registry import get_codec_class
 
+from nh2st_pipe.core.codecs import texts_counted
 from nh2st_pipe.core.errors import ExpressionError, UsageError
 from nh2st_pipe.data.panels import read_gene_file
 from nh2st_pipe.datasets import Imported, import_dataset
@@ -389,3 +395,23 @@ def test_a_spatialdata_store_that_would_run_code_is_not_read(tmp_path: Path) -> 
     array.write_text(json.dumps({**json.loads(array.read_text()), "filters": [{"id": "pickle"}]}))
     with pytest.raises(ExpressionError, match="packed with the codec 'pickle', which runs code that it finds"):
         bring("spatialdata", folder)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_chunk_that_declares_more_texts_than_it_holds_takes_no_memory_for_them(
+    tmp_path: Path, version: Literal[2, 3]
+) -> None:
+    folder = spatialdata(tmp_path / "data", ["A"], version=version)
+    key = folder / "A.zarr/tables/table/uns/spatialdata_attrs/instance_key"
+    assert zarr.open_array(key, mode="r")[()] == "spot_id"
+    compressors = json.loads((key / ".zarray").read_text())["compressor"] if version == 2 else {"id": "zstd"}
+    codec = numcodecs.get_codec(compressors)
+    (chunk,) = (path for path in key.rglob("*") if path.name == ("0" if version == 2 else "c"))
+    plain = bytes(codec.decode(chunk.read_bytes()))
+    chunk.write_bytes(codec.encode((268_435_457).to_bytes(4, "little") + plain[4:]))  # of eight bytes each: 2.1 GB
+    with pytest.raises(ExpressionError, match=r"268,435,457 texts are declared in a chunk of 15 bytes \(at 'inst"):
+        bring("spatialdata", folder)
+    with texts_counted(), pytest.raises(ValueError, match="268,435,457 texts"):
+        zarr.open_array(key, mode="r")[()]
+    assert type(numcodecs.get_codec({"id": "vlen-utf8"})) is VLenUTF8  # elsewhere nothing is changed
+    assert get_codec_class("vlen-utf8") is VLenUTF8Codec
