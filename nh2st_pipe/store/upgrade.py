@@ -113,7 +113,7 @@ def _beside(location: Location, group: Any, embedding: Any, record: SlideRecord,
         barcodes = [str(name) for name in read_elem(embedding["obs"]).index]
         record = record.model_copy(update={"spots": spots_fingerprint(barcodes, xy)})
     if not state.complete:
-        if state.partial and partial_name(state.rows) not in group:  # format 1
+        if state.partial and "partial" in group:  # format 1; what was begun of the other is written over
             shard = (embedding["X"].shards or embedding["X"].chunks)[0]
             write_partial(group, partial_name(state.rows), group["partial"][: state.partial], shard)
         return record.model_copy(update={"resolved": resolved})
