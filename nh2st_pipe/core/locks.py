@@ -11,6 +11,7 @@ from nh2st_pipe.core.errors import NH2STError
 
 __all__ = ["check_locks"]
 
+_PROBE = ".probe-"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -25,7 +26,9 @@ def check_locks(folder: Path, of: Path, kind: type[NH2STError], instead: str) ->
     except ImportError:  # Windows, whose locks are of another kind
         return
     try:
-        with tempfile.NamedTemporaryFile(prefix=".probe-", dir=folder) as probe:
+        for left in folder.glob(f"{_PROBE}*"):  # by a process that was killed; an open one needs no name
+            left.unlink(missing_ok=True)
+        with tempfile.TemporaryFile(prefix=_PROBE, dir=folder) as probe:  # which has no name, where the system can
             fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
