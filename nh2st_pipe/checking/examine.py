@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from nh2st_pipe.core.errors import OF_ONE_SLIDE
 from nh2st_pipe.slides import Slide, open_slide
 from nh2st_pipe.slides.base import read_tile, smaller, thumbnail
+from nh2st_pipe.slides.levels import area_step
 from nh2st_pipe.slides.resolution import SPOTS_TOLERANCE, TileSize, choose_mpp, plausible_mpp
 from nh2st_pipe.slides.whole import missing_data
-from nh2st_pipe.tiles.geometry import CLEARLY_BETTER, WAYS, Way, on_tissue, spots_say
+from nh2st_pipe.tiles.geometry import CLEARLY_BETTER, WAYS, Way, darkness, on_tissue, spots_say
 from nh2st_pipe.tiles.lattice import pitch_px
-from nh2st_pipe.tiles.layout import Layout, doubts_on_tissue, lay_out, tissue_on
+from nh2st_pipe.tiles.layout import USUAL_INPUT_PX, Layout, doubts_on_tissue, lay_out, tissue_on
 from nh2st_pipe.tiles.manifest import SlideRow
 from nh2st_pipe.tiles.options import GridOptions
 from nh2st_pipe.tiles.spots import Spots, read_spots
@@ -27,7 +28,6 @@ __all__ = ["AS_THEY_ARE", "Correction", "Examined", "examine"]
 AS_THEY_ARE = "as they are"
 _THUMBNAIL_PX = 1024
 _TILES_READ = 24
-_OUT_PX = 224
 _ENOUGH = 0.5
 
 
@@ -87,8 +87,11 @@ class Examined:
         return {**values, "correction": None if made is None else {"mpp": made.mpp, "way": made.way}}
 
 
-def examine(row: SlideRow, tile: TileSize, grid: GridOptions | None = None) -> Examined:
-    """Look at the slide of one row of a manifest, tiles being of the size `tile`. Faults are in what is returned."""
+def examine(row: SlideRow, tile: TileSize, grid: GridOptions | None = None, input_px: int = USUAL_INPUT_PX) -> Examined:
+    """Look at the slide of one row of a manifest, tiles being of the size `tile`, for an encoder that takes `input_px`.
+
+    Faults are in what is returned.
+    """
     began = time.perf_counter()
     found = Examined(row.slide_id)
     cut = missing_data(row.slide)
@@ -99,20 +102,22 @@ def examine(row: SlideRow, tile: TileSize, grid: GridOptions | None = None) -> E
         found.faults += [] if cut else [str(error)]
     else:
         try:
-            _look_at(found, row, slide, tile, grid)
+            _look_at(found, row, slide, tile, grid, input_px)
         finally:
             slide.close()
     found.seconds = time.perf_counter() - began
     return found
 
 
-def _look_at(found: Examined, row: SlideRow, slide: Slide, tile: TileSize, grid: GridOptions | None) -> None:
+def _look_at(
+    found: Examined, row: SlideRow, slide: Slide, tile: TileSize, grid: GridOptions | None, input_px: int
+) -> None:
     found.width, found.height = slide.size
-    found.levels = [round(float(down), 3) for down in slide.downsamples]
+    found.levels = [round(area_step(step), 3) for step in slide.steps]
     layout: Layout | None = None
     spots: Spots | None = None
     try:
-        layout = lay_out(row, slide, tile, grid)
+        layout = lay_out(row, slide, tile, grid, input_px=input_px)
         spots = layout.spots
     except OF_ONE_SLIDE as error:
         found.faults.append(str(error))
@@ -133,6 +138,7 @@ def _look_at(found: Examined, row: SlideRow, slide: Slide, tile: TileSize, grid:
     except OF_ONE_SLIDE as error:
         found.faults.append(str(error))
         return
+    found.doubts += [words for words in darkness(picture) if layout is None]
     mask = np.zeros(picture.shape[:2], np.bool_)
     try:
         if row.expression is not None and spots is not None:
@@ -147,7 +153,7 @@ def _look_at(found: Examined, row: SlideRow, slide: Slide, tile: TileSize, grid:
         found.faults += [str(error)] if str(error) not in found.faults else []
     found.tissue = float(mask.mean())
     if layout is not None:
-        _read_some(found, layout, slide)
+        _read_some(found, layout, slide, input_px)
     from nh2st_pipe.checking.draw import overlay
 
     found.picture = overlay(picture, mask, slide.size, None if spots is None else spots.xy, found.tile_px)
@@ -210,13 +216,13 @@ def _propose(found: Examined, spots: Spots, mask: NDArray[np.bool_], size: tuple
         found.correction = Correction(mpp, best if lay is not None else None, lay)
 
 
-def _read_some(found: Examined, layout: Layout, slide: Slide) -> None:
+def _read_some(found: Examined, layout: Layout, slide: Slide, input_px: int) -> None:
     """Read tiles from the first to the last, as embed would."""
     n = len(layout.spots)
     for i in np.unique(np.linspace(0, n - 1, min(n, _TILES_READ)).round().astype(int)):
         x, y = layout.spots.xy[i]
         try:
-            read_tile(slide, (float(x), float(y)), layout.size_level0_px, _OUT_PX, "bicubic")
+            read_tile(slide, (float(x), float(y)), layout.size_level0_px, input_px, "bicubic")
         except OF_ONE_SLIDE as error:
             found.faults.append(str(error))
             return

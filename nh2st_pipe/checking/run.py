@@ -15,7 +15,9 @@ from nh2st_pipe.core.errors import UsageError
 from nh2st_pipe.core.h5ad import read_h5ad, write_h5ad
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.quiet import quiet_warnings
+from nh2st_pipe.recipes.encoder import load_encoder_recipe
 from nh2st_pipe.slides.resolution import TileSize, check_tile_options
+from nh2st_pipe.tiles.layout import USUAL_INPUT_PX
 from nh2st_pipe.tiles.manifest import SlideRow, manifest_lines, read_manifest, write_manifest
 from nh2st_pipe.tiles.options import GridOptions
 
@@ -56,6 +58,7 @@ def check(
     slides: str | Path,
     *,
     out: str | Path | None = None,
+    encoder: str | Path | None = None,
     tile_um: float | None = None,
     tile_px: float | None = None,
     overlap: float | None = None,
@@ -65,7 +68,8 @@ def check(
 ) -> Checked:
     """Look at every slide of the manifest `slides` as `embed` would, and write one page about them to `out`.
 
-    Tiles have a side of `tile_um` µm (112 by default) or `tile_px` level-0 px; `overlap` (0) and `min_tissue` (0.5) are
+    Tiles have a side of `tile_um` µm (by default as the recipe `encoder` has them, else 112) or `tile_px` level-0 px;
+    `overlap` (0) and `min_tissue` (0.5) are
     shares of a tile, for slides without spots. `fix` is a folder for a manifest with what is proposed put right: mpp,
     and .h5ad files with corrected places of spots; neither the slides nor their own expression files are changed.
 
@@ -76,12 +80,14 @@ def check(
     rows, progress = read_manifest(slides), progress or Progress()
     if fix is not None and Path(fix).exists() and any(Path(fix).iterdir()):
         raise UsageError(f"{fix} holds something already; give a new folder for the corrected manifest")
-    tile = TileSize(um=tile_um or (None if tile_px else DEFAULT_TILE_UM), level0_px=tile_px)
+    recipe = None if encoder is None else load_encoder_recipe(encoder)
+    default_um = DEFAULT_TILE_UM if recipe is None else recipe.input_px * recipe.mpp
+    tile = TileSize(um=tile_um or (None if tile_px else default_um), level0_px=tile_px)
     found = Checked()
     progress.start("checking", len(rows), "slides")
     for number, row in enumerate(rows):
         progress.advance(number, len(rows), row.slide_id)
-        found.slides.append(examine(row, tile, grid))
+        found.slides.append(examine(row, tile, grid, USUAL_INPUT_PX if recipe is None else recipe.input_px))
     folder = Path(slides).parent if fix is None else Path(fix)
     right = [_corrected(row, each, folder) for row, each in zip(rows, found.slides, strict=True)]
     found.header, *lines = manifest_lines(right, folder)

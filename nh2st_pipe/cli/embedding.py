@@ -143,7 +143,11 @@ def embed(
 def check(
     slides: Annotated[Path, typer.Option(help="manifest.csv to look at.")],
     out: Annotated[Path | None, typer.Option(help="Page to write about all slides, as .html.")] = None,
-    tile_um: Annotated[float | None, typer.Option(help="Side of a tile, µm; default: 112.", min=0)] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="Encoder they are for, by recipe: its tiles are looked at; default: 112 µm, 224 px."),
+    ] = None,
+    tile_um: Annotated[float | None, typer.Option(help="Side of a tile, µm; default: the encoder's.", min=0)] = None,
     tile_px: TilePx = None,
     overlap: Overlap = None,
     min_tissue: MinTissue = None,
@@ -164,6 +168,7 @@ def check(
         found = run(
             slides,
             out=out,
+            encoder=encoder,
             tile_um=tile_um,
             tile_px=tile_px,
             overlap=overlap,

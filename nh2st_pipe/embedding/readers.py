@@ -332,7 +332,7 @@ class Readers:
         slide = job.slide = open_slide(job.staged or row.slide)
         contract_tile = self._store.contract.tile
         size_of_tile = TileSize(contract_tile["size_um"], contract_tile["size_level0_px"])
-        layout = lay_out(row, slide, size_of_tile, self._store.contract.grid)
+        layout = lay_out(row, slide, size_of_tile, self._store.contract.grid, input_px=self._out_px)
         spots, size, resolution = layout.spots, layout.size_level0_px, layout.resolution
         resolved = Resolved(
             width=slide.size[0],

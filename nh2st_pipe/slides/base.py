@@ -12,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["Interpolation", "Slide", "libraries", "read_tile", "smaller", "thumbnail"]
+from nh2st_pipe.core.errors import SlideError
+from nh2st_pipe.slides.levels import Step, area_step
+
+__all__ = ["Interpolation", "Slide", "UndecodedError", "libraries", "read_tile", "smaller", "thumbnail"]
 
 Interpolation = Literal["bilinear", "bicubic"]
 _FILTER = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -21,6 +24,10 @@ _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
 _STRIP_BYTES = 48e6  # of a level read at once for a thumbnail
 _AT_ONCE = 2
 _SAME_SCALE = 1e-3  # a level this close to the scale asked for is taken as it is
+
+
+class UndecodedError(SlideError):
+    """What is raised where a library cannot decode a file; another may. Any other SlideError is the last word."""
 
 
 class Slide(Protocol):
@@ -37,14 +44,18 @@ class Slide(Protocol):
     """The library that decodes it, and its version."""
     origin: tuple[int, int]
     """Where QuPath counts from, level-0 px: the corner of what was scanned, where the file says it (MRXS)."""
-    downsamples: tuple[float, ...]
-    """Level-0 px per px of each level; the first is 1."""
+    steps: tuple[Step, ...]
+    """Level-0 px per px of each level, along x and along y; of the first 1."""
 
     def read_region(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
         """Return height × width × 3 (RGB); white outside the image.
 
         x and y are px **of that level**. Raises SlideError where the image cannot be decoded.
         """
+        ...
+
+    def try_decoding(self) -> None:
+        """Decode a piece of it. Raises SlideError where that cannot be done."""
         ...
 
     def close(self) -> None:
@@ -71,18 +82,17 @@ def read_tile(
     antialiasing filter that sees the pixels around the tile, or not at all where its scale fits.
     """
     scale = size_level0_px / out_px
-    fine_enough = [i for i, d in enumerate(slide.downsamples) if d <= scale * (1 + _SAME_SCALE)]
-    level = max(fine_enough, key=lambda i: slide.downsamples[i], default=0)
-    down = slide.downsamples[level]
-    left, top = ((c - size_level0_px / 2) / down for c in centre_xy)
-    if abs(scale / down - 1) <= _SAME_SCALE:
+    level = _level_for(slide, scale)
+    steps = slide.steps[level]
+    left, top = ((centre - size_level0_px / 2) / step for centre, step in zip(centre_xy, steps, strict=True))
+    if all(abs(scale / step - 1) <= _SAME_SCALE for step in steps):
         return slide.read_region(round(left), round(top), out_px, out_px, level)
-    side = size_level0_px / down
-    margin = int(np.ceil(_SUPPORT[interpolation] * max(1.0, scale / down))) + 1
+    across, down = (size_level0_px / step for step in steps)
+    margin = int(np.ceil(_SUPPORT[interpolation] * max(1.0, scale / min(steps)))) + 1
     x0, y0 = int(np.floor(left)) - margin, int(np.floor(top)) - margin
-    reach = int(np.ceil(side)) + 2 * margin + 1
-    pixels = slide.read_region(x0, y0, reach, reach, level)
-    box = (left - x0, top - y0, left - x0 + side, top - y0 + side)
+    width, height = (int(np.ceil(side)) + 2 * margin + 1 for side in (across, down))
+    pixels = slide.read_region(x0, y0, width, height, level)
+    box = (left - x0, top - y0, left - x0 + across, top - y0 + down)
     image = Image.fromarray(pixels).resize((out_px, out_px), _FILTER[interpolation], box=box)
     return np.asarray(image)
 
@@ -92,10 +102,9 @@ def thumbnail(slide: Slide, longest_px: int) -> tuple[NDArray[np.uint8], float]:
     width, height = slide.size
     scale = min(1.0, longest_px / max(width, height))
     out = (max(1, round(width * scale)), max(1, round(height * scale)))
-    level = max((i for i, d in enumerate(slide.downsamples) if d * scale <= 1 + _SAME_SCALE), default=0)
-    down = slide.downsamples[level]
+    level = _level_for(slide, 1 / scale)
     # Strips keep the memory small where the coarsest level is still large; two at a time, for decoding lets others in.
-    level_w, level_h = max(1, round(width / down)), max(1, round(height / down))
+    level_w, level_h = (max(1, round(side / step)) for side, step in zip(slide.size, slide.steps[level], strict=True))
     strip = max(1, int(_STRIP_BYTES // (3 * level_w)))
     if level_h <= strip:
         whole = Image.fromarray(slide.read_region(0, 0, level_w, level_h, level))
@@ -115,6 +124,12 @@ def thumbnail(slide: Slide, longest_px: int) -> tuple[NDArray[np.uint8], float]:
         for done in [pool.submit(read, number) for number in range(len(rows) - 1)]:
             done.result()
     return picture, scale
+
+
+def _level_for(slide: Slide, scale: float) -> int:
+    """Return the coarsest level that is at least as fine as `scale` level-0 px per px."""
+    fine_enough = [i for i, step in enumerate(slide.steps) if max(step) <= scale * (1 + _SAME_SCALE)]
+    return max(fine_enough, key=lambda i: area_step(slide.steps[i]), default=0)
 
 
 def smaller(picture: NDArray[np.uint8], longest_px: int) -> NDArray[np.uint8]:

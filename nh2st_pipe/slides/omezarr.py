@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from nh2st_pipe.core.codecs import check_codecs
 from nh2st_pipe.core.errors import SlideError, fault_of
 from nh2st_pipe.slides.base import libraries
-from nh2st_pipe.slides.levels import downsample_of, true_levels
+from nh2st_pipe.slides.levels import Step, step_of, true_levels
 from nh2st_pipe.slides.pieces import Grid, Pieces
+from nh2st_pipe.slides.pixels import Samples, check_dtype, to_rgb, with_bits
 from nh2st_pipe.slides.resolution import square_mpp
 
 __all__ = ["OmeZarrSlide"]
 
 _UM = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
 _LEAST_PIECE = 256  # px; smaller chunks are read several at once
+_LOOKED_AT = 64  # pieces, for the largest value
 _SERIES = "0"  # where bioformats2raw puts the first picture
 
 
@@ -51,25 +53,35 @@ class _Chunks(Pieces):
     def __init__(self, path: Path, levels: Sequence[_Level]) -> None:
         super().__init__([level.grid() for level in levels], path)
         self._path, self._levels = path, levels
+        self.samples = {1: Samples("grey"), 3: Samples(), 4: Samples(alpha="straight")}[levels[0].side("c")]
 
     def decode(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
         """See `Pieces.decode`."""
+        return to_rgb(self._values(level, row, column), self.samples)
+
+    def some(self, level: int) -> Iterator[NDArray[Any]]:
+        """Yield pieces from all over a level as they are stored, those that can be decoded."""
+        grid = self._grids[level]
+        n_across, n_down = -(-grid.width // grid.piece[1]), -(-grid.height // grid.piece[0])
+        for index in np.unique(np.linspace(0, n_across * n_down - 1, _LOOKED_AT).round().astype(int)):
+            with suppress(SlideError):
+                yield self._values(level, int(index) // n_across, int(index) % n_across)
+
+    def _values(self, level: int, row: int, column: int) -> NDArray[Any]:
+        """Return a piece as it is stored, h × w × samples."""
         of, grid = self._levels[level], self._grids[level]
         top, left = row * grid.piece[0], column * grid.piece[1]
         at = {
             "y": slice(top, min(top + grid.piece[0], grid.height)),
             "x": slice(left, min(left + grid.piece[1], grid.width)),
-            "c": slice(0, min(of.side("c"), 3)),
+            "c": slice(0, of.side("c")),
         }
         where = f"{self._path} is damaged near x={left}, y={top} (of a level of {grid.width:,} px)"
         with fault_of(SlideError, where):
             values = np.asarray(of.array[tuple(at.get(axis, 0) for axis in of.axes)])
             left_over = [axis for axis in of.axes if axis in at]
             values = np.expand_dims(values, 0) if "c" not in left_over else values
-            values = np.transpose(values, [(["c"] * ("c" not in left_over) + left_over).index(axis) for axis in "yxc"])
-            if values.dtype == np.uint16:
-                values = (values >> 8).astype(np.uint8)
-            return np.ascontiguousarray(np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values)
+            return np.transpose(values, [(["c"] * ("c" not in left_over) + left_over).index(axis) for axis in "yxc"])
 
 
 class OmeZarrSlide:
@@ -93,20 +105,29 @@ class OmeZarrSlide:
             for each in scales["datasets"]
         ]
         _check(path, levels)
-        downs = [math.sqrt(level.scale[axes.index("x")] * level.scale[axes.index("y")]) for level in levels]
-        said = [down / downs[0] for down in downs] if len(set(downs)) == len(downs) else None
-        kept, words = true_levels([level.size for level in levels], said)
+        scales_xy = [(level.scale[axes.index("x")], level.scale[axes.index("y")]) for level in levels]
+        said = len(set(scales_xy)) == len(scales_xy)
+        steps = [step_of(levels[0].size, level.size) for level in levels]
+        if said:
+            steps = [(x / scales_xy[0][0], y / scales_xy[0][1]) for x, y in scales_xy]
+        kept, words = true_levels([level.size for level in levels], steps, said=said)
         levels = [levels[number] for number in kept]
         self.size: tuple[int, int] = levels[0].size
-        self.downsamples: tuple[float, ...] = tuple(downsample_of(self.size, level.size) for level in levels)
+        self.steps: tuple[Step, ...] = tuple(steps[number] for number in kept)
         units = {str(axis["name"]): axis.get("unit") for axis in scales.get("axes", ()) if isinstance(axis, Mapping)}
-        um = [_UM.get(str(units.get(axis)), math.nan) * levels[0].scale[axes.index(axis)] for axis in "xy"]
+        um = [_UM.get(str(units.get(axis)), np.nan) * levels[0].scale[axes.index(axis)] for axis in "xy"]
         self.mpp = square_mpp(um, path)
         notices = [first_of] if first_of else []
         if len(multiscales) > 1:
             notices.append(f"picture 1 of {len(multiscales)} is read")
-        if levels[0].array.dtype == np.uint16:
-            notices.append("16 bits a px are read as their upper 8")
+        self._chunks = _Chunks(path, levels)
+        samples = self._chunks.samples
+        if samples.alpha != "none":
+            notices.append("the fourth of its channels is read as opacity")
+        self._chunks.samples, of_bits = with_bits(
+            path, samples, levels[0].array.dtype, None, self._chunks.some(len(levels) - 1)
+        )
+        notices += of_bits
         array = levels[0].array
         absent = array.nchunks - array.nchunks_initialized
         if absent:
@@ -115,7 +136,6 @@ class OmeZarrSlide:
                 f"{array.fill_value}"
             )
         self.notices: tuple[str, ...] = (*notices, *words)
-        self._chunks = _Chunks(path, levels)
 
     @staticmethod
     def reads(path: Path) -> bool:
@@ -125,6 +145,9 @@ class OmeZarrSlide:
     def read_region(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
         """See `Slide.read_region`."""
         return self._chunks.region(x, y, width, height, level)
+
+    def try_decoding(self) -> None:
+        """See `Slide.try_decoding`; no other library would read it."""
 
     def close(self) -> None:
         """See `Slide.close`."""
@@ -191,5 +214,4 @@ def _check(path: Path, levels: Sequence[_Level]) -> None:
             raise SlideError(f"{of}, and its axes should be of t, c, z, y, x, one for each dimension")
         if level.side("c") not in (1, 3, 4) or level.side("z") != 1 or level.side("t") != 1:
             raise SlideError(f"{of}, and a slide has one picture of red, green and blue; save it as RGB")
-        if level.array.dtype not in (np.uint8, np.uint16):
-            raise SlideError(f"{of}, whose white is not known; save it with 8 bits a px")
+        check_dtype(path, level.array.dtype)

@@ -12,16 +12,20 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import SlideError, reason_of
 from nh2st_pipe.core.memory import check_image, require
-from nh2st_pipe.slides.base import libraries
-from nh2st_pipe.slides.levels import true_levels
+from nh2st_pipe.slides.base import UndecodedError, libraries
+from nh2st_pipe.slides.levels import Size, Step, step_of, true_levels
+from nh2st_pipe.slides.pixels import Samples, icc_notices, to_rgb
 from nh2st_pipe.slides.resolution import square_mpp
-from nh2st_pipe.slides.tiff import TiffPieces, tiled_pages
+from nh2st_pipe.slides.tiff import TiffPieces, beyond_others, tiled_pages
 
 __all__ = ["OpenSlideSlide"]
 
 _PLAIN_TILES = ("aperio", "generic-tiff")
 """Vendors whose levels are pages of tiles that adjoin: we decode those ourselves, without OpenSlide's way over
 premultiplied BGRA, at 1.7 to 5 times its speed (benchmarks/reader.py)."""
+_MOST_APART = 3  # grey levels between two decoders of the same tile
+_BETWEEN = 1e-3  # px
+_NEAR = 0.02
 _MOST_PER_POWER = 25.0  # µm per px times magnification; about 10 for all scanners
 
 
@@ -30,10 +34,14 @@ class OpenSlideSlide:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        why = beyond_others(path) if _by_anyone(path) else None
+        if why is not None:
+            raise UndecodedError(f"{why}, which OpenSlide does not give as it is")
         try:
             self._handle = openslide.OpenSlide(str(path))
         except openslide.OpenSlideError as error:
-            raise SlideError(f"{path} cannot be opened: {reason_of(error)}; is the file complete?") from error
+            kind = UndecodedError if _by_anyone(path) else SlideError
+            raise kind(f"{path} cannot be opened: {reason_of(error)}; is the file complete?") from error
         self.size: tuple[int, int] = self._handle.dimensions
         self.reader = f"openslide {openslide.__library_version__}"
         try:
@@ -44,7 +52,7 @@ class OpenSlideSlide:
 
     def _describe(self) -> None:
         handle, properties = self._handle, self._handle.properties
-        downs = (1.0, *handle.level_downsamples[1:])
+        self._downs = (1.0, *handle.level_downsamples[1:])  # by which OpenSlide takes coordinates to a level
         sides = [
             tuple(int(properties.get(f"openslide.level[{number}].tile-{side}", 0)) for side in ("width", "height"))
             for number in range(handle.level_count)
@@ -53,19 +61,44 @@ class OpenSlideSlide:
         check_image(self.path, handle.dimensions, alone=False)
         for across, down in sides:
             require(4 * across * down, f"{self.path}: a tile of {across:,} × {down:,} px")
-        self._numbers, words = true_levels(handle.level_dimensions, downs, tiles)
-        self.downsamples: tuple[float, ...] = tuple(downs[number] for number in self._numbers)
+        sizes = handle.level_dimensions
+        steps = [_step(sizes[0], *of) for of in zip(sizes, self._downs, tiles, strict=True)]
+        self._numbers, words = true_levels(sizes, steps, tiles)
+        self.steps: tuple[Step, ...] = tuple(steps[number] for number in self._numbers)
         self.origin = _origin(properties)
         self.mpp = _mpp(properties, self.path)
         self.notices: tuple[str, ...] = (*words, *_full_resolution_missing(properties, self.mpp))
         self._direct: dict[int, int] = {}
+        self._pieces: TiffPieces
         if properties.get(openslide.PROPERTY_NAME_VENDOR) in _PLAIN_TILES:
-            pages, absent = tiled_pages(self.path, [handle.level_dimensions[number] for number in self._numbers])
+            pages, absent = tiled_pages(self.path, [sizes[number] for number in self._numbers])
             self.notices += tuple(absent)
             if pages:
-                self._direct = {level: index for index, level in enumerate(pages)}
                 self._pieces = TiffPieces(self.path, list(pages.values()))
+                self._direct = {level: at for at, level in enumerate(pages) if self._alike(level, at)}
+            if self._direct:
                 self.reader += f", {libraries('tifffile', 'imagecodecs')}"
+        self.notices += tuple(icc_notices(_profile(handle)))
+
+    def _alike(self, level: int, at: int) -> bool:
+        """Whether a level's tile with the most in it decodes to the same px here and in OpenSlide."""
+        row, column = self._pieces.fullest(at)
+        try:
+            ours = self._pieces.decode(at, row, column)
+        except SlideError:
+            return False
+        down, across = ours.shape[:2]
+        width, height = self._handle.level_dimensions[self._numbers[level]]
+        across, down = min(across, width - column * across), min(down, height - row * down)
+        place = column * ours.shape[1], row * ours.shape[0]
+        step = self._downs[self._numbers[level]]
+        if any(abs(round(each * step) / step - each) > _BETWEEN for each in place):
+            return True  # OpenSlide takes level-0 px, and would begin between two px of this level
+        try:
+            theirs = self._read(*place, across, down, level)
+        except SlideError:
+            return True
+        return bool(np.abs(ours[:down, :across].astype(np.int16) - theirs).max(initial=0) <= _MOST_APART)
 
     @staticmethod
     def reads(path: Path, *, scanners_only: bool = False) -> bool:
@@ -80,25 +113,56 @@ class OpenSlideSlide:
         """See `Slide.read_region`."""
         if level in self._direct:
             return self._pieces.region(x, y, width, height, self._direct[level])
-        down, at = self.downsamples[level], self._numbers[level]
+        return self._read(x, y, width, height, level)
+
+    def _read(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+        at = self._numbers[level]
+        down = self._downs[at]
         try:
             rgba = np.asarray(self._handle.read_region((round(x * down), round(y * down)), at, (width, height)))
         except openslide.OpenSlideError as error:
             raise SlideError(
                 f"{self.path} is damaged near x={x * down:.0f}, y={y * down:.0f}: {reason_of(error)}"
             ) from error
-        rgb, alpha = rgba[..., :3], rgba[..., 3:]
-        if alpha.min() == 255:
-            return np.ascontiguousarray(rgb)
-        white = 255 - alpha.astype(np.uint16)
-        blended = (rgb.astype(np.uint16) * alpha + 127) // 255 + white
-        return np.asarray(blended, dtype=np.uint8)
+        return to_rgb(rgba, Samples(alpha="straight"))
+
+    def try_decoding(self) -> None:
+        """See `Slide.try_decoding`."""
+        last = len(self.steps) - 1
+        if last in self._direct:
+            return  # it was
+        width, height = self._handle.level_dimensions[self._numbers[last]]
+        try:
+            self.read_region(width // 2, height // 2, 1, 1, last)
+        except SlideError as error:
+            raise UndecodedError(str(error)) from error
 
     def close(self) -> None:
         """See `Slide.close`."""
         self._handle.close()
-        if self._direct:
+        if hasattr(self, "_pieces"):
             self._pieces.close()
+
+
+def _by_anyone(path: Path) -> bool:
+    """Whether this is a tiled TIFF that no scanner made: others may read it as well."""
+    with suppress(openslide.OpenSlideError):
+        return bool(openslide.OpenSlide.detect_format(str(path)) == "generic-tiff")
+    return True
+
+
+def _step(full: Size, size: Size, down: float, tile: int) -> Step:
+    """Return a level's step by its size, where that is what OpenSlide makes of it: some count px that are not there."""
+    step = step_of(full, size, tile)
+    return step if max(abs(each / down - 1) for each in step) < _NEAR else (down, down)
+
+
+def _profile(handle: openslide.OpenSlide) -> bytes | None:
+    try:
+        profile = handle.color_profile
+    except Exception:  # Pillow's, of one that is damaged
+        return b"damaged"
+    return None if profile is None else bytes(profile.tobytes())
 
 
 def _full_resolution_missing(properties: Mapping[str, str], mpp: float | None) -> list[str]:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +20,20 @@ from PIL import Image, UnidentifiedImageError
 from nh2st_pipe.core.errors import SlideError, fault_of
 from nh2st_pipe.core.memory import check_image
 from nh2st_pipe.core.quiet import PROCESS_WIDE, quiet_warnings
-from nh2st_pipe.slides.base import libraries
+from nh2st_pipe.slides.base import UndecodedError, libraries
+from nh2st_pipe.slides.levels import Step
+from nh2st_pipe.slides.pixels import Samples, check_dtype, icc_notices, to_rgb, with_bits
+from nh2st_pipe.slides.tiff import beyond_others
 
 __all__ = ["RasterSlide", "any_size"]
 
 _STRIP_PX = 256
 _BYTES = 7  # a px: Pillow's 4 and our 3, for a moment
 _ORIENTATION = 274  # the tag
+_BITS_PER_SAMPLE = 258
+_PNG_DEPTH = 24  # the byte that says it
+_HEAD = 1 << 16
+_CODESTREAM, _DEPTH = b"\xff\x4f\xff\x51", 42  # of JPEG 2000: how it begins, and the byte of its first component's bits
 _BACK = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -56,36 +64,67 @@ class RasterSlide:
         self.path = path
         self.origin = (0, 0)
         self.reader = libraries("pillow")
-        self.downsamples: tuple[float, ...] = (1.0,)
+        self.steps: tuple[Step, ...] = ((1.0, 1.0),)
         self.mpp: float | None = None  # the resolution tags of photographs say nothing about the tissue
         self._lock = threading.Lock()
         self._pixels: NDArray[np.uint8] | None = None
         cause = f"{path} cannot be read (is the file complete?)"
         with self._open() as image, quiet_warnings(), fault_of(SlideError, cause):
+            self._format = image.format
             self._page, pages = _largest_page(image)
+            self._bits = _sample_bits(image)
             if image.mode == "F":
-                raise SlideError(f"{path} holds floating-point px, whose white is not known; save it with 8 bits a px")
+                check_dtype(path, np.float32)
+            why = beyond_others(path) if image.format == "TIFF" else None
+            if why is not None:
+                raise UndecodedError(f"{why}, which Pillow does not give as it is")
             self.size: tuple[int, int] = pages[self._page]
             check_image(path, self.size, _BYTES)
-            self.notices = tuple(_notices(image, self._page, pages))
+            self._samples, self.notices = Samples(), tuple(_notices(image, self._page, pages))
+        if self._bits > 8:
+            values = self._stored()
+            said = None if self._format == "PNG" else self._bits
+            self._samples, words = with_bits(path, _of_channels(values), values.dtype, said, [values])
+            self.notices += tuple(words)
 
     def _open(self) -> Image.Image:
-        with any_size(), quiet_warnings(), fault_of(SlideError, f"{self.path} cannot be opened"):
+        with any_size(), quiet_warnings(), fault_of(UndecodedError, f"{self.path} cannot be opened"):
             try:
                 return Image.open(self.path)
             except UnidentifiedImageError as error:
-                raise SlideError(f"{self.path} is not an image that OpenSlide or Pillow can read") from error
+                raise UndecodedError(f"{self.path} is not an image that OpenSlide or Pillow can read") from error
 
     def _decoded(self) -> NDArray[np.uint8]:
         with self._lock:
             if self._pixels is None:
                 check_image(self.path, self.size, _BYTES)  # by now others may have taken what there was
                 cause = f"{self.path} cannot be decoded (is the file complete?)"
+                if self._bits > 8:
+                    self._pixels = to_rgb(self._stored(), self._samples)
+                    return self._pixels
                 with fault_of(SlideError, cause), closing(self._open()) as image:
                     image.seek(self._page)
                     self._pixels = _as_array(image)
                 _trim_heap()
             return self._pixels
+
+    def _stored(self) -> NDArray[Any]:
+        """Return an image of 16 bits a sample as it is stored, h × w × s, where Pillow would give its upper eight."""
+        import imagecodecs
+
+        decode = {"PNG": imagecodecs.png_decode, "JPEG2000": imagecodecs.jpeg2k_decode}.get(self._format or "")
+        if decode is None:
+            raise UndecodedError(
+                f"{self.path} holds px of {self._bits} bits in {self._format}; save it with 8 bits a px"
+            )
+        check_image(self.path, self.size, _BYTES + 2 * 4)
+        with fault_of(SlideError, f"{self.path} cannot be decoded (is the file complete?)"):
+            values = np.asarray(decode(self.path.read_bytes()))
+            return values[..., None] if values.ndim == 2 else values
+
+    def try_decoding(self) -> None:
+        """See `Slide.try_decoding`: all of it, which it keeps."""
+        self._decoded()
 
     def read_region(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
         """See `Slide.read_region`; there is one level."""
@@ -131,9 +170,33 @@ def _notices(image: Image.Image, page: int, pages: list[tuple[int, int]]) -> lis
     turned = image.getexif().get(_ORIENTATION, 1)
     if turned not in (0, 1):
         found.append(f"its orientation tag ({turned}) is passed over: spots are counted on the px as they are stored")
-    if image.mode.startswith("I"):
-        found.append("16 bits a px are read as their upper 8")
-    return found
+    alike = pages.count(pages[page])
+    if alike > 1:
+        found.append(f"page {page + 1} of {len(pages)} is read, the first of {alike} of the same size")
+    return found + icc_notices(image.info.get("icc_profile"))
+
+
+def _sample_bits(image: Image.Image) -> int:
+    """Return the bits of a sample as the file has them; Pillow makes eight of them where there are several colours."""
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(_BITS_PER_SAMPLE, 1)  # type: ignore[attr-defined]
+        return int(max(bits) if isinstance(bits, tuple) else bits)
+    if image.format == "PNG":
+        with Path(image.filename).open("rb") as file:  # type: ignore[attr-defined]
+            return file.read(_PNG_DEPTH + 1)[_PNG_DEPTH]
+    if image.format == "JPEG2000":
+        with Path(image.filename).open("rb") as file:  # type: ignore[attr-defined]
+            head = file.read(_HEAD)
+        at = head.find(_CODESTREAM) + _DEPTH
+        return (head[at] & 127) + 1 if _DEPTH <= at < len(head) else 8
+    return 16 if image.mode.startswith("I") else 8
+
+
+def _of_channels(values: NDArray[Any]) -> Samples:
+    """Return what the samples of a PNG or a JPEG 2000 are by their number."""
+    return {1: Samples("grey"), 2: Samples("grey", "straight"), 3: Samples()}.get(
+        values.shape[2], Samples(alpha="straight")
+    )
 
 
 def _as_array(image: Image.Image) -> NDArray[np.uint8]:
@@ -146,11 +209,7 @@ def _as_array(image: Image.Image) -> NDArray[np.uint8]:
     pixels = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, _STRIP_PX):
         strip = image.crop((0, top, width, min(top + _STRIP_PX, height)))
-        if image.mode.startswith("I"):
-            grey = np.clip(np.asarray(strip).astype(np.int64) >> 8, 0, 255)
-            pixels[top : top + _STRIP_PX] = grey[..., None]
-        else:
-            pixels[top : top + _STRIP_PX] = np.asarray(strip if strip.mode == "RGB" else _flattened(strip))
+        pixels[top : top + _STRIP_PX] = np.asarray(strip if strip.mode == "RGB" else _flattened(strip))
     return pixels
 
 

@@ -24,6 +24,8 @@ __all__ = [
     "check_on_image",
     "check_pitch",
     "check_tile",
+    "darkness",
+    "enlarged",
     "mask_notices",
     "on_tissue",
     "spots_say",
@@ -31,6 +33,11 @@ __all__ = [
 ]
 
 _ASPECT = 0.05  # how far a mask's sides may be from the slide's
+_MOST_ENLARGED = 1.5
+_BRIGHT_PERCENT, _LEAST_LIGHT = (
+    99.0,
+    80.0,
+)  # stained tissue alone has 150 and more, a camera's 12 bits read as 16 have 16
 _OVERLAP = 0.7  # spots nearer than this share of their own diameter cannot be
 _APART = 3.0  # diameters from spot to spot: 1 on Visium HD, 1.8 on Visium, 2 on ST
 _DENSE, _SPARSE = 0.1, 10.0  # pitch in sides of a tile
@@ -63,6 +70,27 @@ def check_tile(size_level0_px: float, slide: Slide) -> None:
             f"{slide.path} has {slide.size[0]:,} × {slide.size[1]:,} px, and one tile would be {size_level0_px:,.0f} "
             "px wide; check the slide's mpp, or give the tile's size with --tile-um or --tile-px"
         )
+
+
+def enlarged(size_level0_px: float, input_px: int) -> list[str]:
+    """Return a doubt where the encoder's input is made of much fewer px of the slide: it sees blur, not cells."""
+    times = input_px / size_level0_px
+    if times <= _MOST_ENLARGED:
+        return []
+    return [
+        f"tiles of {size_level0_px:.4g} px are enlarged {times:.1f} × to the {input_px} px that the encoder takes, and "
+        "show no more than they hold: was the slide scanned, or saved, at too low a resolution?"
+    ]
+
+
+def darkness(picture: NDArray[np.uint8]) -> list[str]:
+    """Return a doubt where nothing on a slide's thumbnail (h × w × 3) is as bright as glass or stained tissue."""
+    light = float(np.percentile(picture.max(axis=2), _BRIGHT_PERCENT))
+    if light >= _LEAST_LIGHT:
+        return []
+    return [
+        f"the picture is dark: its bright parts have {light:.0f} of 255; is it brightfield, and are its bits all used?"
+    ]
 
 
 def check_on_image(spots: Spots, slide: Slide) -> None:

@@ -14,6 +14,8 @@ from nh2st_pipe.tiles.geometry import (
     check_on_image,
     check_pitch,
     check_tile,
+    darkness,
+    enlarged,
     mask_notices,
     spots_say,
     tissue_notices,
@@ -23,7 +25,10 @@ from nh2st_pipe.tiles.manifest import SlideRow
 from nh2st_pipe.tiles.options import GridOptions
 from nh2st_pipe.tiles.spots import Spots, read_spots
 
-__all__ = ["Layout", "doubts_on_tissue", "lay_out", "tissue_on"]
+USUAL_INPUT_PX = 224
+"""Side of the picture that most encoders take."""
+
+__all__ = ["USUAL_INPUT_PX", "Layout", "doubts_on_tissue", "lay_out", "tissue_on"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,10 @@ class Layout:
     """The thumbnail on which that was found, where one was made: h × w × 3, the whole slide."""
 
 
-def lay_out(row: SlideRow, slide: Slide, tile: TileSize, grid: GridOptions | None = None) -> Layout:
-    """Return the tiles of `row`'s slide: its spots, or a grid over its tissue.
+def lay_out(
+    row: SlideRow, slide: Slide, tile: TileSize, grid: GridOptions | None = None, *, input_px: int = USUAL_INPUT_PX
+) -> Layout:
+    """Return the tiles of `row`'s slide: its spots, or a grid over its tissue; `input_px` is the encoder's.
 
     Raises SlideError or ExpressionError where they cannot be, naming what is wrong.
     """
@@ -53,7 +60,7 @@ def lay_out(row: SlideRow, slide: Slide, tile: TileSize, grid: GridOptions | Non
     resolution = choose_mpp(row.mpp, slide.mpp, None if spots is None else spots_say(spots))
     size = tile.on_slide(resolution.mpp, slide)
     check_tile(size, slide)
-    doubts, notes, mask, picture = [*resolution.doubts], list[str](), None, None
+    doubts, notes, mask, picture = [*resolution.doubts, *enlarged(size, input_px)], list[str](), None, None
     if spots is not None:
         assert row.expression is not None
         check_on_image(spots, slide)
@@ -65,6 +72,7 @@ def lay_out(row: SlideRow, slide: Slide, tile: TileSize, grid: GridOptions | Non
         mask, notes, picture = found.mask, found.notes(), found.picture
         spots = grid_spots(mask, size, slide, grid, row.tissue)
         doubts += mask_notices(mask, slide) if row.tissue else []
+        doubts += darkness(picture) if picture is not None else []
     notes = [*slide.notices, *resolution.notes, *spots.notices, *notes]
     return Layout(spots.take(file_order(spots.xy)), size, resolution, tuple(notes), tuple(doubts), mask, picture)
 
@@ -81,5 +89,5 @@ def doubts_on_tissue(
 ) -> tuple[NDArray[np.bool_], list[str]]:
     """Hold spots against a slide's tissue; return that (see `tissue_on`) and what is unlikely about the spots on it."""
     mask = tissue_on(slide, picture, given)
-    doubts = tissue_notices(spots.xy, mask, slide.size)
+    doubts = [*darkness(picture), *tissue_notices(spots.xy, mask, slide.size)]
     return mask, doubts + (mask_notices(mask, slide) if given is not None else [])

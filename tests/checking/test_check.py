@@ -75,7 +75,7 @@ def by_id(found: Checked) -> dict[str, Any]:
 
 
 def test_each_fault_is_named_and_what_is_right_is_proposed(slides: Path) -> None:
-    found = check(slides)
+    found = check(slides, encoder="fake")
     of = by_id(found)
     assert {name for name, slide in of.items() if slide.good} == {"good", "dpi"}
     assert not found.good
@@ -101,10 +101,10 @@ def test_each_fault_is_named_and_what_is_right_is_proposed(slides: Path) -> None
 
 def test_what_is_put_right_is_good_and_nothing_of_the_users_is_changed(slides: Path) -> None:
     before = {path.name: path.read_bytes() for path in slides.parent.iterdir()}
-    found = check(slides, fix=slides.parent / "fixed")
+    found = check(slides, encoder="fake", fix=slides.parent / "fixed")
     assert found.corrected == slides.parent / "fixed/manifest.csv"
     assert {path.name: path.read_bytes() for path in slides.parent.iterdir() if path.is_file()} == before
-    again = by_id(check(found.corrected))
+    again = by_id(check(found.corrected, encoder="fake"))
     assert {name for name, slide in again.items() if not slide.good} == {"normalised", "cut"}
     rows = read_manifest(found.corrected)
     assert [row.extra for row in rows] == [{"batch": "b1"}] * 8
@@ -114,13 +114,13 @@ def test_what_is_put_right_is_good_and_nothing_of_the_users_is_changed(slides: P
             assert row.expression is not None
             assert np.allclose(anndata.read_h5ad(row.expression).obsm["spatial"], xy)
     with pytest.raises(UsageError, match="holds something already"):
-        check(slides, fix=slides.parent / "fixed")
+        check(slides, encoder="fake", fix=slides.parent / "fixed")
 
 
 def test_the_page_shows_every_slide_and_needs_nothing_beside_it(slides: Path) -> None:
     xy, grid = visium()
     write_spots(slides.parent / "good.h5ad", xy, grid=grid, barcodes=[f"<b>{i}" for i in range(len(xy))])
-    page = check(slides, out=slides.parent / "pages/check.html").page
+    page = check(slides, encoder="fake", out=slides.parent / "pages/check.html").page
     assert page is not None
     text = page.read_text("utf-8")
     assert "8 slides: 2 without a fault, 4 to be looked at, 2 that embed would pass over" in text
@@ -134,7 +134,7 @@ def test_the_page_shows_every_slide_and_needs_nothing_beside_it(slides: Path) ->
 
 
 def test_the_command_says_it_and_its_status_tells(slides: Path) -> None:
-    done = call("check", "--slides", slides, "--out", slides.parent / "check.html")
+    done = call("check", "--encoder", "fake", "--slides", slides, "--out", slides.parent / "check.html")
     assert done.returncode == 1
     assert "good: good; 900 × 600 px, 1.667 µm per px (file), 36 tiles of 67.2 px" in done.stdout
     assert "embed passes it over" in done.stdout
@@ -142,8 +142,8 @@ def test_the_command_says_it_and_its_status_tells(slides: Path) -> None:
     assert "Traceback" not in done.stderr
     rows = slides.read_text().splitlines()
     slides.write_text("\n".join(rows[:2]) + "\n")
-    assert call("check", "--slides", slides).returncode == 0
-    assert call("check", "--slides", slides, "--tile-px", 3).returncode == 2
+    assert call("check", "--encoder", "fake", "--slides", slides).returncode == 0
+    assert call("check", "--encoder", "fake", "--slides", slides, "--tile-px", 3).returncode == 2
 
 
 def test_a_slide_that_may_not_be_read_is_a_fault_of_its_own(slides: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_a_slide_that_may_not_be_read_is_a_fault_of_its_own(slides: Path, monkey
         return whole(self, *arguments, **more)
 
     monkeypatch.setattr(Path, "open", refusing)
-    of = by_id(check(slides))
+    of = by_id(check(slides, encoder="fake"))
     assert len(of["dpi"].faults) == 1
     assert "dpi.tif cannot be read: " in of["dpi"].faults[0]
     assert "Permission denied" in of["dpi"].faults[0]
@@ -165,7 +165,7 @@ def test_a_slide_that_may_not_be_read_is_a_fault_of_its_own(slides: Path, monkey
 def test_a_slide_without_spots_shows_its_grid(make_study: Callable[..., Study]) -> None:
     study = make_study(1, expression=False)
     Image.fromarray(section()).save(study.folder / "s0.png")
-    (found,) = check(study.manifest, tile_px=50).slides
+    (found,) = check(study.manifest, encoder="fake", tile_px=50).slides
     assert found.good
     assert found.tiles is not None
     assert found.tiles > 20
@@ -195,3 +195,25 @@ def test_what_lies_beyond_a_files_end_is_counted_without_decoding(tmp_path: Path
     assert re.search(r"b\.tif is cut short: 1 of \d+ pieces of its image 3 lie beyond", said)
     (tmp_path / "c.png").write_bytes(b"no TIFF")
     assert missing_data(tmp_path / "c.png") is None
+
+
+def test_tiles_that_show_less_than_the_encoder_takes_are_doubted(slides: Path) -> None:
+    of = by_id(check(slides))
+    assert "tiles of 67.2 px are enlarged 3.3 × to the 224 px that the encoder takes" in of["good"].doubts[0]
+    assert by_id(check(slides, tile_px=149.0))["good"].doubts[0].startswith("tiles of 149 px are enlarged 1.5 ×")
+    assert not [words for words in by_id(check(slides, tile_px=150.0))["good"].doubts if "enlarged" in words]
+
+
+@pytest.mark.parametrize("spots", [True, False])
+def test_a_dark_picture_is_doubted_with_spots_and_without(make_study: Callable[..., Study], spots: bool) -> None:
+    study = make_study(1, expression=spots)
+    path = study.folder / "s0.png"
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    for times, dark in ((1, False), (16, True)):
+        Image.fromarray(pixels // times).save(path)
+        (found,) = check(study.manifest, tile_px=48, encoder="fake").slides
+        assert bool([words for words in found.doubts if "the picture is dark" in words]) == dark
+        summary = study.embed(store=study.folder / f"{times}.zarr", tile_px=48)
+        assert bool([words for words in summary.notices if "the picture is dark" in words]) == (
+            dark and not summary.failed
+        )

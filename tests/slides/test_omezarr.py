@@ -81,7 +81,7 @@ def test_regions_are_those_of_the_picture(
     slide = open_slide(write_ome_zarr(tmp_path / "a.ome.zarr", pixels, version, axes, **options))
     assert isinstance(slide, OmeZarrSlide)
     assert (slide.size, slide.mpp, slide.notices) == ((500, 380), 0.5, ())
-    assert np.allclose(slide.downsamples, (1, 2, 4), rtol=0.01)
+    assert np.allclose(slide.steps, [(1, 1), (2, 2), (4, 4)], rtol=0.01)
     for x, y, w, h in ((0, 0, 500, 380), (100, 120, 40, 30), (480, 370, 20, 10)):
         assert np.array_equal(slide.read_region(x, y, w, h, 0), pixels[y : y + h, x : x + w])
     outside = slide.read_region(490, 370, 20, 20, 0)
@@ -122,7 +122,7 @@ def test_a_tile_is_the_same_as_of_the_plain_picture(tmp_path: Path, pixels: NDAr
 
 def test_a_level_that_is_not_what_it_is_said_to_be_is_passed_over(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
     slide = open_slide(write_ome_zarr(tmp_path / "a", pixels, said={1: 3.0}))
-    assert np.allclose(slide.downsamples, (1, 4), rtol=0.01)
+    assert np.allclose(slide.steps, [(1, 1), (4, 4)], rtol=0.01)
     assert slide.notices == (
         "level 1 of 250 × 190 px, said to be 3 times smaller, is not the whole of 500 × 380 px made smaller: it is "
         "passed over",

@@ -12,7 +12,7 @@ from PIL import Image
 from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.slides import open_slide
 from nh2st_pipe.slides.base import read_tile, thumbnail
-from nh2st_pipe.slides.levels import true_levels
+from nh2st_pipe.slides.levels import step_of, true_levels
 from nh2st_pipe.slides.openslide import OpenSlideSlide, _full_resolution_missing, _origin
 from nh2st_pipe.slides.raster import RasterSlide
 from tests.conftest import Study, picture
@@ -48,7 +48,7 @@ def test_a_pyramid_goes_through_openslide_and_a_png_does_not(tmp_path: Path, pix
     assert pyramid.size == plain.size == (512, 384)
     assert pyramid.mpp == pytest.approx(0.5)
     assert plain.mpp is None
-    assert pyramid.downsamples == pytest.approx((1, 2, 4))
+    assert pyramid.steps == ((1, 1), (2, 2), (4, 4))
     for region in ((0, 0, 512, 384), (100, 50, 60, 70), (-20, -10, 50, 40), (490, 370, 50, 40), (600, 600, 8, 8)):
         assert np.array_equal(pyramid.read_region(*region, 0), plain.read_region(*region, 0)), region
 
@@ -130,7 +130,7 @@ def test_a_level_that_is_not_the_whole_made_smaller_is_passed_over(
     slide = open_slide(tmp_path / "a.tif")
     assert isinstance(slide, OpenSlideSlide)
     assert bool(slide._direct) is directly
-    assert slide.downsamples == (1.0, 4.0)
+    assert slide.steps == ((1, 1), (4, 4))
     assert [note for note in slide.notices if "is not the whole of 512 × 384 px made smaller" in note]
     assert np.array_equal(slide.read_region(0, 0, 128, 96, 1), pixels[::4, ::4])
 
@@ -149,8 +149,41 @@ def test_a_level_that_is_not_the_whole_made_smaller_is_passed_over(
 def test_sizes_of_levels_may_be_rounded_and_filled_up(
     size: tuple[int, int], down: float, more: int, good: bool
 ) -> None:
-    kept, words = true_levels([(500, 380), size], [1.0, down], [more, more])
+    kept, words = true_levels([(500, 380), size], [(1.0, 1.0), (down, down)], [more, more])
     assert (kept, len(words)) == (([0, 1], 0) if good else ([0], 1))
+
+
+@pytest.mark.parametrize(
+    ("level", "filled", "step"),
+    [
+        ((1000, 800), 0, (10, 10)),
+        ((1000, 799), 0, (10, 10)),  # rounded down
+        ((1001, 801), 0, (10, 10)),
+        ((1024, 1024), 256, (10, 10)),  # filled up with whole tiles
+        ((990, 800), 0, (10_005 / 990, 7_998 / 800)),  # made smaller by no whole number, and each side by its own
+    ],
+)
+def test_a_level_is_so_many_times_smaller_along_each_side(
+    level: tuple[int, int], filled: int, step: tuple[float, float]
+) -> None:
+    assert step_of((10_005, 7_998), level, filled) == pytest.approx(step)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.ome.tif"])
+def test_a_mark_far_from_the_corner_is_where_it_is_on_every_level(tmp_path: Path, name: str) -> None:
+    """Sides of levels that are rounded each in its own way: with their mean, places far away would move."""
+    pixels = np.full((257, 20_000, 3), 240, np.uint8)
+    pixels[120:136, 15_000:15_016] = (200, 30, 40)
+    with tifffile.TiffWriter(tmp_path / name, ome="ome" in name) as tif:
+        options = {"tile": (256, 256), "photometric": "rgb", "compression": "zlib"}
+        of = {"subifds": 1, "metadata": {"axes": "YXS"}} if "ome" in name else {}
+        tif.write(pixels, **of, **options)  # type: ignore[arg-type]
+        small = np.asarray(Image.fromarray(pixels[:256]).reduce(8))
+        tif.write(small, subfiletype=1, **options)  # type: ignore[arg-type]
+    slide = open_slide(tmp_path / name)
+    assert len(slide.steps) == 2
+    tile = read_tile(slide, (15_008.0, 128.0), 128.0, 16, "bicubic").astype(int)
+    assert np.argwhere(tile[..., 1] < 100).tolist() == [[7, 7], [7, 8], [8, 7], [8, 8]]
 
 
 def test_what_properties_say_of_the_scan() -> None:
@@ -279,7 +312,7 @@ def test_sixteen_bits_are_read_as_their_upper_eight(tmp_path: Path, pixels: NDAr
         Image.fromarray(grey).save(tmp_path / name)
     else:
         tifffile.imwrite(tmp_path / name, grey)
-    slide = RasterSlide(tmp_path / name)
+    slide = open_slide(tmp_path / name)
     height, width = grey.shape
     assert np.array_equal(slide.read_region(0, 0, width, height, 0), np.repeat(pixels[..., :1], 3, axis=2))
     assert slide.notices == ("16 bits a px are read as their upper 8",)

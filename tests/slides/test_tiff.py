@@ -90,7 +90,7 @@ def test_regions_are_those_of_the_picture(tmp_path: Path, pixels: NDArray[np.uin
 def test_levels_and_lossy_colours_are_tifffiles(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
     ome_pyramid(tmp_path / "a.ome.tif", pixels, compression="jpeg", compressionargs={"level": 95})
     slide = open_slide(tmp_path / "a.ome.tif")
-    assert slide.downsamples == pytest.approx((1, 2, 4))
+    assert slide.steps == ((1, 1), (2, 2), (4, 4))
     with tifffile.TiffFile(tmp_path / "a.ome.tif") as tif:
         for level, series in enumerate(tif.series[0].levels):
             expected = series.asarray()
@@ -120,7 +120,7 @@ def test_a_level_that_is_not_the_whole_made_smaller_is_passed_over(tmp_path: Pat
             tif.write(np.ascontiguousarray(part), tile=(64, 64), photometric="rgb", subfiletype=1)
     slide = open_slide(tmp_path / "a.ome.tif")
     assert isinstance(slide, TiffSlide)
-    assert slide.downsamples == (1.0, 4.0)
+    assert slide.steps == ((1, 1), (4, 4))
     assert "is not the whole of 512 × 384 px made smaller" in slide.notices[0]
     assert np.array_equal(slide.read_region(0, 0, 128, 96, 1), pixels[::4, ::4])
 
