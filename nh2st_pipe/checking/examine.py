@@ -18,7 +18,7 @@ from nh2st_pipe.slides.resolution import SPOTS_TOLERANCE, TileSize, choose_mpp, 
 from nh2st_pipe.slides.whole import missing_data
 from nh2st_pipe.tiles.geometry import CLEARLY_BETTER, WAYS, Way, darkness, on_tissue, spots_say
 from nh2st_pipe.tiles.lattice import pitch_px
-from nh2st_pipe.tiles.layout import USUAL_INPUT_PX, Layout, doubts_on_tissue, lay_out, tissue_on
+from nh2st_pipe.tiles.layout import Layout, doubts_on_tissue, lay_out, tissue_on
 from nh2st_pipe.tiles.manifest import SlideRow
 from nh2st_pipe.tiles.options import GridOptions
 from nh2st_pipe.tiles.spots import Spots, read_spots
@@ -27,6 +27,7 @@ __all__ = ["AS_THEY_ARE", "Correction", "Examined", "examine"]
 
 AS_THEY_ARE = "as they are"
 _THUMBNAIL_PX = 1024
+_USUAL_PX = 224
 _TILES_READ = 24
 _ENOUGH = 0.5
 
@@ -87,8 +88,9 @@ class Examined:
         return {**values, "correction": None if made is None else {"mpp": made.mpp, "way": made.way}}
 
 
-def examine(row: SlideRow, tile: TileSize, grid: GridOptions | None = None, input_px: int = USUAL_INPUT_PX) -> Examined:
-    """Look at the slide of one row of a manifest, tiles being of the size `tile`, for an encoder that takes `input_px`.
+def examine(row: SlideRow, tile: TileSize, grid: GridOptions | None = None, input_px: int | None = None) -> Examined:
+    """Look at the slide of one row of a manifest, tiles being of the size `tile`, for an encoder that takes `input_px`,
+    where it is known.
 
     Faults are in what is returned.
     """
@@ -110,7 +112,7 @@ def examine(row: SlideRow, tile: TileSize, grid: GridOptions | None = None, inpu
 
 
 def _look_at(
-    found: Examined, row: SlideRow, slide: Slide, tile: TileSize, grid: GridOptions | None, input_px: int
+    found: Examined, row: SlideRow, slide: Slide, tile: TileSize, grid: GridOptions | None, input_px: int | None
 ) -> None:
     found.width, found.height = slide.size
     found.levels = [round(area_step(step), 3) for step in slide.steps]
@@ -216,13 +218,13 @@ def _propose(found: Examined, spots: Spots, mask: NDArray[np.bool_], size: tuple
         found.correction = Correction(mpp, best if lay is not None else None, lay)
 
 
-def _read_some(found: Examined, layout: Layout, slide: Slide, input_px: int) -> None:
+def _read_some(found: Examined, layout: Layout, slide: Slide, input_px: int | None) -> None:
     """Read tiles from the first to the last, as embed would."""
     n = len(layout.spots)
     for i in np.unique(np.linspace(0, n - 1, min(n, _TILES_READ)).round().astype(int)):
         x, y = layout.spots.xy[i]
         try:
-            read_tile(slide, (float(x), float(y)), layout.size_level0_px, input_px, "bicubic")
+            read_tile(slide, (float(x), float(y)), layout.size_level0_px, input_px or _USUAL_PX, "bicubic")
         except OF_ONE_SLIDE as error:
             found.faults.append(str(error))
             return

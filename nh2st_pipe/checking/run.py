@@ -17,7 +17,6 @@ from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.recipes.encoder import load_encoder_recipe
 from nh2st_pipe.slides.resolution import TileSize, check_tile_options
-from nh2st_pipe.tiles.layout import USUAL_INPUT_PX
 from nh2st_pipe.tiles.manifest import SlideRow, manifest_lines, read_manifest, write_manifest
 from nh2st_pipe.tiles.options import GridOptions
 
@@ -87,7 +86,7 @@ def check(
     progress.start("checking", len(rows), "slides")
     for number, row in enumerate(rows):
         progress.advance(number, len(rows), row.slide_id)
-        found.slides.append(examine(row, tile, grid, USUAL_INPUT_PX if recipe is None else recipe.input_px))
+        found.slides.append(examine(row, tile, grid, None if recipe is None else recipe.input_px))
     folder = Path(slides).parent if fix is None else Path(fix)
     right = [_corrected(row, each, folder) for row, each in zip(rows, found.slides, strict=True)]
     found.header, *lines = manifest_lines(right, folder)

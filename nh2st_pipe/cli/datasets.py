@@ -27,6 +27,13 @@ def manifest(
         list[str] | None,
         typer.Option(help="Sections to take, by what is known of them: organ=Breast, id=INT*, species='Homo sapiens'."),
     ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the sections' images are: a folder, a pattern in quotation marks ('/scans/{}*.ndpi', {} being "
+            "the section), or a CSV of section,image."
+        ),
+    ] = None,
     look: Annotated[
         bool, typer.Option("--look/--no-look", help="Hold the spots against the tissue, and draw them in spots.png.")
     ] = True,
@@ -41,7 +48,8 @@ def manifest(
     wrong = next((text for text, pair in zip(where or (), pairs, strict=True) if not all(pair)), None)
     if wrong is not None:
         raise UsageError(f"--where takes key=value, not {wrong}")
-    made = import_dataset(layout, folder, out, typer.echo, where={key: value for key, _, value in pairs}, look=look)
+    chosen = {key: value for key, _, value in pairs}
+    made = import_dataset(layout, folder, out, typer.echo, where=chosen, images=images, look=look)
     patients = len({row.patient for row in made.rows})
     typer.echo(f"{out}: {len(made.rows)} slides of {patients} patient{'s' if patients != 1 else ''}")
     if made.picture is not None:

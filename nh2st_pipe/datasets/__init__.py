@@ -51,15 +51,18 @@ def import_dataset(
     say: Callable[[str], None] = print,
     *,
     where: Mapping[str, str] | None = None,
+    images: str | None = None,
     look: bool = True,
 ) -> Imported:
     """Turn the dataset in `folder` into a manifest at `out`, its `.h5ad` files in `expression/` beside it.
 
-    `where` chooses sections by what is known of them (see `common.chosen`). With `look` every section's spots are held
+    `where` chooses sections by what is known of them (see `common.chosen`); `images` says where their images are (see
+    `images`). With `look` every section's spots are held
     against its image, and drawn on it in `spots.png` beside the manifest. Raises UsageError for a layout that is not
     known, ExpressionError where no section can be read.
     """
     from nh2st_pipe.datasets.common import chosen, import_sections
+    from nh2st_pipe.datasets.images import images_from
 
     if layout not in LAYOUTS:
         raise UsageError(f"no importer is called '{layout}'{nearest(layout, LAYOUTS)} (there is {', '.join(LAYOUTS)})")
@@ -72,7 +75,8 @@ def import_dataset(
     with fault_of(ExpressionError, f"{folder} cannot be read as {layout}"):
         every = find(folder, say)
     found = chosen(every, where or {})
-    rows, failed = import_sections(found, out.parent / "expression", source, say)
+    image_of = images_from(images) if images is not None else lambda name: None
+    rows, failed = import_sections(found, out.parent / "expression", source, say, image_of)
     if not rows:
         first, cause = next(iter(failed.items()))
         raise ExpressionError(f"none of {len(failed)} sections in {folder} can be used; {first}: {cause}")

@@ -6,8 +6,15 @@ others go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import gzip
+import io
+import json
+import re
+import unicodedata
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -19,13 +26,23 @@ import polars as pl
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import OF_ONE_SLIDE, ExpressionError, UsageError, fault_of, listed, nearest, reason_of
+from nh2st_pipe.core.errors import (
+    OF_ONE_SLIDE,
+    ExpressionError,
+    NH2STError,
+    UsageError,
+    fault_of,
+    listed,
+    nearest,
+    reason_of,
+)
 from nh2st_pipe.core.h5ad import write_h5ad
 from nh2st_pipe.core.whole import written_whole
+from nh2st_pipe.slides.kinds import is_image, refused_kind
 from nh2st_pipe.tiles.manifest import SlideRow
 
 __all__ = [
-    "IMAGES",
+    "CONTROLS",
     "PATCH",
     "Found",
     "Made",
@@ -37,9 +54,13 @@ __all__ = [
     "joined",
     "left_out",
     "needed",
+    "numbers",
     "one_image",
+    "only_genes",
     "put_together",
-    "read_delimited",
+    "read_frame",
+    "read_json",
+    "unreadable",
     "whole_numbers",
     "write_section",
 ]
@@ -47,10 +68,9 @@ __all__ = [
 PATCH = 224
 """Side of the patches that datasets without slides have, px."""
 
+_LONGEST = 80  # letters of a slide_id
 _COLUMNS_AT_ONCE = 1000
 _TILE = 512
-
-IMAGES = (".jpg", ".jpeg", ".tif", ".tiff", ".png", ".svs", ".ndpi")
 
 
 @dataclass(frozen=True)
@@ -62,11 +82,16 @@ class Made:
     write: Callable[[Path], None]
 
 
+Image = Path | Made
+_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+
+
 @dataclass
 class Section:
     """One section as it was published. n spots, g genes."""
 
-    image: Path | Made
+    image: Image | Callable[[], Image]
+    """Or what finds it, where it may be given by hand."""
     counts: sp.csr_matrix
     """n × g, raw."""
     barcodes: list[str]
@@ -96,6 +121,8 @@ class Found:
     """What is known of it beforehand, for choosing among many."""
     only_where: tuple[str, ...] = ()
     """Keys without which it is not taken: where it is one of several readings of the same section."""
+    name: str = ""
+    """What it is called where it was found; `slide_id` is that, until it is imported."""
 
 
 def chosen(found: Sequence[Found], where: Mapping[str, str]) -> list[Found]:
@@ -127,24 +154,58 @@ def chosen(found: Sequence[Found], where: Mapping[str, str]) -> list[Found]:
     return kept
 
 
+def slide_ids(found: Sequence[Found]) -> dict[str, str]:
+    """Return for each section's name the slide_id that a manifest takes: letters, digits and ._-, no two the same."""
+    ids = dict[str, str]()
+    for name in dict.fromkeys(each.slide_id for each in found):
+        plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+        wanted = _NAME.sub("_", plain).strip("_.-")[:_LONGEST] or "section"
+        taken, number = {each.lower() for each in ids.values()}, 2
+        new = wanted
+        while new.lower() in taken:
+            new, number = f"{wanted}_{number}", number + 1
+        ids[name] = new
+    return ids
+
+
+def unreadable(slide_id: str, error: Exception, about: Mapping[str, str] | None = None) -> Found:
+    """Return a section that cannot even be looked at: it is left out where it is read, and no other with it."""
+
+    def read() -> Section:
+        raise error if isinstance(error, NH2STError) else ExpressionError(reason_of(error)) from error
+
+    return Found(slide_id, read, about or {})
+
+
 def import_sections(
-    found: Iterable[Found], expression_dir: Path, source: str, say: Callable[[str], None]
+    found: Sequence[Found],
+    expression_dir: Path,
+    source: str,
+    say: Callable[[str], None],
+    image_of: Callable[[str], Path | None] = lambda name: None,
 ) -> tuple[list[SlideRow], dict[str, str]]:
-    """Write an `.h5ad` for each section under `expression_dir`; return the manifest's rows, and what failed and why."""
-    rows, failed = list[SlideRow](), dict[str, str]()
-    for each in found:
+    """Write an `.h5ad` for each section under `expression_dir`; return the manifest's rows, and what failed and why.
+
+    `image_of` returns the image that is given for a section by hand.
+    """
+    rows, failed, ids = list[SlideRow](), dict[str, str](), slide_ids(found)
+    for each in (replace(one, slide_id=ids[one.slide_id], name=one.slide_id) for one in found):
         target = expression_dir / f"{each.slide_id}.h5ad"
+        if each.name != each.slide_id:
+            say(f"section '{each.name}' is called {each.slide_id} in the manifest")
         try:
             with fault_of(ExpressionError, f"section {each.slide_id} cannot be read"):
+                given = image_of(each.name)
                 section = each.read()
+                found_image = given or (section.image() if callable(section.image) else section.image)
                 _tidy(section)
                 write_section(target, section, source)
-            if isinstance(section.image, Made):
-                image = expression_dir.parent / "images" / section.image.name
+            if isinstance(found_image, Made):
+                image = expression_dir.parent / "images" / found_image.name
                 image.parent.mkdir(parents=True, exist_ok=True)
-                section.image.write(image)
+                found_image.write(image)
             else:
-                image = section.image
+                image = found_image
         except OF_ONE_SLIDE as error:
             failed[each.slide_id] = str(error)
             say(f"{each.slide_id} is left out: {error}")
@@ -175,6 +236,34 @@ def _tidy(section: Section) -> None:
             first = pd.Series(section.gene_ids, dtype=object).groupby(codes).first()
             section.gene_ids = [str(name) for name in first]
         section.genes = [str(name) for name in kept]
+
+
+CONTROLS = ("NegControl", "BLANK", "Unassigned", "UnassignedCodeword", "antisense", "Intergenic", "Deprecated")
+"""How probes are called that are no gene's, where a file does not say it otherwise."""
+_GENES = "Gene Expression"
+
+
+def only_genes(
+    counts: sp.csr_matrix, genes: Sequence[str], ids: Sequence[str], types: Sequence[str] | None
+) -> tuple[sp.csr_matrix, list[str], list[str], list[str]]:
+    """Return counts (n × g), names and ids of genes alone, and what to say of the features that are none.
+
+    `types` are 10x's feature types; without them, probes are known by their names. Antibodies and guides often have a
+    gene's name, and counts of another order.
+    """
+    if types is not None:
+        kept = np.array([each.strip() in (_GENES, "") for each in types], bool)
+        other = Counter(each.strip() for each, keep in zip(types, kept, strict=True) if not keep)
+    else:
+        kept = np.array([not name.startswith(CONTROLS) for name in genes], bool)
+        other = Counter({"control probes": int((~kept).sum())})
+    if not kept.any():
+        raise ExpressionError(f"none of its {len(genes):,} features is a gene ({listed(other)})")
+    if kept.all():
+        return counts, list(genes), list(ids), []
+    words = ", ".join(f"{number:,} {name}" for name, number in sorted(other.items()))
+    named, own = ([each for each, keep in zip(every, kept, strict=True) if keep] for every in (genes, ids))
+    return sp.csr_matrix(counts[:, kept]), named, own, [f"features that are no genes left out: {words}"]
 
 
 def write_section(path: Path, section: Section, source: str, uns: Mapping[str, Any] | None = None) -> None:
@@ -211,10 +300,10 @@ def joined(counts_of: Sequence[str], places_of: Sequence[str], counts: Path, pla
     return np.array(pairs, np.int64)
 
 
-def left_out(n_counts: int, n_places: int, n_both: int) -> list[str]:
-    """Return a note on spots that are in one of two tables alone."""
-    dropped = n_counts + n_places - 2 * n_both
-    return [f"{dropped} in only one of the two files left out"] if dropped else []
+def left_out(n_counts: int, n_places: int, n_both: int, counts: str = "counts", places: str = "places") -> list[str]:
+    """Return a note on spots that are in one of two tables alone, from both sides."""
+    words = [(n_counts - n_both, counts, places), (n_places - n_both, places, counts)]
+    return [f"{number:,} with {has} and without {lacks} left out" for number, has, lacks in words if number]
 
 
 def files_of(folder: Path, pattern: str) -> list[Path]:
@@ -225,15 +314,78 @@ def files_of(folder: Path, pattern: str) -> list[Path]:
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
-def read_delimited(path: Path, separator: str = "\t", *, header: bool = True) -> pl.DataFrame:
-    """Read a table, gzipped or not, its columns named by its first line (`header`).
+_MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "#N/A", "#NA", "<NA>", "-nan", "NAN")
+"""How spreadsheets, R and pandas write that a value is missing."""
 
-    Raises ExpressionError naming it where it is none.
+
+def read_frame(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Read a table, whatever it is saved as: Parquet, or text with commas, tabs or semicolons, gzipped or not.
+
+    Its first line names its columns; where that is none of `columns` and holds numbers, there is no header, and they
+    are those. Spaces and quotation marks around names, a byte-order mark and UTF-16 are no part of them, and what
+    programs write for a missing value is missing in every column. Raises ExpressionError naming the file.
     """
     try:
-        return pl.read_csv(path.read_bytes(), separator=separator, has_header=header, infer_schema_length=None)
-    except (pl.exceptions.PolarsError, OSError) as error:
+        data = path.read_bytes()
+        if data[:4] == b"PAR1":
+            return _named(pl.read_parquet(io.BytesIO(data)))
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        first = text.lstrip("\r\n").split("\n", 1)[0]
+        separator = max(",\t;", key=first.count)
+        cells = [cell.strip(" \"'\r") for cell in first.split(separator)]
+        bare = columns is not None and not set(cells) & set(columns) and any(map(_is_number, cells))
+        table = pl.read_csv(
+            text.lstrip("\r\n").encode(),
+            separator=separator,
+            has_header=not bare,
+            infer_schema_length=None,
+            null_values=list(_MISSING),
+            truncate_ragged_lines=False,
+        )
+    except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ExpressionError(f"{path} is not a readable table: {reason_of(error)}") from error
+    if bare and columns is not None:
+        return table.rename(dict(zip(table.columns, columns, strict=False)))
+    return _named(table)
+
+
+def _named(table: pl.DataFrame) -> pl.DataFrame:
+    """Return a table whose columns' names have no spaces around them."""
+    named = {name: name.strip() for name in table.columns}
+    return table.rename(named) if len(set(named.values())) == len(named) else table
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def numbers(table: pl.DataFrame, columns: Sequence[str], path: Path) -> NDArray[np.float64]:
+    """Return columns as numbers, n × k. Raises ExpressionError naming the rows in which one is missing or is none."""
+    found = table.select(pl.col(name).cast(pl.Float64, strict=False) for name in columns)
+    lacking = np.flatnonzero(~np.isfinite(found.to_numpy().astype(np.float64)).all(axis=1))
+    if len(lacking):
+        rows = listed((row + 1 for row in lacking), 3)
+        raise ExpressionError(f"{path}: {' or '.join(columns)} is no number in {len(lacking)} rows ({rows})")
+    return found.to_numpy().astype(np.float64)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON mapping in a file, none where there is no file. Raises ExpressionError where it is none."""
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ExpressionError(f"{path} cannot be read: {reason_of(error)}") from error
+    if not isinstance(values, dict):
+        raise ExpressionError(f"{path} holds no names with values, as JSON has them in braces")
+    return values
 
 
 def counts_of(table: pl.DataFrame, path: Path) -> sp.csr_matrix:
@@ -255,10 +407,16 @@ def needed(table: pl.DataFrame, columns: Sequence[str], path: Path) -> None:
 
 def one_image(candidates: Sequence[Path], what: str) -> Path:
     """Return the only image among files. Raises ExpressionError where there is none, or several."""
-    images = [path for path in candidates if path.suffix.lower() in IMAGES]
-    if len(images) != 1:
-        raise ExpressionError(f"{'no image' if not images else f'{len(images)} images'} {what}; one is expected")
-    return images[0]
+    images = [path for path in candidates if is_image(path)]
+    if len(images) == 1:
+        return images[0]
+    if images:
+        raise ExpressionError(
+            f"{len(images)} images {what} ({listed((path.name for path in images), 3)}); one is expected, and --images "
+            "says which"
+        )
+    others = [words for words in map(refused_kind, candidates) if words is not None]
+    raise ExpressionError(f"no image {what}; one is expected{''.join(f'. {words}' for words in others[:1])}")
 
 
 def whole_numbers(values: Any) -> NDArray[np.int64]:

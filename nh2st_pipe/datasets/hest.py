@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import ExpressionError, listed, reason_of
 from nh2st_pipe.core.h5ad import read_h5ad
-from nh2st_pipe.datasets.common import Found, Section, files_of, needed, one_image, read_delimited, whole_numbers
+from nh2st_pipe.datasets.common import Found, Section, files_of, needed, one_image, read_frame, whole_numbers
 
 __all__ = ["find_hest"]
 
@@ -75,7 +75,7 @@ def _tasks(folder: Path, say: Callable[[str], None]) -> dict[str, dict[str, str]
     tasks, twice = dict[str, dict[str, str]](), set[str]()
     for file in files_of(folder, "**/splits/test_*.csv"):
         fold = file.stem.removeprefix("test_")
-        table = read_delimited(file, ",")
+        table = read_frame(file)
         needed(table, ("sample_id",), file)
         task = file.parent.parent.name
         of = tasks.setdefault(task, {})
@@ -91,7 +91,7 @@ def _table(folder: Path) -> dict[str, dict[str, Any]]:
     tables = files_of(folder, "HEST_v*.csv")
     if not tables:
         return {}
-    rows = read_delimited(tables[-1], ",")
+    rows = read_frame(tables[-1])
     return {str(row["id"]): row for row in rows.iter_rows(named=True)} if "id" in rows.columns else {}
 
 
@@ -122,7 +122,10 @@ def _read(
         if not kept.any():
             raise ExpressionError(f"{patches} and {file} have no spot in common")
         if not kept.all():
-            notes.append(f"{int((~kept).sum())} spots without a patch in {patches.parent.name}/ left out")
+            notes.append(f"{int((~kept).sum()):,} spots without a patch in {patches.parent.name}/ left out")
+        lacking = len(on_tissue.difference(barcodes))
+        if lacking:
+            notes.append(f"{lacking:,} patches in {patches.parent.name}/ without counts")
         data, barcodes = data[kept], [barcode for barcode, keep in zip(barcodes, kept, strict=True) if keep]
     mpp = about.get("pixel_size_um_estimated") or about.get("pixel_size_um_embedded")
     ids = next((column for column in ("gene_ids", "gene_id", "ensembl_id") if column in data.var), None)

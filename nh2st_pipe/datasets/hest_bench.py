@@ -34,7 +34,7 @@ from nh2st_pipe.datasets.common import (
     files_of,
     needed,
     put_together,
-    read_delimited,
+    read_frame,
     whole_numbers,
 )
 
@@ -101,7 +101,7 @@ def _number(file: Path) -> tuple[int, str]:
 
 
 def _samples(file: Path) -> tuple[str, ...]:
-    table = read_delimited(file, ",")
+    table = read_frame(file)
     needed(table, ("sample_id",), file)
     return tuple(dict.fromkeys(table["sample_id"].cast(str)))
 

@@ -25,10 +25,10 @@ from anndata.io import read_elem
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.codecs import check_codecs, texts_counted
-from nh2st_pipe.core.errors import ExpressionError, listed, reason_of
+from nh2st_pipe.core.errors import ExpressionError, fault_of, listed, reason_of
 from nh2st_pipe.core.h5ad import checked
 from nh2st_pipe.core.quiet import quiet_warnings
-from nh2st_pipe.datasets.common import Found, Section, whole_numbers
+from nh2st_pipe.datasets.common import Found, Section, unreadable, whole_numbers
 
 __all__ = ["find_spatialdata"]
 
@@ -50,28 +50,40 @@ def find_spatialdata(folder: Path, say: Callable[[str], None]) -> list[Found]:
     stores = [folder] if _is_store(folder) else [path for path in sorted(folder.iterdir()) if _is_store(path)]
     found = list[Found]()
     for store in stores:
-        check_codecs(store, below=True)
-        with quiet_warnings(), texts_counted():
-            root = zarr.open_group(store, mode="r", use_consolidated=False)
-            pictures = _pictures(root)
-            tables = sorted(name for name, _ in root["tables"].groups()) if "tables" in root else []  # type: ignore[union-attr]
-        usual = min(tables, key=lambda name: (name != "table", "008um" not in name, name), default="")
-        for table in tables:
-            with quiet_warnings(), texts_counted():
-                attributes = read_elem(root[f"tables/{table}/uns"]).get(_KEY, {})
-            regions = np.atleast_1d(np.asarray(attributes.get("region", ()), object)).tolist()
-            for region in regions:
-                name = store.stem if len(regions) == 1 else f"{store.stem}_{region}"
-                for number, picture in enumerate(pictures or [None]):
-                    about = {"table": table, "region": str(region), "image": picture.name if picture else ""}
-                    other = ("table",) * (table != usual) + ("image",) * (number > 0)
-                    read = partial(_read, store, table, str(region), attributes, picture, name)
-                    found.append(Found(name, read, about, only_where=other))
+        name = store.resolve().stem
+        try:
+            with fault_of(ExpressionError, f"{store} cannot be read as SpatialData"):
+                found += _readings(store, name)
+        except ExpressionError as error:
+            found.append(unreadable(name, error))
     if not found:
         raise ExpressionError(
             f"there is no SpatialData store with a table that annotates shapes in {folder}; expected is <name>.zarr "
             "with images/, shapes/ and tables/"
         )
+    return found
+
+
+def _readings(store: Path, stem: str) -> list[Found]:
+    """Return every way in which a store can be read: its tables, regions and images."""
+    check_codecs(store, below=True)
+    with quiet_warnings(), texts_counted():
+        root = zarr.open_group(store, mode="r", use_consolidated=False)
+        pictures = _pictures(root)
+        tables = sorted(name for name, _ in root["tables"].groups()) if "tables" in root else []  # type: ignore[union-attr]
+    usual = min(tables, key=lambda name: (name != "table", "008um" not in name, name), default="")
+    found = list[Found]()
+    for table in tables:
+        with quiet_warnings(), texts_counted():
+            attributes = read_elem(root[f"tables/{table}/uns"]).get(_KEY, {})
+        regions = np.atleast_1d(np.asarray(attributes.get("region", ()), object)).tolist()
+        for region in regions:
+            name = stem if len(regions) == 1 else f"{stem}_{region}"
+            for number, picture in enumerate(pictures or [None]):
+                about = {"table": table, "region": str(region), "image": picture.name if picture else ""}
+                other = ("table",) * (table != usual) + ("image",) * (number > 0)
+                read = partial(_read, store, table, str(region), attributes, picture, name)
+                found.append(Found(name, read, about, only_where=other))
     return found
 
 

@@ -24,13 +24,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from nh2st_pipe.core.errors import ExpressionError, reason_of
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.datasets.common import (
-    IMAGES,
     Found,
     Made,
     Section,
@@ -39,10 +37,12 @@ from nh2st_pipe.datasets.common import (
     joined,
     left_out,
     needed,
+    numbers,
     one_image,
-    read_delimited,
+    read_frame,
     whole_numbers,
 )
+from nh2st_pipe.slides.kinds import IMAGES
 from nh2st_pipe.tiles.lattice import SPOT_PITCH_UM, array_pitch_px
 
 __all__ = ["find_her2st", "find_skin", "find_stnet"]
@@ -158,12 +158,12 @@ def _read(files: _Files, patient: str, pitch_um: float | None) -> Section:
         if not file.is_file():
             raise ExpressionError(f"{file} is missing; {without} without it")
     places, counts = _places(spot_file), _counts(count_file)
-    column, row = whole_numbers(places["x"]), whole_numbers(places["y"])
+    column, row = whole_numbers(numbers(places, ("x", "y"), spot_file)).T
     barcodes = [str(each) for each in counts[counts.columns[0]]]
     pairs = joined(barcodes, [f"{x}x{y}" for x, y in zip(column, row, strict=True)], count_file, spot_file)
     matrix = counts.drop(counts.columns[0])[pairs[:, 0]]
     at = places[pairs[:, 1]]
-    xy = at.select("pixel_x", "pixel_y").to_numpy().astype(np.float64)
+    xy = numbers(at, ("pixel_x", "pixel_y"), spot_file)
     section = Section(
         image=image,
         counts=counts_of(matrix, count_file),
@@ -177,7 +177,7 @@ def _read(files: _Files, patient: str, pitch_um: float | None) -> Section:
     )
     if pitch_um is not None:
         exact = ("new_x", "new_y") if {"new_x", "new_y"} <= set(places.columns) else ("x", "y")
-        pitch = array_pitch_px(xy, at.select(*exact).to_numpy().astype(np.float64))
+        pitch = array_pitch_px(xy, numbers(at, exact, spot_file))
         if pitch is None:
             what = f"pixel_x, pixel_y and {', '.join(exact)}"
             raise ExpressionError(f"{spot_file}: {what} are not those of one square array")
@@ -189,10 +189,10 @@ def _read(files: _Files, patient: str, pitch_um: float | None) -> Section:
 def _places(path: Path) -> pl.DataFrame:
     """Read a table of positions: x, y on the array and pixel_x, pixel_y, whatever they are called."""
     if ".csv" not in path.suffixes:
-        table = read_delimited(path)
+        table = read_frame(path)
         needed(table, ("x", "y", "pixel_x", "pixel_y"), path)
         return table
-    table = read_delimited(path, ",")
+    table = read_frame(path)
     needed(table, ("X", "Y"), path)
     parted = table[table.columns[0]].cast(pl.String).str.extract_groups(r"^(?<x>-?[0-9.]+)x(?<y>-?[0-9.]+)$")
     on_array = parted.struct.unnest().cast(pl.Float64)
@@ -203,12 +203,9 @@ def _places(path: Path) -> pl.DataFrame:
 
 def _counts(path: Path) -> pl.DataFrame:
     """Read a table of counts, the spots' names in its first column."""
+    table = read_frame(path)
     if path.suffix != ".parquet":
-        return read_delimited(path)
-    try:
-        table = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ExpressionError(f"{path} is not a readable table: {reason_of(error)}") from error
+        return table
     names = [name for name, kind in table.schema.items() if not kind.is_numeric()]
     if len(names) != 1:
         raise ExpressionError(f"{path}: one column of names of spots is expected, and there are {len(names)}")

@@ -26,8 +26,9 @@ from nh2st_pipe.datasets.common import (
     joined,
     left_out,
     needed,
+    numbers,
     one_image,
-    read_delimited,
+    read_frame,
     whole_numbers,
 )
 
@@ -61,7 +62,7 @@ def _read(folder: Path, name: str) -> Section:
     for file in (count_file, coord_file):
         if not file.is_file():
             raise ExpressionError(f"{file} is missing")
-    counts, places = read_delimited(count_file, ","), read_delimited(coord_file, ",")
+    counts, places = read_frame(count_file), read_frame(coord_file)
     needed(places, ("xaxis", "yaxis"), coord_file)
     barcodes, named = ([str(each) for each in table[table.columns[0]]] for table in (counts, places))
     pairs = joined(barcodes, named, count_file, coord_file)
@@ -74,7 +75,7 @@ def _read(folder: Path, name: str) -> Section:
         counts=counts_of(matrix, count_file),
         barcodes=kept,
         genes=matrix.columns,
-        xy=places[pairs[:, 1]].select("xaxis", "yaxis").to_numpy().astype(np.float64),
+        xy=numbers(places[pairs[:, 1]], ("xaxis", "yaxis"), coord_file),
         patient=name,
         notes=left_out(len(barcodes), places.height, len(pairs)),
         extra=_about(name),

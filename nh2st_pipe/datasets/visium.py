@@ -1,14 +1,17 @@
-"""Space Ranger's output: Visium, v1 and v2 names, and Visium HD at a chosen bin.
+"""Space Ranger's output: Visium of every version, and Visium HD at a chosen bin or by its cells.
 
     <section>/outs/filtered_feature_bc_matrix.h5     or the folder of the same name (matrix.mtx.gz, barcodes, features)
     <section>/outs/spatial/tissue_positions.csv      or tissue_positions_list.csv (no header), or .parquet
     <section>/outs/spatial/scalefactors_json.json
     <section>/outs/binned_outputs/square_008um/…     Visium HD: the same three inside each bin's folder
-    <section>/*.tif, *.jpg, …                        the microscope's image that Space Ranger was given
+    <section>/outs/segmented_outputs/                since version 4: filtered_feature_cell_matrix.h5 and
+                                                     cell_segmentations.geojson, gathered into squares
+    <section>/*.tif, *.btf, *.jpg, …                 the microscope's image that Space Ranger was given
 
 Positions name the pixel row before the pixel column; columns run along the width. The microscope's image is in no
-output of Space Ranger: it lies in the section's folder, or beside it under the section's name. Without it the section
-is left out, as tissue_hires_image.png shows a spot in some ten px.
+output of Space Ranger: it is given (`--images`), or lies in the section's folder, or beside it under its name, or
+where the section's `_invocation` says that Space Ranger took it from. Without it the section is left out, as
+tissue_hires_image.png shows a spot in some ten px, and CytAssist's own image is coarser still.
 """
 
 from __future__ import annotations
@@ -23,48 +26,66 @@ from typing import Any
 import numpy as np
 import polars as pl
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import ExpressionError, listed, reason_of
+from nh2st_pipe.core.errors import ExpressionError, fault_of, listed, reason_of
 from nh2st_pipe.core.h5ad import checked_matrix, require_h5
 from nh2st_pipe.core.memory import require
 from nh2st_pipe.datasets.common import (
-    IMAGES,
     Found,
     Section,
-    files_of,
     joined,
+    left_out,
     needed,
+    numbers,
     one_image,
-    read_delimited,
+    only_genes,
+    read_frame,
+    read_json,
+    unreadable,
     whole_numbers,
 )
+from nh2st_pipe.slides.kinds import IMAGES, is_image
 
-__all__ = ["find_visium", "matrix_of_h5"]
+__all__ = ["find_visium", "matrix_of", "squares"]
 
 _COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 _MATRICES = ("filtered_feature_bc_matrix", "raw_feature_bc_matrix")
-_POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
+_CELL_MATRICES = ("filtered_feature_cell_matrix", "raw_feature_cell_matrix")
+_CELLS = ("cell_segmentations.geojson", "graphclust_annotated_cell_segmentations.geojson")
+_POSITIONS = (
+    "tissue_positions.parquet",
+    *("tissue_positions.csv", "tissue_positions_list.csv"),
+    *("tissue_positions.csv.gz", "tissue_positions_list.csv.gz"),
+)
+_SCALES = "scalefactors_json.json"
 _BIN = re.compile(r"square_(\d+)um")
 _BIN_UM = 8
+_SQUARES_UM = (20, 50, 55, 100, 200)
+_NOT_OF_THE_MICROSCOPE = re.compile(
+    r"cytassist|fiducial|aligned_tissue|detected_tissue|tissue_(hires|lowres)|_spatial\b|mask|label|overview",
+    re.IGNORECASE,
+)
+_OF_THE_MICROSCOPE = re.compile(r"tissue_image\.[a-z0-9.]+$", re.IGNORECASE)
+_INVOCATION = re.compile(r"tissue_image_paths?\s*=\s*\[?(.*?)[\]\n]", re.DOTALL)
 
 
 def find_visium(folder: Path, say: Callable[[str], None]) -> list[Found]:
     """Find sections: `folder` itself, its outs/, or folders in it. Raises ExpressionError where there is none.
 
-    Of Visium HD each bin is one; that of 8 µm is taken, or the only one there is, unless `bin_um` says which.
+    Of Visium HD each bin is one; that of 8 µm is taken, or the only one there is, unless `bin_um` says which;
+    `cells_um` takes cells instead, gathered into squares. The filtered matrix is taken, unless `matrix`
+    says raw.
     """
-    found = []
+    found = list[Found]()
     for section in (folder, *sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._")):
-        outs = next((place for place in (section / "outs", section) if _places(place)), None)
-        if outs is None:
-            continue
-        places = _places(outs)
-        taken = min(places, key=lambda um: abs(um - _BIN_UM))
-        for um, place in places.items():
-            about = {"bin_um": str(um)} if um else {}
-            read = partial(_read, section, outs, place)
-            found.append(Found(section.name, read, about, only_where=() if um == taken else ("bin_um",)))
-        if section == folder:
+        name = section.resolve().name
+        try:
+            readings = _readings(section, name)
+        except OSError as error:  # a folder that may not be looked into is no reason to leave out the others
+            readings = [unreadable(name, error)] if section != folder else []
+        found += readings
+        if section == folder and readings:
             break
     if not found:
         raise ExpressionError(
@@ -74,83 +95,227 @@ def find_visium(folder: Path, say: Callable[[str], None]) -> list[Found]:
     return found
 
 
+def _readings(section: Path, name: str) -> list[Found]:
+    """Return every way in which a section can be read: at each bin, by cells, filtered or raw."""
+    outs = next((place for place in (section / "outs", section) if _places(place) or _cells(place)), None)
+    if outs is None:
+        return []
+    found, places = list[Found](), _places(outs)
+    taken = min(places, key=lambda um: abs(um - _BIN_UM), default=None)
+    for um, place in places.items():
+        kinds = {each: kind for each, kind in zip(("filtered", "raw"), _MATRICES, strict=True) if _has(place, kind)}
+        for number, (kind, matrix) in enumerate(kinds.items()):
+            about = {**({"bin_um": str(um)} if um else {}), "matrix": kind}
+            read = partial(_read, section, outs, place, matrix, name)
+            other = ("bin_um",) * (um != taken) + ("matrix",) * (number > 0)
+            found.append(Found(name, read, about, only_where=other))
+    cells = _cells(outs)
+    for um in _SQUARES_UM:
+        if cells is None:
+            break
+        usual = not places and um == _SQUARES_UM[2]
+        read = partial(_read_cells, section, outs, cells, um, name)
+        found.append(Found(name, read, {"cells_um": str(um)}, only_where=() if usual else ("cells_um",)))
+    return found
+
+
+def _has(place: Path, matrix: str) -> bool:
+    return (place / f"{matrix}.h5").is_file() or (place / matrix).is_dir()
+
+
 def _places(outs: Path) -> dict[int, Path]:
     """Return the folders that hold a matrix and positions, by the µm of their bins; 0 where there are spots."""
-    matrices = [outs / f"{name}{ending}" for name in _MATRICES for ending in ("", ".h5")]
-    if (outs / "spatial").is_dir() and any(path.exists() for path in matrices):
+    if (outs / "spatial").is_dir() and any(_has(outs, name) for name in _MATRICES):
         return {0: outs}
-    bins = ((_BIN.fullmatch(path.name), path) for path in sorted((outs / "binned_outputs").glob("square_*um")))
-    return {int(name.group(1)): path for name, path in bins if name and (path / "spatial").is_dir()}
+    parent = outs / "binned_outputs"
+    bins = [(_BIN.fullmatch(path.name), path) for of in (parent, outs) for path in sorted(of.glob("square_*um"))]
+    found = {int(name.group(1)): path for name, path in reversed(bins) if name and (path / "spatial").is_dir()}
+    return {um: path for um, path in sorted(found.items()) if any(_has(path, name) for name in _MATRICES)}
 
 
-def _read(section: Path, outs: Path, place: Path) -> Section:
-    counts, barcodes, genes, ids, counts_file = _matrix(place)
+def _cells(outs: Path) -> Path | None:
+    """Return the folder of segmented cells; None where there is none."""
+    for place in (outs / "segmented_outputs", outs):
+        if any(_has(place, name) for name in _CELL_MATRICES) and any((place / name).is_file() for name in _CELLS):
+            return place
+    return None
+
+
+def _read(section: Path, outs: Path, place: Path, kind: str, name: str) -> Section:
+    counts, barcodes, genes, ids, counts_file, notes = matrix_of(place, kind)
     positions = next((place / "spatial" / name for name in _POSITIONS if (place / "spatial" / name).is_file()), None)
     if positions is None:
         raise ExpressionError(f"there is no {listed(_POSITIONS)} in {place / 'spatial'}")
-    at = _positions(positions)
-    pairs = joined(barcodes, [str(each) for each in at["barcode"]], counts_file, positions)
-    inside = at["in_tissue"].to_numpy()[pairs[:, 1]] == 1
+    at = read_frame(positions, _COLUMNS)
+    needed(at, _COLUMNS, positions)
+    at = at.filter(pl.col("barcode").is_not_null())
+    inside = numbers(at, ("in_tissue",), positions)[:, 0] == 1
     if not inside.any():
-        raise ExpressionError(f"{positions}: no spot of {counts_file.name} is in tissue")
-    pairs, here = pairs[inside], at[pairs[inside, 1]]
-    mpp = _scales(place / "spatial" / "scalefactors_json.json").get("microns_per_pixel")
+        raise ExpressionError(f"{positions}: no spot is in tissue (in_tissue)")
+    pairs = joined(barcodes, [str(each) for each in at["barcode"]], counts_file, positions)
+    on_tissue = inside[pairs[:, 1]]
+    if not on_tissue.any():
+        raise ExpressionError(f"{positions}: no spot of {counts_file.name} is in tissue (in_tissue)")
+    pairs, outside = pairs[on_tissue], int((~on_tissue).sum())
+    without = left_out(
+        len(barcodes), int(inside.sum()) + outside, len(pairs) + outside, "counts", "a position in tissue"
+    )
+    here = at[pairs[:, 1]]
+    mpp = _scales(place / "spatial" / _SCALES).get("microns_per_pixel")
     return Section(
-        image=_image(section, outs),
+        image=partial(_image, section, outs, name),
         counts=sp.csr_matrix(counts[pairs[:, 0]]),
         barcodes=[barcodes[i] for i in pairs[:, 0]],
         genes=genes,
         gene_ids=ids,
-        xy=here.select("pxl_col_in_fullres", "pxl_row_in_fullres").to_numpy().astype(np.float64),
-        array_row=whole_numbers(here["array_row"]),
-        array_col=whole_numbers(here["array_col"]),
-        patient=section.name,
+        xy=numbers(here, ("pxl_col_in_fullres", "pxl_row_in_fullres"), positions),
+        array_row=whole_numbers(numbers(here, ("array_row",), positions)[:, 0]),
+        array_col=whole_numbers(numbers(here, ("array_col",), positions)[:, 0]),
+        patient=name,
         mpp=mpp,
         mpp_source="Space Ranger" if mpp else "",
-        notes=[f"{int((~inside).sum())} outside the tissue left out"] if not inside.all() else [],
+        notes=[*notes, *([f"{outside:,} outside the tissue left out"] if outside else []), *without],
     )
 
 
-def _image(section: Path, outs: Path) -> Path:
-    own = [path for place in {section, outs} for path in files_of(place, "*")]
-    beside = [path for path in files_of(section.parent, "*") if path.stem.startswith(section.name)]
-    inside = [path for path in own if path.suffix.lower() in IMAGES]
-    return one_image(inside or beside, f"of the microscope in {section}, or beside it under its name")
+def _read_cells(section: Path, outs: Path, place: Path, um: int, name: str) -> Section:
+    """Read segmented cells, each at its outline's centre, gathered into squares of `um` µm."""
+    kind = next(name for name in _CELL_MATRICES if _has(place, name))
+    counts, barcodes, genes, ids, counts_file, notes = matrix_of(place, kind)
+    outlines = next(place / name for name in _CELLS if (place / name).is_file())
+    mpp = _scales(place / "spatial" / _SCALES).get("microns_per_pixel")
+    if mpp is None:
+        raise ExpressionError(f"{place / 'spatial' / _SCALES} does not say microns_per_pixel")
+    centres = _centres(outlines)
+    named = {f"cellid_{number:09d}-1": at for number, at in centres.items()}
+    pairs = joined(barcodes, list(named), counts_file, outlines)
+    xy = np.array(list(named.values()), np.float64)[pairs[:, 1]]
+    at, folded = squares(xy * mpp, sp.csr_matrix(counts[pairs[:, 0]]), um)
+    without = left_out(len(barcodes), len(named), len(pairs), "counts", "an outline")
+    return Section(
+        image=partial(_image, section, outs, name),
+        counts=folded,
+        barcodes=[f"{x}x{y}" for x, y in at.tolist()],
+        genes=genes,
+        gene_ids=ids,
+        xy=np.asarray((at + 0.5) * um / mpp, np.float64),
+        array_row=at[:, 1],
+        array_col=at[:, 0],
+        patient=name,
+        mpp=mpp,
+        mpp_source="Space Ranger",
+        notes=[*notes, f"{len(pairs):,} cells in squares of {um} µm", *without],
+    )
 
 
-def _matrix(place: Path) -> tuple[sp.csr_matrix, list[str], list[str], list[str], Path]:
-    for name in _MATRICES:
-        file, folder = place / f"{name}.h5", place / name
-        if file.is_file():
-            return (*matrix_of_h5(file), file)
-        if folder.is_dir():
-            return (*_of_mtx(folder), folder)
-    raise ExpressionError(f"there is neither {_MATRICES[0]}.h5 nor {_MATRICES[0]}/ in {place}")
+def squares(um_xy: NDArray[np.float64], counts: sp.csr_matrix, um: int) -> tuple[NDArray[np.int64], sp.csr_matrix]:
+    """Add up the counts (n × g) of what lies (n × 2, µm) in the same square; return their columns and rows too."""
+    at, square = np.unique(np.floor(um_xy / um).astype(np.int64), axis=0, return_inverse=True)
+    n = len(um_xy)
+    fold = sp.csr_matrix((np.ones(n, np.float32), (square.ravel(), np.arange(n))), (len(at), n))
+    return at, sp.csr_matrix(fold @ counts)
 
 
-def matrix_of_h5(path: Path) -> tuple[sp.csr_matrix, list[str], list[str], list[str]]:
-    """Read 10x's HDF5: v3 has `matrix` with `features`, v2 a group named after the genome with `gene_names`."""
+def _centres(outlines: Path) -> dict[int, tuple[float, float]]:
+    """Return x and y of every cell's outline, level-0 px, by the number of the cell."""
+    from shapely.geometry import shape
+
+    centres = dict[int, tuple[float, float]]()
+    with fault_of(ExpressionError, f"{outlines} cannot be read as outlines of cells"):
+        for feature in json.loads(outlines.read_bytes())["features"]:
+            point = shape(feature["geometry"]).centroid
+            centres[int(feature["properties"]["cell_id"])] = (point.x, point.y)
+    return centres
+
+
+def _image(section: Path, outs: Path, name: str) -> Path:
+    """Return the microscope's image. Raises ExpressionError saying where it was looked for, and under which names."""
+    inside = [path for place in dict.fromkeys((section, outs)) for path in place.iterdir() if path.name[0] not in "._"]
+    beside = [path for path in section.resolve().parent.iterdir() if _begins(path.name, name)]
+    recorded = _invoked(section)
+    told = [place / path.name for path in recorded for place in (section, section.resolve().parent, path.parent)]
+    of_others = [*inside, *beside]
+    for candidates in (inside, beside, [path for path in told if path.is_file()]):
+        images = [path for path in dict.fromkeys(candidates) if is_image(path)]
+        kept = [path for path in images if not _NOT_OF_THE_MICROSCOPE.search(path.name)]
+        kept = [path for path in kept if _OF_THE_MICROSCOPE.search(path.name)] or kept
+        if len({path.resolve() for path in kept}) == 1:
+            return kept[0]
+        if kept:
+            return one_image(kept, f"of the microscope in {section}")
+    cytassist = any("cytassist" in path.name.lower() for path in of_others)
+    was = f". Space Ranger was given {listed(path.name for path in recorded)}" if recorded else ""
+    return one_image(
+        [path for path in of_others if not is_image(path)],
+        f"of the microscope in {section}, or beside it as {name}{{{', '.join(IMAGES[:3])}, …}}, which Space Ranger "
+        f"copies nowhere{was}{' (CytAssist has an image of its own, which is too coarse)' if cytassist else ''}; "
+        "--images FOLDER, 'GLOB' or a CSV of section,image says where it is",
+    )
+
+
+def _begins(file: str, section: str) -> bool:
+    """Whether a file is named after a section: S1 is no name for S10.tif."""
+    return file.startswith(section) and not file[len(section) : len(section) + 1].isalnum()
+
+
+def _invoked(section: Path) -> list[Path]:
+    """Return the images that Space Ranger was given, as the record of its call beside outs/ names them."""
+    file = section / "_invocation"
+    if not file.is_file():
+        return []
+    named = _INVOCATION.search(file.read_text("utf-8", "replace"))
+    return [] if named is None else [Path(each) for each in re.findall(r'"([^"]+)"', named.group(1))]
+
+
+def matrix_of(place: Path, name: str) -> tuple[sp.csr_matrix, list[str], list[str], list[str], Path, list[str]]:
+    """Return counts (n × g), barcodes, genes, their ids, the file, and what to say of the features that are none.
+
+    Raises ExpressionError where there is neither `name`.h5 nor a folder of that name, or it is damaged.
+    """
+    file, folder = place / f"{name}.h5", place / name
+    if not file.is_file() and not folder.is_dir():
+        raise ExpressionError(f"there is neither {name}.h5 nor {name}/ in {place}")
+    counts, barcodes, names, ids, types = _of_h5(file) if file.is_file() else _of_mtx(folder)
+    counts, names, ids, notes = only_genes(counts, names, ids, types)
+    return counts, barcodes, names, ids, file if file.is_file() else folder, notes
+
+
+_Features = tuple[sp.csr_matrix, list[str], list[str], list[str], list[str] | None]
+
+
+def _of_h5(path: Path) -> _Features:
+    """Read 10x's HDF5: v3 has `matrix` with `features`, v2 a group named after the genome with `gene_names`.
+
+    Of several genomes each is a group of its own, with the same barcodes or others.
+    """
     import h5py
-
-    def text(values: Any) -> list[str]:
-        return [each.decode() for each in values[:]]
 
     try:
         require_h5(path)
         with h5py.File(path) as opened:
-            group = opened["matrix"] if "matrix" in opened else opened[next(iter(opened))]
-            names, ids = (
-                (group["features/name"], group["features/id"])
-                if "features" in group
-                else (group["gene_names"], group["genes"])
-            )
+            groups = ["matrix"] if "matrix" in opened else [name for name in opened if "indptr" in opened[name]]
+            if len(groups) > 1:
+                raise ValueError(f"it holds {len(groups)} matrices, of the genomes {listed(groups)}; one is expected")
+            group = opened[groups[0]]
+            features = "features" in group
+            names, ids = ("features/name", "features/id") if features else ("gene_names", "genes")
+            types = _texts(group["features/feature_type"]) if "features/feature_type" in group else None
             n_genes, n_spots = (int(n) for n in group["shape"][:])
             parts = (group["data"][:].astype(np.float32), group["indices"][:], group["indptr"][:])
             counts = sp.csr_matrix(parts, shape=(n_spots, n_genes))  # the file is genes × spots by columns
             checked_matrix(counts, "the matrix")
-            return counts, text(group["barcodes"]), text(names), text(ids)
-    except (OSError, KeyError, ValueError, StopIteration) as error:
+            found = _texts(group["barcodes"]), _texts(group[names]), _texts(group[ids])
+            if [len(found[0]), len(found[1]), len(found[2])] != [n_spots, n_genes, n_genes]:
+                raise ValueError(
+                    f"it has {n_spots:,} × {n_genes:,} counts, {len(found[0]):,} barcodes and {len(found[1]):,} genes"
+                )
+            return (counts, *found, types)
+    except (OSError, KeyError, ValueError, IndexError) as error:
         raise ExpressionError(f"{path} is no matrix of Space Ranger: {reason_of(error)}") from error
+
+
+def _texts(values: Any) -> list[str]:
+    return [each.decode() if isinstance(each, bytes) else str(each) for each in values[:]]
 
 
 def _check_declared(matrix: Path) -> None:
@@ -171,7 +336,7 @@ _LEAST_LINE = 6  # bytes of "1 1 1"
 _ENTRY_BYTES = 60  # of an entry, while the matrix is turned
 
 
-def _of_mtx(folder: Path) -> tuple[sp.csr_matrix, list[str], list[str], list[str]]:
+def _of_mtx(folder: Path) -> _Features:
     from scipy.io import mmread
 
     def lines(*names: str) -> list[list[str]]:
@@ -181,7 +346,7 @@ def _of_mtx(folder: Path) -> tuple[sp.csr_matrix, list[str], list[str], list[str
             for path in (folder / f"{name}.gz", folder / name):
                 if path.is_file():
                     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-                    return [line.split("\t") for line in data.decode().splitlines()]
+                    return [line.split("\t") for line in data.decode().splitlines() if line]
         raise ExpressionError(f"there is no {listed(names)} in {folder}")
 
     matrix = next((folder / name for name in ("matrix.mtx.gz", "matrix.mtx") if (folder / name).is_file()), None)
@@ -201,27 +366,10 @@ def _of_mtx(folder: Path) -> tuple[sp.csr_matrix, list[str], list[str], list[str
         [line[0] for line in barcodes],
         [line[min(1, len(line) - 1)] for line in features],
         [line[0] for line in features],
+        [line[2] for line in features] if all(len(line) > 2 for line in features) else None,
     )
 
 
-def _positions(path: Path) -> pl.DataFrame:
-    if path.suffix == ".parquet":
-        try:
-            table = pl.read_parquet(path)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise ExpressionError(f"{path} is not a readable table: {reason_of(error)}") from error
-    else:
-        with path.open("rb") as file:
-            header = file.readline().startswith(b"barcode")  # Space Ranger 1 writes none
-        table = read_delimited(path, ",", header=header)
-        table = table if header else table.rename(dict(zip(table.columns, _COLUMNS, strict=False)))
-    needed(table, _COLUMNS, path)
-    return table
-
-
 def _scales(path: Path) -> dict[str, float]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
+    values = read_json(path)
     return {key: float(value) for key, value in values.items() if isinstance(value, (int, float)) and value > 0}

@@ -1,9 +1,9 @@
 """Xenium's output, its transcripts or cells gathered into squares, on the H&E image of the same section.
 
     <section>/[outs/]experiment.xenium            pixel_size: µm per px of the morphology image, 0.2125
-    <section>/[outs/]transcripts.parquet          feature_name, x_location, y_location (µm), qv, …
+    <section>/[outs/]transcripts.parquet          feature_name, x_location, y_location (µm), qv, …; .csv.gz in the first
     <section>/[outs/]cells.parquet (or .csv.gz)   cell_id, x_centroid, y_centroid (µm)
-    <section>/[outs/]cell_feature_matrix.h5       cells × features, as Space Ranger writes it
+    <section>/[outs/]cell_feature_matrix.h5       cells × features, as of Space Ranger; or the folder of that name
     <section>/[outs/]*he_image*.tif, *.svs, …     H&E, full resolution; the only other image than morphology*
     <section>/[outs/]*imagealignment*.csv         3 × 3: px of the H&E image (x, y, 1) → px of the morphology image
 
@@ -24,29 +24,48 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import ExpressionError, reason_of
-from nh2st_pipe.datasets.common import IMAGES, Found, Section, files_of, needed, read_delimited
-from nh2st_pipe.datasets.visium import matrix_of_h5
+from nh2st_pipe.datasets.common import (
+    CONTROLS,
+    Found,
+    Section,
+    files_of,
+    left_out,
+    needed,
+    numbers,
+    one_image,
+    read_frame,
+    unreadable,
+)
+from nh2st_pipe.datasets.visium import matrix_of, squares
+from nh2st_pipe.slides.kinds import is_image
 
 __all__ = ["find_xenium"]
 
 _SQUARES_UM, _USUAL_UM = (20, 50, 55, 100, 200), 100
 _LEAST_QV = 20  # of a transcript that counts, as Xenium's own cell matrix has it
-_NO_GENES = ("NegControl", "BLANK", "Unassigned", "UnassignedCodeword", "antisense", "Intergenic", "Deprecated")
+_TRANSCRIPTS = ("transcripts.parquet", "transcripts.csv.gz", "transcripts.csv")
+_CELLS = ("cells.parquet", "cells.csv.gz", "cells.csv")
+_MATRIX = "cell_feature_matrix"
 
 
 def find_xenium(folder: Path, say: Callable[[str], None]) -> list[Found]:
     """Find sections: `folder` itself, its outs/, or folders in it. Raises ExpressionError where there is none."""
     found = list[Found]()
     for section in (folder, *sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._")):
-        outs = next((place for place in (section / "outs", section) if (place / "experiment.xenium").is_file()), None)
+        try:
+            outs = next((at for at in (section / "outs", section) if (at / "experiment.xenium").is_file()), None)
+        except OSError as error:  # a folder that may not be looked into is no reason to leave out the others
+            found.append(unreadable(section.name, error))
+            continue
         if outs is None:
             continue
-        by_transcripts = (outs / "transcripts.parquet").is_file()
+        name = section.resolve().name
+        by_transcripts = any((outs / each).is_file() for each in _TRANSCRIPTS)
         for key, taken in (("bin_um", by_transcripts), ("cells_um", not by_transcripts)):
             for um in _SQUARES_UM:
-                read = partial(_read, section, outs, um, key == "cells_um")
+                read = partial(_read, section, outs, um, key == "cells_um", name)
                 usual = taken and um == _USUAL_UM
-                found.append(Found(section.name, read, {key: str(um)}, only_where=() if usual else (key,)))
+                found.append(Found(name, read, {key: str(um)}, only_where=() if usual else (key,)))
         if section == folder:
             break
     if not found:
@@ -54,45 +73,49 @@ def find_xenium(folder: Path, say: Callable[[str], None]) -> list[Found]:
     return found
 
 
-def _read(section: Path, outs: Path, um: int, by_cell: bool) -> Section:
-    image, alignment = _image(section, outs)
-    to_image, mpp = _to_image(outs / "experiment.xenium", alignment)
-    at, genes, counts = (_of_cells if by_cell else _of_transcripts)(outs, um)
+def _read(section: Path, outs: Path, um: int, by_cell: bool, name: str) -> Section:
+    to_image, mpp = _to_image(outs / "experiment.xenium", _alignment(section, outs))
+    at, genes, counts, notes = (_of_cells if by_cell else _of_transcripts)(outs, um)
     xy = np.column_stack(((at + 0.5) * um, np.ones(len(at)))) @ to_image.T
     return Section(
-        image=image,
+        image=partial(_image, section, outs),
         counts=counts,
         barcodes=[f"{x}x{y}" for x, y in at.tolist()],
         genes=genes,
         xy=xy,
         array_row=at[:, 1],
         array_col=at[:, 0],
-        patient=section.name,
+        patient=name,
         mpp=mpp,
         mpp_source="Xenium's alignment of the H&E image",
-        notes=[f"squares of {um} µm of {'cells' if by_cell else 'transcripts'}"],
+        notes=[f"squares of {um} µm of {'cells' if by_cell else 'transcripts'}", *notes],
     )
 
 
-def _of_transcripts(outs: Path, um: int) -> tuple[NDArray[np.int64], list[str], sp.csr_matrix]:
-    """Return the squares' columns and rows n × 2, the genes, and counts n × g, without holding all transcripts."""
-    file = outs / "transcripts.parquet"
-    if not file.is_file():
-        raise ExpressionError(f"{file} is missing; --where cells_um={um} counts what is inside cells")
+_Squares = tuple[NDArray[np.int64], list[str], sp.csr_matrix, list[str]]
+"""Columns and rows of squares n × 2, genes, counts n × g, and what to say."""
+
+
+def _of_transcripts(outs: Path, um: int) -> _Squares:
+    """Return squares of single transcripts, without holding all of those."""
+    file = next((outs / name for name in _TRANSCRIPTS if (outs / name).is_file()), None)
+    if file is None:
+        raise ExpressionError(f"{outs / _TRANSCRIPTS[0]} is missing; --where cells_um={um} counts what is inside cells")
     try:
-        lazy = pl.scan_parquet(file)
+        lazy = pl.scan_parquet(file) if file.suffix == ".parquet" else pl.scan_csv(file, infer_schema_length=10_000)
         names = lazy.collect_schema().names()
         lacking = [name for name in ("feature_name", "x_location", "y_location") if name not in names]
         if lacking:
             raise ExpressionError(f"{file} lacks the columns {', '.join(lacking)}")
         gene = pl.col("feature_name").cast(pl.String)
-        kept = ~pl.any_horizontal(gene.str.starts_with(start) for start in _NO_GENES)
+        is_gene = ~pl.any_horizontal(gene.str.starts_with(start) for start in CONTROLS)
         if "is_gene" in names:
-            kept &= pl.col("is_gene")
-        if "qv" in names:
-            kept &= pl.col("qv") >= _LEAST_QV
-        squares = [(pl.col(f"{axis}_location") / um).floor().cast(pl.Int64).alias(axis) for axis in ("x", "y")]
-        table = lazy.filter(kept).group_by(*squares, gene.alias("gene")).len().collect(engine="streaming")
+            is_gene &= pl.col("is_gene").cast(pl.String).str.to_lowercase().is_in(["true", "1"])
+        sure = pl.col("qv") >= _LEAST_QV if "qv" in names else pl.lit(True)
+        squares_of = [(pl.col(f"{axis}_location") / um).floor().cast(pl.Int64).alias(axis) for axis in ("x", "y")]
+        table = lazy.filter(is_gene & sure).group_by(*squares_of, gene.alias("gene")).len().collect(engine="streaming")
+        other = lazy.select((~is_gene).sum().alias("controls"), (is_gene & ~sure).sum().alias("unsure"))
+        controls, unsure = other.collect(engine="streaming").row(0)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ExpressionError(f"{file} is not a readable table: {reason_of(error)}") from error
     if table.is_empty():
@@ -100,23 +123,18 @@ def _of_transcripts(outs: Path, um: int) -> tuple[NDArray[np.int64], list[str], 
     at, row = np.unique(table.select("x", "y").to_numpy(), axis=0, return_inverse=True)
     genes, column = np.unique(table["gene"].to_numpy().astype(str), return_inverse=True)
     counts = sp.csr_matrix((table["len"].to_numpy().astype(np.float32), (row, column)), shape=(len(at), len(genes)))
-    return at, genes.tolist(), counts
+    said = [(controls, "of control probes"), (unsure, f"of a quality below {_LEAST_QV}")]
+    return at, genes.tolist(), counts, [f"{number:,} transcripts {of} left out" for number, of in said if number]
 
 
-def _of_cells(outs: Path, um: int) -> tuple[NDArray[np.int64], list[str], sp.csr_matrix]:
+def _of_cells(outs: Path, um: int) -> _Squares:
     """The same from the counts of cells."""
-    file = next(
-        (outs / name for name in ("cells.parquet", "cells.csv.gz", "cells.csv") if (outs / name).is_file()), None
-    )
-    matrix = outs / "cell_feature_matrix.h5"
-    if file is None or not matrix.is_file():
-        raise ExpressionError(f"{matrix if file else outs / 'cells.parquet'} is missing")
-    try:
-        cells = pl.read_parquet(file) if file.suffix == ".parquet" else read_delimited(file, ",")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ExpressionError(f"{file} is not a readable table: {reason_of(error)}") from error
+    file = next((outs / name for name in _CELLS if (outs / name).is_file()), None)
+    if file is None:
+        raise ExpressionError(f"{outs / _CELLS[0]} is missing")
+    cells = read_frame(file)
     needed(cells, ("cell_id", "x_centroid", "y_centroid"), file)
-    counts, barcodes, names, _ = matrix_of_h5(matrix)
+    counts, barcodes, genes, _, matrix, notes = matrix_of(outs, _MATRIX)
     identity = cells["cell_id"]
     known = identity.cast(pl.String) if identity.dtype != pl.Binary else identity.map_elements(bytes.decode, pl.String)
     place = {name: row for row, name in enumerate(known)}
@@ -124,12 +142,10 @@ def _of_cells(outs: Path, um: int) -> tuple[NDArray[np.int64], list[str], sp.csr
     if not both:
         raise ExpressionError(f"{matrix} and {file} have no cell in common")
     rows, cell = np.array(both).T
-    gene = np.array([not name.startswith(_NO_GENES) for name in names])
-    centres = cells.select("x_centroid", "y_centroid").to_numpy()[cell]
-    at, square = np.unique(np.floor(centres / um).astype(np.int64), axis=0, return_inverse=True)
-    fold = sp.csr_matrix((np.ones(len(rows), np.float32), (square.ravel(), np.arange(len(rows)))), (len(at), len(rows)))
-    summed = sp.csr_matrix(fold @ counts[rows][:, gene])
-    return at, [name for name, keep in zip(names, gene, strict=True) if keep], summed
+    centres = numbers(cells[cell], ("x_centroid", "y_centroid"), file)
+    at, summed = squares(centres, sp.csr_matrix(counts[rows]), um)
+    notes += [f"cells: {words}" for words in left_out(len(barcodes), cells.height, len(both), "counts", "a place")]
+    return at, genes, summed, notes
 
 
 def _to_image(experiment: Path, alignment: Path) -> tuple[NDArray[np.float64], float]:
@@ -150,13 +166,19 @@ def _to_image(experiment: Path, alignment: Path) -> tuple[NDArray[np.float64], f
     return np.asarray(to_image, np.float64), size * scale
 
 
-def _image(section: Path, outs: Path) -> tuple[Path, Path]:
-    """Return the H&E image and its alignment."""
-    every = [path for place in dict.fromkeys((section, outs)) for path in files_of(place, "*")]
-    alignments = [path for path in every if "imagealignment" in path.name.lower() and path.suffix == ".csv"]
-    images = [path for path in every if path.suffix.lower() in IMAGES and not path.name.startswith("morphology")]
+def _image(section: Path, outs: Path) -> Path:
+    """Return the H&E image."""
+    every = [path for place in dict.fromkeys((section, outs)) for path in place.iterdir() if path.name[0] not in "._"]
+    images = [path for path in every if is_image(path) and not path.name.startswith("morphology")]
     images = [path for path in images if "he_image" in path.name.lower()] or images
-    for what, found in (("H&E image", images), ("alignment of the H&E image (*imagealignment.csv)", alignments)):
-        if len(found) != 1:
-            raise ExpressionError(f"{'no' if not found else len(found)} {what} in {section}; one is expected")
-    return images[0], alignments[0]
+    return one_image(images, f"of H&E in {section}")
+
+
+def _alignment(section: Path, outs: Path) -> Path:
+    """Return the file that says how the H&E image lies on the morphology image."""
+    every = [path for place in dict.fromkeys((section, outs)) for path in files_of(place, "*")]
+    found = [path for path in every if "imagealignment" in path.name.lower() and path.suffix == ".csv"]
+    if len(found) != 1:
+        what = "alignment of the H&E image (*imagealignment.csv)"
+        raise ExpressionError(f"{len(found) or 'no'} {what} in {section}; one is expected")
+    return found[0]

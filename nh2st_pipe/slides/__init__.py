@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nh2st_pipe.core.errors import SlideError, fault_of
 from nh2st_pipe.slides.base import Slide, UndecodedError
+from nh2st_pipe.slides.kinds import refused_kind
 
 __all__ = ["Slide", "open_slide"]
 
@@ -29,6 +30,9 @@ def open_slide(path: Path) -> Slide:
     from nh2st_pipe.slides.raster import RasterSlide
     from nh2st_pipe.slides.tiff import TiffSlide, is_tiff
 
+    other = refused_kind(path)
+    if other is not None and path.exists():
+        raise SlideError(f"{path}: {other}")
     with fault_of(SlideError, f"{path} cannot be read"):  # it may not be ours to read, or vanish meanwhile
         if OmeZarrSlide.reads(path):
             return OmeZarrSlide(path)

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _ASPECT = 0.05  # how far a mask's sides may be from the slide's
-_MOST_ENLARGED = 1.5
+_MOST_ENLARGED, _USUAL_INPUT_PX = 1.5, 224
 _BRIGHT_PERCENT, _LEAST_LIGHT = (
     99.0,
     80.0,
@@ -72,14 +72,18 @@ def check_tile(size_level0_px: float, slide: Slide) -> None:
         )
 
 
-def enlarged(size_level0_px: float, input_px: int) -> list[str]:
-    """Return a doubt where the encoder's input is made of much fewer px of the slide: it sees blur, not cells."""
-    times = input_px / size_level0_px
+def enlarged(size_level0_px: float, input_px: int | None) -> list[str]:
+    """Say where the encoder's input is made of much fewer px of the slide: it sees blur, not cells.
+
+    Where it is not known which encoder it will be, that is said of the usual input.
+    """
+    times = (input_px or _USUAL_INPUT_PX) / size_level0_px
     if times <= _MOST_ENLARGED:
         return []
+    takes = f"{input_px} px that the encoder takes" if input_px else f"{_USUAL_INPUT_PX} px that most encoders take"
     return [
-        f"tiles of {size_level0_px:.4g} px are enlarged {times:.1f} × to the {input_px} px that the encoder takes, and "
-        "show no more than they hold: was the slide scanned, or saved, at too low a resolution?"
+        f"tiles of {size_level0_px:.4g} px are enlarged {times:.1f} × to the {takes}, and show no more than they hold: "
+        "was the slide scanned, or saved, at too low a resolution?"
     ]
 
 

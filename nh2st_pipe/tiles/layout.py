@@ -25,10 +25,7 @@ from nh2st_pipe.tiles.manifest import SlideRow
 from nh2st_pipe.tiles.options import GridOptions
 from nh2st_pipe.tiles.spots import Spots, read_spots
 
-USUAL_INPUT_PX = 224
-"""Side of the picture that most encoders take."""
-
-__all__ = ["USUAL_INPUT_PX", "Layout", "doubts_on_tissue", "lay_out", "tissue_on"]
+__all__ = ["Layout", "doubts_on_tissue", "lay_out", "tissue_on"]
 
 
 @dataclass(frozen=True)
@@ -50,9 +47,9 @@ class Layout:
 
 
 def lay_out(
-    row: SlideRow, slide: Slide, tile: TileSize, grid: GridOptions | None = None, *, input_px: int = USUAL_INPUT_PX
+    row: SlideRow, slide: Slide, tile: TileSize, grid: GridOptions | None = None, *, input_px: int | None = None
 ) -> Layout:
-    """Return the tiles of `row`'s slide: its spots, or a grid over its tissue; `input_px` is the encoder's.
+    """Return the tiles of `row`'s slide: its spots, or a grid over its tissue; `input_px` is the encoder's, if known.
 
     Raises SlideError or ExpressionError where they cannot be, naming what is wrong.
     """
@@ -60,7 +57,7 @@ def lay_out(
     resolution = choose_mpp(row.mpp, slide.mpp, None if spots is None else spots_say(spots))
     size = tile.on_slide(resolution.mpp, slide)
     check_tile(size, slide)
-    doubts, notes, mask, picture = [*resolution.doubts, *enlarged(size, input_px)], list[str](), None, None
+    doubts, notes, mask, picture = [*resolution.doubts], list[str](), None, None
     if spots is not None:
         assert row.expression is not None
         check_on_image(spots, slide)
@@ -74,6 +71,7 @@ def lay_out(
         doubts += mask_notices(mask, slide) if row.tissue else []
         doubts += darkness(picture) if picture is not None else []
     notes = [*slide.notices, *resolution.notes, *spots.notices, *notes]
+    (notes if input_px is None else doubts).extend(enlarged(size, input_px))
     return Layout(spots.take(file_order(spots.xy)), size, resolution, tuple(notes), tuple(doubts), mask, picture)
 
 

@@ -198,10 +198,20 @@ def test_what_lies_beyond_a_files_end_is_counted_without_decoding(tmp_path: Path
 
 
 def test_tiles_that_show_less_than_the_encoder_takes_are_doubted(slides: Path) -> None:
-    of = by_id(check(slides))
-    assert "tiles of 67.2 px are enlarged 3.3 × to the 224 px that the encoder takes" in of["good"].doubts[0]
-    assert by_id(check(slides, tile_px=149.0))["good"].doubts[0].startswith("tiles of 149 px are enlarged 1.5 ×")
-    assert not [words for words in by_id(check(slides, tile_px=150.0))["good"].doubts if "enlarged" in words]
+    def said(tile_px: float, encoder: str | None) -> tuple[list[str], list[str]]:
+        of = by_id(check(slides, tile_px=tile_px, encoder=encoder))["good"]
+        return [words for words in of.doubts if "enlarged" in words], [
+            words for words in of.notes if "enlarged" in words
+        ]
+
+    (doubt,), none = said(40.0, "fake")
+    assert "tiles of 40 px are enlarged 1.6 × to the 64 px that the encoder takes" in doubt
+    assert not none
+    assert said(43.0, "fake") == ([], [])
+    none, (note,) = said(148.0, None)  # of which it is not known for whom they are
+    assert "tiles of 148 px are enlarged 1.5 × to the 224 px that most encoders take" in note
+    assert not none
+    assert said(150.0, None) == ([], [])
 
 
 @pytest.mark.parametrize("spots", [True, False])

@@ -49,7 +49,8 @@ def test_spots_are_joined_by_name_and_x_is_the_width(tmp_path: Path) -> None:
     assert data.obsm["spatial"].tolist() == [[800, 100], [200, 200], [500, 100]]
     assert data.obs["array_col"].tolist() == [8, 2, 5]
     assert data.obs["array_row"].tolist() == [1, 2, 1]
-    assert "3 spots × 2 genes; 2 in only one of the two files left out; 2.0000 µm per px" in said[0]
+    words = "1 with counts and without places left out; 1 with places and without counts left out; 2.0000 µm per px"
+    assert f"3 spots × 2 genes; {words}" in said[0]
     summary = embed(tmp_path / "out/manifest.csv", encoder="fake", store=tmp_path / "s.zarr")
     assert summary.failed == {}  # a transposed reading would put spots outside the image
 

@@ -59,9 +59,9 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
-def bring(layout: str, folder: Path, **options: Any) -> Imported:
-    said = list[str]()
-    return import_dataset(layout.split(",")[0], folder, folder.parent / "out/manifest.csv", said.append, **options)
+def bring(layout: str, folder: Path, *, said: list[str] | None = None, **options: Any) -> Imported:
+    say = (list[str]() if said is None else said).append
+    return import_dataset(layout.split(",")[0], folder, folder.parent / "out/manifest.csv", say, **options)
 
 
 def spots(made: Imported, slide_id: str) -> anndata.AnnData:
@@ -187,8 +187,8 @@ def test_squares_of_xenium_are_as_large_as_asked(tmp_path: Path) -> None:
     assert len(spots(made, "A1")) == 6 * 3
     for where, lost, words in (
         ({"cells_um": "50"}, "outs/cells.parquet", r"cells\.parquet is missing"),
+        ({}, "A1_he_image.tif", "no image of H&E in"),
         ({}, "A1_he_imagealignment.csv", "no alignment of the H&E image"),
-        ({}, "A1_he_image.tif", "no H&E image in"),
     ):
         (folder / "A1" / lost).unlink(missing_ok=True)
         with pytest.raises(ExpressionError, match=words):
