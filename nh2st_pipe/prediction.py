@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import nh2st_pipe
 from nh2st_pipe.core.devices import pick_head_device
-from nh2st_pipe.core.errors import NH2STError, SlideError, StoreError, TrainError, UsageError, listed
+from nh2st_pipe.core.errors import OF_ONE_SLIDE, NH2STError, SlideError, StoreError, TrainError, UsageError, listed
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.data.panels import read_gene_file
@@ -33,9 +33,11 @@ from nh2st_pipe.runs.predictions import write_prediction
 from nh2st_pipe.store.format import Contract
 from nh2st_pipe.store.read import SlideData, Store, open_store
 
+if TYPE_CHECKING:
+    from nh2st_pipe.tiles.manifest import SlideRow
+
 __all__ = ["PredictSummary", "predict"]
 
-_MPP_TOLERANCE = 0.05
 _PITCH_TOLERANCE = 0.15
 _UNLIKE_SHARE = 0.1  # of a slide's tiles, from which on it is spoken of
 
@@ -114,8 +116,15 @@ def predict(
     if slides is not None:
         from nh2st_pipe.tiles.manifest import read_manifest
 
-        wanted = [row.slide_id for row in read_manifest(slides)]  # its faults come before any work
-        embeddings = _embed(slides, about.store, about.pitch, summary, weights, device, trust_remote_code, progress)
+        rows = read_manifest(slides)  # its faults come before any work
+        wanted = [row.slide_id for row in rows]
+        summary.failed.update({} if any_mpp else _refused(rows, about))
+        only = [name for name in wanted if name not in summary.failed]
+        if not only:
+            return summary
+        embeddings = _embed(
+            slides, only, about.store, about.pitch, summary, weights, device, trust_remote_code, progress
+        )
     assert embeddings is not None
     store = open_store(embeddings)
     differences = about.store.differences(store.contract, one_store=False)
@@ -161,8 +170,9 @@ def predict(
         progress.advance(number, len(names), name)
         try:
             slide = store.read(name, first_view_only=about.features.views == "first")
-            if not any_mpp:
-                _check_mpp(slide, about)
+            refused = None if any_mpp else about.refusal(name, slide.mpp)
+            if refused is not None:
+                raise SlideError(refused)
             predicted, familiar, apart = _predict(head, slide, about, reference, torch_device)
         except (StoreError, SlideError, TrainError) as error:  # one slide that cannot be predicted; the others go on
             summary.failed[name] = str(error)
@@ -340,25 +350,32 @@ def _caution(head: HeadModel, predicted: Prediction, about: About) -> str | None
     return f"{words}. The training slides, each held out, had a likeness of {low:.2f} to {high:.2f}"
 
 
-def _check_mpp(slide: SlideData, about: About) -> None:
-    """Raise SlideError where tiles of so many px would show another size of tissue than the head was trained on."""
-    if about.store.tile["size_level0_px"] is None:
-        return  # tiles were cut in µm: their size is the same on every slide
-    trained = about.mpp_range()
-    if trained is None:
-        return
-    low, high = trained[0] / (1 + _MPP_TOLERANCE), trained[1] * (1 + _MPP_TOLERANCE)
-    if slide.mpp is None or not low <= slide.mpp <= high:
-        have = "of unknown resolution" if slide.mpp is None else f"of {slide.mpp:g} µm per px"
-        raise SlideError(
-            f"slide {slide.slide_id} is {have}, and the model was trained with tiles of "
-            f"{about.store.tile['size_level0_px']:g} px at {trained[0]:g} to {trained[1]:g}: its tiles show another "
-            "size of tissue. Give its mpp in the manifest, train with --tile-um, or predict all the same with --any-mpp"
-        )
+def _refused(rows: Sequence[SlideRow], about: About) -> dict[str, str]:
+    """Return which slides the model cannot predict for their resolution, and why: before any of them is encoded."""
+    from nh2st_pipe.slides import open_slide
+    from nh2st_pipe.tiles.layout import resolution_of
+
+    if about.refusal("", None) is None:
+        return {}  # of any resolution
+    refused = dict[str, str]()
+    for row in rows:
+        try:
+            slide = open_slide(row.slide)
+            try:
+                mpp = resolution_of(row, slide).mpp
+            finally:
+                slide.close()
+        except OF_ONE_SLIDE:
+            continue  # embed names it
+        words = about.refusal(row.slide_id, mpp)
+        if words is not None:
+            refused[row.slide_id] = words
+    return refused
 
 
 def _embed(
     slides: str | Path,
+    only: Collection[str],
     trained_on: Contract,
     pitch: float | None,
     summary: PredictSummary,
@@ -393,6 +410,7 @@ def _embed(
         tile_um=trained_on.tile["size_um"],
         tile_px=trained_on.tile["size_level0_px"],
         precision=trained_on.precision,
+        only=only,
         stain_shift="off",  # these slides are predicted, not trained on
         device=device,
         trust_remote_code=trust_remote_code,

@@ -29,7 +29,7 @@ AS_THEY_ARE = "as they are"
 _THUMBNAIL_PX = 1024
 _USUAL_PX = 224
 _TILES_READ = 24
-_ENOUGH = 0.5
+_ENOUGH, _HALF = 0.9, 0.5  # of the spots on tissue: a way of laying them that is written down, or is the file's own
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,15 @@ class Examined:
         return {**values, "correction": None if made is None else {"mpp": made.mpp, "way": made.way}}
 
 
-def examine(row: SlideRow, tile: TileSize, grid: GridOptions | None = None, input_px: int | None = None) -> Examined:
+def examine(
+    row: SlideRow,
+    tile: TileSize,
+    grid: GridOptions | None = None,
+    input_px: int | None = None,
+    refusal: Callable[[str, float | None], str | None] = lambda slide_id, mpp: None,
+) -> Examined:
     """Look at the slide of one row of a manifest, tiles being of the size `tile`, for an encoder that takes `input_px`,
-    where it is known.
+    where it is known. `refusal` says why a slide of that mpp is of no use, where it is none.
 
     Faults are in what is returned.
     """
@@ -105,6 +111,8 @@ def examine(row: SlideRow, tile: TileSize, grid: GridOptions | None = None, inpu
     else:
         try:
             _look_at(found, row, slide, tile, grid, input_px)
+            words = refusal(row.slide_id, found.mpp)
+            found.faults += [words] if words is not None else []
         finally:
             slide.close()
     found.seconds = time.perf_counter() - began
@@ -205,15 +213,17 @@ def _propose(found: Examined, spots: Spots, mask: NDArray[np.bool_], size: tuple
     found.on_tissue |= {way: on_tissue(lay(spots.xy, size), mask, size) for way, lay in ways.items()}
     best = max(ways, key=lambda way: found.on_tissue[way])
     own, other = found.on_tissue[AS_THEY_ARE], found.on_tissue[best]
-    lay = (
-        ways[best] if other >= _ENOUGH and (other > own + CLEARLY_BETTER or (unfit and best.startswith("÷"))) else None
-    )
+    rival = max((share for way, share in found.on_tissue.items() if way != best), default=0.0)
+    by_its_own_factor = unfit and best.startswith("÷")  # the file says it, and nothing else can be meant
+    clear = other >= _ENOUGH and other > own + CLEARLY_BETTER and other > rival + CLEARLY_BETTER
+    lay = ways[best] if clear or (by_its_own_factor and other >= _HALF) else None
     laid = spots if lay is None else replace(spots, xy=lay(spots.xy, size))
     said = spots_say(laid)
     mpp = None
     if said is not None and plausible_mpp(said.mpp):
-        contradicted = found.mpp is not None and said.sure and abs(found.mpp / said.mpp - 1) > SPOTS_TOLERANCE
-        mpp = said.mpp if found.mpp is None or contradicted else None
+        wrong = found.mpp is not None and abs(found.mpp / said.mpp - 1) > SPOTS_TOLERANCE
+        # What the image's own file says is not overruled, and what other arrays look like is no evidence.
+        mpp = said.mpp if said.sure and (found.mpp is None or (wrong and found.mpp_source == "manifest")) else None
     if lay is not None or mpp is not None:
         found.correction = Correction(mpp, best if lay is not None else None, lay)
 

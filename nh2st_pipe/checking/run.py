@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from nh2st_pipe.core.errors import UsageError
 from nh2st_pipe.core.h5ad import read_h5ad, write_h5ad
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.quiet import quiet_warnings
-from nh2st_pipe.recipes.encoder import load_encoder_recipe
+from nh2st_pipe.recipes.encoder import EncoderRecipe, load_encoder_recipe
 from nh2st_pipe.slides.resolution import TileSize, check_tile_options
 from nh2st_pipe.tiles.manifest import SlideRow, manifest_lines, read_manifest, write_manifest
 from nh2st_pipe.tiles.options import GridOptions
@@ -58,6 +58,7 @@ def check(
     *,
     out: str | Path | None = None,
     encoder: str | Path | None = None,
+    model: str | Path | None = None,
     tile_um: float | None = None,
     tile_px: float | None = None,
     overlap: float | None = None,
@@ -68,9 +69,10 @@ def check(
     """Look at every slide of the manifest `slides` as `embed` would, and write one page about them to `out`.
 
     Tiles have a side of `tile_um` µm (by default as the recipe `encoder` has them, else 112) or `tile_px` level-0 px;
-    `overlap` (0) and `min_tissue` (0.5) are
-    shares of a tile, for slides without spots. `fix` is a folder for a manifest with what is proposed put right: mpp,
-    and .h5ad files with corrected places of spots; neither the slides nor their own expression files are changed.
+    `overlap` (0) and `min_tissue` (0.5) are shares of a tile, for slides without spots. `model` (a run, its model/, or
+    hf-hub:owner/name) has an encoder and tiles of its own, and a slide that it cannot predict is a fault. `fix` is a
+    folder for a manifest with what is proposed put right: mpp, and .h5ad files with corrected places of spots; neither
+    the slides nor their own expression files are changed.
 
     Raises ManifestError where the manifest cannot be read, UsageError where an option cannot be.
     """
@@ -79,14 +81,19 @@ def check(
     rows, progress = read_manifest(slides), progress or Progress()
     if fix is not None and Path(fix).exists() and any(Path(fix).iterdir()):
         raise UsageError(f"{fix} holds something already; give a new folder for the corrected manifest")
+    if model is not None and (encoder is not None or tile_um or tile_px):
+        raise UsageError("--model says which encoder and tiles are needed; give neither --encoder nor a tile's size")
     recipe = None if encoder is None else load_encoder_recipe(encoder)
     default_um = DEFAULT_TILE_UM if recipe is None else recipe.input_px * recipe.mpp
     tile = TileSize(um=tile_um or (None if tile_px else default_um), level0_px=tile_px)
+    refusal: Callable[[str, float | None], str | None] = lambda slide_id, mpp: None  # noqa: E731 -- as typed
+    if model is not None:
+        recipe, tile, refusal = _needs(model)
     found = Checked()
     progress.start("checking", len(rows), "slides")
     for number, row in enumerate(rows):
         progress.advance(number, len(rows), row.slide_id)
-        found.slides.append(examine(row, tile, grid, None if recipe is None else recipe.input_px))
+        found.slides.append(examine(row, tile, grid, None if recipe is None else recipe.input_px, refusal))
     folder = Path(slides).parent if fix is None else Path(fix)
     right = [_corrected(row, each, folder) for row, each in zip(rows, found.slides, strict=True)]
     found.header, *lines = manifest_lines(right, folder)
@@ -98,6 +105,19 @@ def check(
     if out is not None:
         found.page = write_page(found.slides, found.header, found.lines, Path(slides), Path(out))
     return found
+
+
+def _needs(
+    model: str | Path,
+) -> tuple[EncoderRecipe, TileSize, Callable[[str, float | None], str | None]]:
+    """Return the encoder and the tiles that a model needs, and what says why it cannot predict a slide."""
+    from nh2st_pipe.embedding.plan import recipe_of
+    from nh2st_pipe.runs.about import About
+    from nh2st_pipe.runs.model import load_model
+
+    about = About.of(load_model(model).about, model)
+    of = about.store.tile
+    return recipe_of(about.store), TileSize(um=of["size_um"], level0_px=of["size_level0_px"]), about.refusal
 
 
 def _corrected(row: SlideRow, found: Examined, folder: Path) -> SlideRow:

@@ -147,6 +147,10 @@ def check(
         str | None,
         typer.Option(help="Encoder they are for, by recipe: its tiles are looked at; default: 112 µm, 224 px."),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A run or model (hf-hub:owner/name): can it predict these slides? Its tiles are looked at."),
+    ] = None,
     tile_um: Annotated[float | None, typer.Option(help="Side of a tile, µm; default: the encoder's.", min=0)] = None,
     tile_px: TilePx = None,
     overlap: Overlap = None,
@@ -169,6 +173,7 @@ def check(
             slides,
             out=out,
             encoder=encoder,
+            model=model,
             tile_um=tile_um,
             tile_px=tile_px,
             overlap=overlap,
@@ -176,18 +181,18 @@ def check(
             fix=fix,
             progress=progress,
         )
-    show(found.record(), as_json, lambda: _say_checked(found))
+    show(found.record(), as_json, lambda: _say_checked(found, "embed" if model is None else "predict"))
     if not found.good:
         raise typer.Exit(1)
 
 
-def _say_checked(found: Checked) -> None:
+def _say_checked(found: Checked, verb: str) -> None:
     for slide in found.slides:
         mpp = "no mpp" if slide.mpp is None else f"{slide.mpp:.4g} µm per px ({slide.mpp_source})"
         size = "" if slide.width is None else f"{slide.width:,} × {slide.height:,} px, {mpp}"
         tiles = "" if slide.tile_px is None else f", {slide.tiles:,} tiles of {slide.tile_px:.4g} px"
         typer.echo(f"{slide.slide_id}: {'good' if slide.good else 'see below'}; {size}{tiles}")
-        for kind, every in (("embed passes it over", slide.faults), ("look", slide.doubts), ("note", slide.notes)):
+        for kind, every in ((f"{verb} passes it over", slide.faults), ("look", slide.doubts), ("note", slide.notes)):
             for words in every:
                 typer.echo(f"  {kind}: {words}")
         if slide.correction is not None and slide.correction.way:

@@ -14,7 +14,7 @@ from nh2st_pipe.recipes.train import FeatureRecipe, TargetRecipe, as_kept
 from nh2st_pipe.recipes.values import faults_in_words
 from nh2st_pipe.store.format import Contract
 
-__all__ = ["RUN_FORMAT", "About", "Seen", "TrainedOn"]
+__all__ = ["MPP_TOLERANCE", "RUN_FORMAT", "About", "Seen", "TrainedOn"]
 
 RUN_FORMAT = 1
 
@@ -54,6 +54,10 @@ class Seen(BaseModel):
         if patient in self.patients:
             return f"trained on other slides of patient {patient}"
         return None
+
+
+MPP_TOLERANCE = 0.05
+"""By how much the resolution of a slide may leave that of the training slides, as a share."""
 
 
 class About(BaseModel):
@@ -118,6 +122,28 @@ class About(BaseModel):
     def seen(self) -> Seen:
         """Return which images and patients it was trained on."""
         return Seen.of((slide.image, slide.patient) for slide in self.trained_on)
+
+    def refusal(self, slide_id: str, mpp: float | None) -> str | None:
+        """Say why a slide of that µm per px cannot be predicted; None where it can.
+
+        Tiles cut in px show another size of tissue at another resolution; tiles in µm show the same on every slide,
+        and need to know it.
+        """
+        px = self.store.tile["size_level0_px"]
+        if px is None:
+            return None
+        trained = self.mpp_range()
+        if trained is None:
+            return None
+        low, high = trained[0] / (1 + MPP_TOLERANCE), trained[1] * (1 + MPP_TOLERANCE)
+        if mpp is not None and low <= mpp <= high:
+            return None
+        have = "of unknown resolution" if mpp is None else f"of {mpp:g} µm per px"
+        return (
+            f"slide {slide_id} is {have}, and the model was trained with tiles of {px:g} px at {trained[0]:g} to "
+            f"{trained[1]:g}: its tiles show another size of tissue. Give its mpp in the manifest, train with "
+            "--tile-um, or predict all the same with --any-mpp"
+        )
 
     def mpp_range(self) -> tuple[float, float] | None:
         """Return the lowest and highest µm per px of the training slides, None where one does not know it."""

@@ -129,7 +129,8 @@ def choose_mpp(in_manifest: float | None, in_file: float | None, of_spots: Spots
     """Return the manifest's µm per px, else the file's, else what follows from the spots.
 
     What the file says is passed over, with a note, where no slide could have it; where nothing but the spots says it, a
-    note says so. There are doubts where manifest and file differ by more than 5 %, and where spots say something else
+    note says so, and a doubt where other arrays look like theirs. There are
+    doubts where manifest and file differ by more than 5 %, and where spots say something else
     by more than 10 %.
     """
     notes, doubts = [], []
@@ -138,10 +139,10 @@ def choose_mpp(in_manifest: float | None, in_file: float | None, of_spots: Spots
         in_file = None
     mpp, source = (in_manifest, "manifest") if in_manifest is not None else (in_file, "file")
     if mpp is None and of_spots is not None and plausible_mpp(of_spots.mpp):
-        notes.append(
-            f"{of_spots.mpp:.4g} µm per px is estimated from {of_spots.source}; mpp in the manifest goes before"
-        )
-        return Resolution(of_spots.mpp, "spots", tuple(notes))
+        words = f"{of_spots.mpp:.4g} µm per px is estimated from {of_spots.source}; mpp in the manifest goes before"
+        if of_spots.sure:
+            return Resolution(of_spots.mpp, "spots", (*notes, words))
+        return Resolution(of_spots.mpp, "spots", tuple(notes), (f"{words}: is it so?",))
     if mpp is None:
         return Resolution(None, "unknown", tuple(notes))
     if in_manifest is not None and in_file is not None and abs(in_manifest / in_file - 1) > _MPP_TOLERANCE:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nh2st_pipe.core.errors import ExpressionError, SlideError, listed
 from nh2st_pipe.slides.base import Slide
 from nh2st_pipe.slides.resolution import LEAST_TILE_PX, SpotsSay
-from nh2st_pipe.tiles.lattice import SPOT_PITCH_UM, array_pitch_px, is_hexagonal, pitch_px
+from nh2st_pipe.tiles.lattice import SPOT_PITCH_UM, fitted_lattice, pitch_px
 from nh2st_pipe.tiles.spots import Spots
 
 __all__ = [
@@ -117,13 +117,13 @@ def spots_say(spots: Spots) -> SpotsSay | None:
         return SpotsSay(spots.mpp, "the expression file's scale factors", sure=True)
     if spots.grid is None:
         return None
-    hexagonal = is_hexagonal(spots.grid)
-    pitch = array_pitch_px(spots.xy, spots.grid.astype(np.float64), hexagonal=hexagonal)
-    if pitch is None or (not hexagonal and spots.grid.max() - spots.grid.min() > _LARGEST_ST):
+    found = fitted_lattice(spots.xy, spots.grid)
+    if found is None or (found[0] == "square" and spots.grid.max() - spots.grid.min() > _LARGEST_ST):
         return None
-    um = SPOT_PITCH_UM["hexagonal" if hexagonal else "square"]
-    array = "Visium's hexagonal array" if hexagonal else "a square array, taken for ST's"
-    return SpotsSay(um / pitch, f"the {um:g} µm pitch of {array} ({pitch:.4g} px here)", sure=hexagonal)
+    kind, pitch = found
+    um = SPOT_PITCH_UM[kind]
+    array = "Visium's hexagonal array" if kind == "hexagonal" else "a square array, taken for ST's"
+    return SpotsSay(um / pitch, f"the {um:g} µm pitch of {array} ({pitch:.4g} px here)", sure=kind == "hexagonal")
 
 
 def check_pitch(spots: Spots, size_level0_px: float, path: Path) -> list[str]:

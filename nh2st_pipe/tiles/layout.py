@@ -25,7 +25,7 @@ from nh2st_pipe.tiles.manifest import SlideRow
 from nh2st_pipe.tiles.options import GridOptions
 from nh2st_pipe.tiles.spots import Spots, read_spots
 
-__all__ = ["Layout", "doubts_on_tissue", "lay_out", "tissue_on"]
+__all__ = ["Layout", "doubts_on_tissue", "lay_out", "resolution_of", "tissue_on"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def lay_out(
     Raises SlideError or ExpressionError where they cannot be, naming what is wrong.
     """
     spots = None if row.expression is None else read_spots(row.expression)
-    resolution = choose_mpp(row.mpp, slide.mpp, None if spots is None else spots_say(spots))
+    resolution = _resolution(row, slide, spots)
     size = tile.on_slide(resolution.mpp, slide)
     check_tile(size, slide)
     doubts, notes, mask, picture = [*resolution.doubts], list[str](), None, None
@@ -69,10 +69,19 @@ def lay_out(
         mask, notes, picture = found.mask, found.notes(), found.picture
         spots = grid_spots(mask, size, slide, grid, row.tissue)
         doubts += mask_notices(mask, slide) if row.tissue else []
-        doubts += darkness(picture) if picture is not None else []
+        doubts += [*found.doubts, *(darkness(picture) if picture is not None else [])]
     notes = [*slide.notices, *resolution.notes, *spots.notices, *notes]
     (notes if input_px is None else doubts).extend(enlarged(size, input_px))
     return Layout(spots.take(file_order(spots.xy)), size, resolution, tuple(notes), tuple(doubts), mask, picture)
+
+
+def resolution_of(row: SlideRow, slide: Slide) -> Resolution:
+    """Return the resolution at which `row`'s slide is read. Raises ExpressionError where its spots cannot be."""
+    return _resolution(row, slide, None if row.expression is None else read_spots(row.expression))
+
+
+def _resolution(row: SlideRow, slide: Slide, spots: Spots | None) -> Resolution:
+    return choose_mpp(row.mpp, slide.mpp, None if spots is None else spots_say(spots))
 
 
 def tissue_on(slide: Slide, picture: NDArray[np.uint8], given: Path | None) -> NDArray[np.bool_]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 from skimage.measure import find_contours
 
-from nh2st_pipe.core.errors import SlideError, fault_of
+from nh2st_pipe.core.errors import SlideError, fault_of, listed
 from nh2st_pipe.core.memory import check_image, require
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.core.tables import read_text
@@ -143,18 +144,49 @@ def _read_rows(
             yield top, read.reshape(n, values)
 
 
-def mask_from_geojson(path: Path, slide: Slide) -> NDArray[np.bool_]:
+def mask_from_geojson(path: Path, slide: Slide) -> tuple[NDArray[np.bool_], list[str]]:
     """Draw the polygons of a GeoJSON file as QuPath exports it: level-0 px from its `origin`; holes stay empty.
 
-    Outlines that cross themselves are put right; what lies outside the slide is cut off. Raises SlideError where there
-    is none.
+    Return the mask, and what to say of classes. Objects of the class Ignore*, and of others that say of a place that it
+    is no tissue, are taken off the rest. Outlines that cross themselves are put right; what lies outside the slide is
+    cut off. Raises SlideError where there is none.
     """
     with fault_of(SlideError, f"the tissue outline {path} is not GeoJSON"):
         require(_PER_BYTE * path.stat().st_size, f"{path}, as JSON,")
         outlines = list(_polygons(path, json.loads(read_text(path, SlideError))))
         if not outlines:
             raise SlideError(f"the tissue outline {path} holds no Polygon or MultiPolygon")
-        return _drawn(unary_union(outlines), slide)
+        wanted = [outline for name, outline in outlines if not _is_ignored(name)]
+        if not wanted:
+            named = listed(sorted({name for name, _ in outlines}))
+            raise SlideError(f"the tissue outline {path} holds nothing but what is to be ignored (classes {named})")
+        area = unary_union(wanted)
+        ignored = [outline for name, outline in outlines if _is_ignored(name)]
+        if ignored:
+            area = area.difference(unary_union(ignored))
+        return _drawn(area, slide), _class_words(Counter(name for name, _ in outlines))
+
+
+_NO_TISSUE = ("ignore", "exclude", "excluded", "background", "glass", "artefact", "artefacts", "artifact", "artifacts")
+
+
+def _is_ignored(name: str) -> bool:
+    """Whether a class says of a place that it is no tissue; QuPath marks its own with a star: Ignore*."""
+    return name.strip().rstrip("*").strip().lower() in _NO_TISSUE
+
+
+def _class_words(counts: Mapping[str, int]) -> list[str]:
+    """Say which classes were taken for tissue and which were taken off; nothing where objects have no class."""
+    if set(counts) <= {"", "Tissue"}:
+        return []
+
+    def words(ignored: bool) -> str:
+        return listed(
+            (f"{name or 'no class'} ({n:,})" for name, n in counts.items() if _is_ignored(name) is ignored), 8
+        )
+
+    taken = f"the outlines' classes are taken for tissue: {words(False)}"
+    return [taken + (f"; taken off: {words(True)}" if words(True) else "")]
 
 
 def _drawn(outlines: BaseGeometry, slide: Slide) -> NDArray[np.bool_]:
@@ -177,25 +209,35 @@ def _drawn(outlines: BaseGeometry, slide: Slide) -> NDArray[np.bool_]:
     return mask
 
 
-def _polygons(path: Path, node: Any) -> Iterator[BaseGeometry]:
+def _polygons(path: Path, node: Any, name: str = "") -> Iterator[tuple[str, BaseGeometry]]:
+    """Yield the polygons of a file, each with the name of its class."""
     if isinstance(node, list):  # as QuPath exports features without a collection around them
         for each in node:
-            yield from _polygons(path, each)
+            yield from _polygons(path, each, name)
         return
     kind = node.get("type")
     if kind == "FeatureCollection":
         yield from _polygons(path, node["features"])
     elif kind == "Feature":
-        yield from _polygons(path, node["geometry"] or {})
+        yield from _polygons(path, node["geometry"] or {}, _class_of(node.get("properties")))
     elif kind == "GeometryCollection":
-        yield from _polygons(path, node["geometries"])
+        yield from _polygons(path, node["geometries"], name)
     elif kind in ("Polygon", "MultiPolygon"):
         for rings in [node["coordinates"]] if kind == "Polygon" else node["coordinates"]:
             few = min(map(len, rings), default=0)
             if few < 3:
                 raise SlideError(f"the tissue outline {path} has a polygon of {few} points")
             closed = [[*ring, ring[0]] for ring in rings]
-            yield make_valid(shape({"type": "Polygon", "coordinates": closed}))
+            yield name, make_valid(shape({"type": "Polygon", "coordinates": closed}))
+
+
+def _class_of(properties: Any) -> str:
+    """Return the class of a QuPath object, as its versions write it; "" where it has none."""
+    found = properties.get("classification") if isinstance(properties, Mapping) else None
+    if isinstance(found, Mapping):
+        names = found.get("names")
+        found = found.get("name") or (": ".join(map(str, names)) if isinstance(names, list) else None)
+    return found if isinstance(found, str) else ""
 
 
 def geojson_of(mask: NDArray[np.bool_], slide: Slide) -> dict[str, Any]:

@@ -36,10 +36,17 @@ _MOST_INK = 0.5  # share of all that is coloured
 _MIXES = 24
 _LEAST_MARK = 3e-4  # share of the thumbnail
 _LEAST_FOLD = 1e-3  # share of the tissue
+_LEAST_DOUBTED = 0.05  # share of what is coloured, from which on it is spoken of
+_ALL_OF_IT = 0.95
+_FAINT = 0.03  # of saturation over glass
+_TEXTURE = 0.008  # of light, over a few px: glass has 0.001 to 0.004, fat 0.05
+_EVEN = 0.01  # by which the saturation of glass varies
+_OUTLINE = "An outline in the manifest's column tissue goes before"
 _COMMON = 0.02  # share of the tissue
 _DOUBLE = 1.8
 _MOST_FOLDS = 0.1
 _LEAST_FOR_FOLDS = 2000  # px
+_ENOUGH_FOR_MEDIANS = 200_000  # px
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,18 @@ class Tissue:
     """Tissue that lies double."""
     picture: NDArray[np.uint8] | None = None
     """The thumbnail it was found on, h × w × 3; None where it was given."""
+    said: tuple[str, ...] = ()
+    """What to know of it where it was given."""
+    doubts: tuple[str, ...] = ()
+    """What may have been taken for tissue, or off it, wrongly."""
 
     def notes(self) -> list[str]:
         """Say what was taken off the tissue."""
         found = (("pen marks", self.pen), ("folds of the tissue", self.folds))
-        return [f"{what} are left out, {part.mean():.1%} of the slide" for what, part in found if part.any()]
+        return [
+            *self.said,
+            *(f"{what} are left out, {part.mean():.1%} of the slide" for what, part in found if part.any()),
+        ]
 
 
 def find_tissue(slide: Slide, given: Path | None = None) -> Tissue:
@@ -67,8 +81,8 @@ def find_tissue(slide: Slide, given: Path | None = None) -> Tissue:
         picture = thumbnail(slide, MASK_PX)[0]
         return replace(look_for_tissue(picture), picture=picture)
     outlined = given.suffix.lower() in (".geojson", ".json")
-    mask = mask_from_geojson(given, slide) if outlined else mask_from_image(given)
-    return Tissue(mask, np.zeros((1, 1), np.bool_), np.zeros((1, 1), np.bool_))
+    mask, said = mask_from_geojson(given, slide) if outlined else (mask_from_image(given), [])
+    return Tissue(mask, np.zeros((1, 1), np.bool_), np.zeros((1, 1), np.bool_), said=tuple(said))
 
 
 def tissue_mask(slide: Slide, given: Path | None = None) -> NDArray[np.bool_]:
@@ -92,6 +106,7 @@ def look_for_tissue(picture: NDArray[np.uint8]) -> Tissue:
     saturation = np.asarray((brightest - darkest) / np.maximum(brightest, 1e-6), np.float32)
     pen = _pen(rgb, saturation, brightest) & ~padding
     taken = padding | pen
+    saturation_seen = saturation.copy()
     saturation[taken] = 0
     smooth = gaussian(saturation, sigma=2)
     seen = smooth[~taken]
@@ -103,7 +118,51 @@ def look_for_tissue(picture: NDArray[np.uint8]) -> Tissue:
     wide = np.pad(mask, _CLEANED, mode="symmetric")
     clean = closed(opened(wide, 3), 5)[_CLEANED:-_CLEANED, _CLEANED:-_CLEANED] & ~pen
     folds = _folds(rgb, clean)
-    return Tissue(clean & ~folds, pen, folds)
+    doubts = [*_doubts_on_ink(saturation_seen, pen, padding), *_doubts_on_glass(rgb, smooth, clean, taken)]
+    return Tissue(clean & ~folds, pen, folds, doubts=tuple(doubts))
+
+
+def _doubts_on_ink(saturation: NDArray[np.float32], pen: NDArray[np.bool_], padding: NDArray[np.bool_]) -> list[str]:
+    """Return a doubt where much of what is coloured, or a whole piece of it, was taken for ink."""
+    if not pen.any():
+        return []
+    coloured = (saturation > _GLASS_SATURATION) & ~padding
+    share = (coloured & pen).sum() / max(coloured.sum(), 1)
+    pieces, n = label(coloured)
+    sizes = np.bincount(pieces.ravel(), minlength=n + 1)
+    inked = np.bincount(pieces[pen], minlength=n + 1)
+    whole = (inked[1:] > _ALL_OF_IT * sizes[1:]) & (sizes[1:] > _LEAST_DOUBTED * coloured.sum())
+    if share <= _LEAST_DOUBTED and not whole.any():
+        return []
+    of = f"{share:.0%} of what is coloured" + (f", {whole.sum()} pieces of it whole," if whole.any() else "")
+    return [f"{of} is taken for a pen's ink and left out: is it stained tissue? {_OUTLINE}"]
+
+
+def _doubts_on_glass(
+    rgb: NDArray[np.float32], smooth: NDArray[np.float32], mask: NDArray[np.bool_], taken: NDArray[np.bool_]
+) -> list[str]:
+    """Return doubts where a faint piece was taken for glass, or coloured glass for tissue."""
+    ground = ~mask & ~taken
+    if ground.any():
+        every = slice(None, None, 2)  # half of the thumbnail's size tells as much
+        grey = rgb[every, every].mean(axis=2)
+        uneven = gaussian(np.abs(grey - gaussian(grey, sigma=2)), sigma=2)  # stray light has a colour and no texture
+        tissue, beside, colour = mask[every, every], ground[every, every], smooth[every, every]
+        glass = float(np.median(colour[beside])) if beside.any() else 0.0
+        faint = beside & ~dilated(tissue, _CLEANED // 2) & (colour > max(_LEAST_SATURATION, glass + _FAINT))
+        pieces = _large(opened(faint & (uneven > _TEXTURE), 2), _LEAST_DOUBTED * max(tissue.sum(), 1))
+        if pieces.any():
+            of = f"a faintly coloured part, {pieces.mean():.1%} of the slide,"
+            return [f"{of} is taken for glass: is it tissue? {_OUTLINE}"]
+    if mask[~taken].mean() > _ALL_OF_IT:
+        seen = smooth[~taken]
+        low, middle = np.percentile(seen, (5, 50))
+        if middle - low < _EVEN:
+            return [
+                "the whole slide is taken for tissue, and half of it is of one even colour (saturation "
+                f"{middle:.2f}): is that glass? {_OUTLINE}"
+            ]
+    return []
 
 
 def _over_colours(which: np.ufunc, rgb: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -158,7 +217,8 @@ def _folds(rgb: NDArray[np.float32], tissue: NDArray[np.bool_]) -> NDArray[np.bo
     of_red, of_blue = np.clip(np.floor(of[:, (0, 2)] * _MIXES), 0, _MIXES - 1).T
     which = (of_red * _MIXES + of_blue).astype(np.intp)
     dark = total[tissue]
-    usual = median(dark, which, np.arange(which.max() + 1))[which]
+    some = slice(None, None, max(1, len(which) // _ENOUGH_FOR_MEDIANS))
+    usual = median(dark[some], which[some], np.arange(which.max() + 1))[which]
     common = np.bincount(which)[which] > _COMMON * len(which)
     folds[tissue] = common & (dark > _DOUBLE * usual)
     folds = _large(opened(folds, 2), _LEAST_FOLD * len(which))

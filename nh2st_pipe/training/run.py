@@ -113,6 +113,7 @@ def train(
     judged = study.in_blocks() if resolved.folds == "block" else study
     splits = make_folds(list(judged.slides.values()), resolved.folds, resolved.seed)
     notes += _about_folds(judged, splits, resolved.folds)
+    notes += _about_tiles(store.contract.tile["size_level0_px"], records)
     heads = [resolved, *(_as_baseline(name, resolved) for name in resolved.baselines)]
     place = Path(out) if out is not None else Path("runs") / resolved.name
     question = _question(records, study, heads, jobs)
@@ -236,6 +237,18 @@ def _about_folds(judged: Study, folds: list[Fold], by: str) -> list[str]:
     if both and len({slide.patient for slide in judged.slides.values()}) > 1:
         return [f"patients on both sides of a fold by {by}: {listed(both)}; the figures are too good for a new patient"]
     return []
+
+
+def _about_tiles(px: float | None, records: Mapping[str, SlideRecord]) -> list[str]:
+    """Say that a model of tiles in px fits slides of one resolution alone."""
+    if px is None:
+        return []
+    known = sorted({round(of.resolved.mpp, 3) for of in records.values() if of.resolved and of.resolved.mpp})
+    at = f" of {known[0]:g}" + (f" to {known[-1]:g}" if known[1:] else "") + " µm per px" if known else ""
+    return [
+        f"tiles were cut as {px:g} px: the model fits slides of the same resolution{at} alone; embed with --tile-um "
+        "for one that fits others"
+    ]
 
 
 def _jobs(asked: int | None, store: Store, names: Sequence[str], recipe: TrainRecipe, device: torch.device) -> int:

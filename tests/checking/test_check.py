@@ -16,8 +16,12 @@ from PIL import Image
 from nh2st_pipe.checking.draw import overlay
 from nh2st_pipe.checking.run import Checked, check
 from nh2st_pipe.core.errors import UsageError
+from nh2st_pipe.embedding.run import embed
+from nh2st_pipe.prediction import predict
 from nh2st_pipe.slides.whole import missing_data
+from nh2st_pipe.store.read import open_store
 from nh2st_pipe.tiles.manifest import read_manifest
+from nh2st_pipe.training.run import train
 from tests.cli.test_commands import call
 from tests.conftest import Study, write_spots
 from tests.slides.test_slides import write_pyramid
@@ -227,3 +231,68 @@ def test_a_dark_picture_is_doubted_with_spots_and_without(make_study: Callable[.
         assert bool([words for words in summary.notices if "the picture is dark" in words]) == (
             dark and not summary.failed
         )
+
+
+def test_what_the_file_itself_says_is_not_overruled_by_spots(slides: Path) -> None:
+    write_pyramid(slides.parent / "a.tif", section(), mpp=0.5)
+    found = by_id(check(slides, encoder="fake", tile_px=64.0))["good"]
+    assert found.mpp_source == "file"
+    assert "0.5 by the file, and 1.66" in "".join(found.doubts)
+    assert found.correction is None
+
+
+def test_a_way_of_laying_spots_is_proposed_by_a_clear_margin_alone(slides: Path) -> None:
+    """Three quarters on tissue are no evidence; nor is one way where another is as good."""
+    xy, grid = visium()
+    some = np.column_stack((SIZE[0] - xy[:, 0], xy[:, 1]))
+    some[: len(some) // 4] = (880, 560)  # of a mirrored slide, a quarter is beside the tissue however it is laid
+    write_spots(slides.parent / "mirrored.h5ad", some, grid=grid, change=scale_factors)
+    found = by_id(check(slides, encoder="fake"))["mirrored"]
+    assert 0.5 < found.on_tissue["mirrored left to right"] < 0.9
+    assert found.correction is None or found.correction.way is None
+    even = np.full((SIZE[1], SIZE[0], 3), (242, 240, 244), np.uint8)
+    even[:, : SIZE[0] // 2] = (200, 130, 180)
+    write_pyramid(slides.parent / "a.tif", even, mpp=5 / 3)
+    right = np.column_stack((SIZE[0] - 0.4 * xy[:, 0] - 30, xy[:, 1]))  # mirrored or turned round, they are on it
+    write_spots(slides.parent / "mirrored.h5ad", right, grid=grid, change=scale_factors)
+    found = by_id(check(slides, encoder="fake"))["mirrored"]
+    assert found.on_tissue["mirrored left to right"] == found.on_tissue["turned by 180°"] == 1
+    assert found.correction is None or found.correction.way is None
+
+
+def test_whether_a_model_can_predict_slides_is_known_before_they_are_embedded(study: Study, tmp_path: Path) -> None:
+    lines = study.manifest.read_text().splitlines()
+    at = lines[0].split(",")
+    assert "mpp" not in at
+
+    def with_mpp(values: list[str], name: str) -> Path:
+        path = study.folder / name
+        rows = [f"{line},{mpp}" for line, mpp in zip(lines[1:], values, strict=True)]
+        path.write_text("\n".join([f"{lines[0]},mpp", *rows]) + "\n")
+        return path
+
+    own = with_mpp(["0.5", "0.5", "0.51"], "own.csv")
+    store = study.folder / "m.zarr"
+    embed(own, encoder="fake", store=store, tile_px=48, views=8, device="cpu")
+    run = train(store, recipe="ridge", genes=6, folds="slide", out=tmp_path / "run", device="cpu")
+    assert any(
+        "tiles were cut as 48 px: the model fits slides of the same resolution of 0.5" in words
+        for words in run.metrics["notes"]
+    ), run.metrics
+    assert all(not each.faults for each in check(own, model=tmp_path / "run").slides)
+    other = with_mpp(["0.5", "0.25", ""], "other.csv")
+    found = by_id(check(other, model=tmp_path / "run"))
+    assert found["s0"].tile_px == 48
+    assert not found["s0"].faults
+    words = "was trained with tiles of 48 px at 0.5 to 0.51"
+    assert words in found["s1"].faults[0]
+    encoded = predict(tmp_path / "run", slides=other, out=tmp_path / "p", device="cpu")
+    assert words in encoded.failed["s1"]
+    assert "s0" in encoded.files
+    assert "s1" not in open_store(tmp_path / "p/store.zarr").slides()  # refused before it was encoded
+    none = predict(tmp_path / "run", slides=with_mpp(["2", "2", "2"], "none.csv"), out=tmp_path / "q", device="cpu")
+    assert (sorted(none.failed), none.files) == (["s0", "s1", "s2"], {})
+    assert not (tmp_path / "q/store.zarr").exists()
+    assert "s1" in predict(tmp_path / "run", slides=other, out=tmp_path / "r", device="cpu", any_mpp=True).files
+    with pytest.raises(UsageError, match="--model says which encoder and tiles"):
+        check(own, model=tmp_path / "run", tile_px=50)

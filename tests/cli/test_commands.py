@@ -367,7 +367,8 @@ def test_what_check_would_put_right_is_said_of_slides_that_have_it(capsys: pytes
                 Examined("s1", on_tissue={"as they are": 1.0}),
                 Examined("s2", on_tissue={"as they are": 1.0}, correction=Correction(mpp=0.5)),
             ]
-        )
+        ),
+        "embed",
     )
     said = capsys.readouterr().out
     assert said.count("would be") == 1

@@ -173,7 +173,7 @@ def test_many_outlines_are_drawn_each_on_a_canvas_of_its_own_size(
     cells = [[[x, y], [x + 6, y], [x + 6, y + 6], [x, y + 6]] for x in range(0, 1990, 40) for y in range(0, 1990, 40)]
     (tmp_path / "a.geojson").write_text(json.dumps([{"type": "Polygon", "coordinates": [cell]} for cell in cells]))
     monkeypatch.setattr(Image, "new", counted)
-    mask = mask_from_geojson(tmp_path / "a.geojson", slide)
+    mask, _ = mask_from_geojson(tmp_path / "a.geojson", slide)
     assert len(drawn) == len(cells) == 2500
     assert sum(drawn) < 4 * mask.size
     assert 2500 * 36 <= mask.sum() <= 2500 * 64

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -156,6 +158,43 @@ def test_the_arrays_pitch_gives_the_resolution(turned: bool) -> None:
     hd = spots_say(replace(square_array, mpp=0.27))
     assert hd is not None
     assert (hd.mpp, hd.sure) == (0.27, True)
+
+
+def _hexagonal(n: int, pitch: float) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    row, column = (axis.ravel() for axis in np.mgrid[:n, :n])
+    xy = np.column_stack(((column + row % 2 / 2) * pitch, row * pitch * np.sqrt(3) / 2)) + 50
+    return xy, row, column
+
+
+@pytest.mark.parametrize("first_row", [0, 1])
+def test_a_hexagonal_array_whose_columns_are_counted_one_by_one_is_no_square_one(first_row: int) -> None:
+    """As some write Visium: taken for ST's square array it would have nearly twice the µm per px."""
+    xy, row, column = _hexagonal(12, 200.0)
+    spots = Spots([f"b{i}" for i in range(len(xy))], xy, row + first_row, column)
+    said = spots_say(spots)
+    assert said is not None
+    assert said.sure
+    assert said.mpp == pytest.approx(0.5, rel=1e-3)
+    turned = spots_say(replace(spots, xy=xy @ np.array([[0.8, 0.6], [-0.6, 0.8]]) + 5000))
+    assert turned is not None
+    assert turned.mpp == pytest.approx(0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda xy, row, column: (xy * (1.0, 1.3), row, column),  # steps of two lengths
+        lambda xy, row, column: (xy + np.random.default_rng(0).normal(0, 40, xy.shape), row, column),
+        lambda xy, row, column: (xy, row, np.random.default_rng(0).permutation(column)),
+    ],
+)
+@pytest.mark.parametrize("hexagonal", [False, True])
+def test_what_only_resembles_an_array_says_no_resolution(changed: Callable[..., Any], hexagonal: bool) -> None:
+    xy, row, column = _hexagonal(10, 200.0)
+    if not hexagonal:
+        xy = np.asarray(np.column_stack((column, row)) * 200.0, np.float64)
+    xy, row, column = changed(xy, row, column)
+    assert spots_say(Spots([f"b{i}" for i in range(len(xy))], xy, row, column)) is None
 
 
 def test_a_slide_that_does_not_say_its_resolution_has_that_of_its_array(study: Study) -> None:

@@ -110,7 +110,7 @@ def test_a_store_has_one_grid_and_keeps_the_tissue_it_lies_on(make_study: Callab
         study.embed(overlap=0.0)
     folder = study.folder / "store.zarr" / "slides" / "s0"
     tissue = np.asarray(Image.open(folder / "tissue.png"))
-    drawn = mask_from_geojson(folder / "tissue.geojson", open_slide(study.folder / "s0.png"))
+    drawn, _ = mask_from_geojson(folder / "tissue.geojson", open_slide(study.folder / "s0.png"))
     assert tissue.dtype == np.bool_
     assert (tissue & drawn).sum() > 0.97 * (tissue | drawn).sum() > 0
     record = store.record("s0")

@@ -19,7 +19,7 @@ from nh2st_pipe.slides import open_slide
 from nh2st_pipe.slides.base import thumbnail
 from nh2st_pipe.tiles.geometry import on_tissue, tissue_notices
 from nh2st_pipe.tiles.masks import geojson_of, mask_from_image, tissue_files
-from nh2st_pipe.tiles.tissue import look_for_tissue, tissue_mask, tissue_of
+from nh2st_pipe.tiles.tissue import find_tissue, look_for_tissue, tissue_mask, tissue_of
 from tests.conftest import blank
 from tests.slides.test_real import real
 
@@ -316,3 +316,71 @@ def test_little_is_taken_off_real_sections(name: str) -> None:
     assert not found.pen.any()
     assert found.folds.sum() < 0.04 * found.mask.sum()
     assert found.mask.mean() > 0.3
+
+
+def test_much_that_is_taken_for_ink_is_doubted() -> None:
+    """Dense haematoxylin has a pen's hue: a core of it beside a pink one would be lost without a word."""
+    pixels = np.full((400, 500, 3), 240, np.uint8)
+    pixels[50:350, 40:300] = stained(300, 260)
+    pixels[100:250, 350:450] = (90, 120, 190)
+    found = look_for_tissue(pixels)
+    assert found.pen[120:230, 370:430].all()
+    (doubt,) = found.doubts
+    assert "of what is coloured, 1 pieces of it whole, is taken for a pen's ink" in doubt
+    pixels[100:250, 350:450] = 240
+    pixels[360:366, 20:480] = INKS["blue"]  # a stroke
+    found = look_for_tissue(pixels)
+    assert found.pen.any()
+    assert not [words for words in found.doubts if "whole" not in words]
+
+
+def test_a_faint_piece_beside_a_strong_one_is_doubted() -> None:
+    pixels = np.full((400, 500, 3), 240, np.uint8)
+    pixels[50:350, 40:240] = stained(300, 200)
+    assert look_for_tissue(pixels).doubts == ()
+    faint = np.random.default_rng(0).normal((238, 218, 230), 6, (200, 150, 3))
+    pixels[100:300, 300:450] = np.clip(faint, 0, 255)
+    found = look_for_tissue(pixels)
+    assert not found.mask[120:280, 320:430].any()
+    assert "a faintly coloured part, " in found.doubts[0]
+    assert "is taken for glass" in found.doubts[0]
+    pixels[100:300, 300:450] = (238, 218, 230)  # stray light
+    assert look_for_tissue(pixels).doubts == ()
+
+
+def test_coloured_glass_that_makes_all_tissue_is_doubted() -> None:
+    rng = np.random.default_rng(0)
+    pixels = np.clip(np.full((400, 500, 3), (240, 208, 224)) + rng.normal(0, 1, (400, 500, 3)), 0, 255).astype(np.uint8)
+    pixels[100:300, 100:300] = stained(200, 200)
+    found = look_for_tissue(pixels)
+    assert found.mask.mean() > 0.95
+    assert "the whole slide is taken for tissue, and half of it is of one even colour" in found.doubts[0]
+    assert look_for_tissue(stained(300, 400)).doubts == ()
+
+
+@pytest.mark.parametrize("style", ["name", "names", "text"])
+def test_what_is_to_be_ignored_is_taken_off_and_the_classes_are_said(tmp_path: Path, style: str) -> None:
+    """QuPath's class Ignore* marks holes and dirt; it counted as tissue."""
+
+    def feature(name: str | None, x0: int, y0: int, x1: int, y1: int) -> dict[str, object]:
+        ring = [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
+        of: object = {"name": {"name": name}, "names": {"names": [name]}, "text": name}[style]
+        properties = {"objectType": "annotation", **({"classification": of} if name else {})}
+        return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": properties}
+
+    slide = open_slide(blank(tmp_path, (400, 300)))
+    path = tmp_path / "o.geojson"
+    objects = [feature("Tumor", 0, 0, 200, 300), feature(None, 150, 0, 300, 300), feature("Ignore*", 50, 50, 250, 100)]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": objects}))
+    found = find_tissue(slide, path)
+    truth = np.zeros((300, 400), bool)
+    truth[:, :300] = True
+    truth[50:100, 50:250] = False
+    assert (found.mask != truth).mean() < 0.01
+    words = "the outlines' classes are taken for tissue: Tumor (1), no class (1); taken off: Ignore* (1)"
+    assert found.notes() == [words]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": objects[1:2]}))
+    assert find_tissue(slide, path).notes() == []
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": objects[2:]}))
+    with pytest.raises(SlideError, match=r"holds nothing but what is to be ignored \(classes Ignore\*\)"):
+        find_tissue(slide, path)
