@@ -156,7 +156,23 @@ def _check_heaps(path: Path, kind: type[NH2STError]) -> None:
                 size = int.from_bytes(data[at + len(_HEAP) : at + len(_HEAP) + 8], "little")
                 if size > held:
                     raise kind(f"{path} is damaged: a heap of texts in it, at byte {at:,}, declares {size:,} bytes")
+                _check_heap(path, data[at : at + size], at, kind)
                 at = data.find(_HEAP, at + len(_HEAP))
+
+
+_HEAD = 16  # bytes before a heap's first text, and before each: number, references, and the length behind both
+
+
+def _check_heap(path: Path, heap: bytes, at: int, kind: type[NH2STError]) -> None:
+    """Raise `kind` where the texts of a heap do not follow each other to its end: HDF5 would go through it for ever."""
+    place = _HEAD
+    while place + _HEAD <= len(heap):
+        number = int.from_bytes(heap[place : place + 2], "little")
+        length = int.from_bytes(heap[place + 8 : place + 16], "little")
+        takes = _HEAD + -(-length // 8) * 8 if number else length  # number 0 is what is free, with its own head
+        if takes < _HEAD or place + takes > len(heap):
+            raise kind(f"{path} is damaged: a text in a heap of them, at byte {at + place:,}, takes {takes:,} bytes")
+        place += takes
 
 
 def read_h5ad(path: Path, kind: type[NH2STError] = ExpressionError) -> anndata.AnnData:

@@ -21,7 +21,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import SlideError, fault_of
-from nh2st_pipe.core.memory import check_image
+from nh2st_pipe.core.memory import check_image, require
 from nh2st_pipe.slides.base import UndecodedError, libraries
 from nh2st_pipe.slides.directories import open_tiff
 from nh2st_pipe.slides.levels import Step, step_of, true_levels
@@ -63,6 +63,9 @@ class TiffPieces(Pieces):
 
     def __init__(self, path: Path, levels: Sequence[TiffLevel]) -> None:
         super().__init__([level.grid for level in levels], path)
+        for level in levels:
+            of = level.pages[0].keyframe
+            require(np.prod(of.chunks, dtype=float) * of.dtype.itemsize, f"{path}: a piece of {of.chunks} samples")
         self._path, self._levels = path, levels
         self._bytes_of = {name: _Bytes(name) for level in levels for name in map(_file_of, level.pages)}
 
@@ -301,7 +304,8 @@ def _level_of_pages(pages: tuple[Any, ...], axes: str) -> TiffLevel | None:
         return None
     page = found[0].keyframe
     samples = _samples(page, len(found))
-    if samples is None or page.dtype not in (np.uint8, np.uint16) or page.bitspersample < 8:
+    deep = page.imagedepth > 1 or page.tiledepth > 1
+    if samples is None or deep or page.dtype not in (np.uint8, np.uint16) or page.bitspersample < 8:
         return None
     for each in found:  # read while the file is open
         _ = each.dataoffsets, each.databytecounts, each.jpegtables, each.keyframe.decode

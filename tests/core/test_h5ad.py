@@ -71,6 +71,31 @@ def test_an_error_that_is_none_of_the_disks_stays_as_it_is() -> None:
         raise OSError(30, "Read-only file system")
 
 
+@pytest.mark.parametrize(("number", "length"), [(0, 0), (0, 3), (0, 2**40), (1, 2**40)])
+def test_a_heap_of_texts_that_does_not_come_to_its_end_is_no_endless_loop(
+    tmp_path: Path, number: int, length: int
+) -> None:
+    """HDF5 goes from text to text by their lengths, and for ever where one takes no bytes."""
+    path = tmp_path / "a.h5ad"
+    write_h5ad(data(), path)
+    require_h5(path)
+    content = bytearray(path.read_bytes())
+    heap = content.index(b"GCOL\x01\0\0\0")
+    size = int.from_bytes(content[heap + 8 : heap + 16], "little")
+    at, last = heap + 16, heap + 16
+    while int.from_bytes(content[at : at + 2], "little"):
+        last = at
+        at += 16 + -(-int.from_bytes(content[at + 8 : at + 16], "little") // 8) * 8
+        if at + 16 > heap + size:
+            break
+    place = at if number == 0 else last
+    content[place : place + 2] = number.to_bytes(2, "little")
+    content[place + 8 : place + 16] = length.to_bytes(8, "little")
+    path.write_bytes(content)
+    with pytest.raises(ExpressionError, match=r"a text in a heap of them, at byte [0-9,]+, takes"):
+        require_h5(path)
+
+
 @pytest.mark.parametrize("name", ["told", "told in µm"])
 @pytest.mark.parametrize("where", ["/", "/layers", "/obs/kind", "/uns/said/of"])
 def test_a_text_attribute_that_declares_more_than_the_file_takes_no_memory(

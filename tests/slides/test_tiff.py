@@ -284,3 +284,30 @@ def test_missing_pieces_are_white_and_damaged_ones_a_fault_of_the_slide(
         assert np.array_equal(region[:128], pixels[:128])
         assert (region[128:] == 255).all()
         assert slide.notices == ("8 of 12 pieces of the image are not in the file",)
+
+
+@pytest.mark.parametrize(
+    ("tag", "size", "value"), [(277, 2, 60_000), (322, 4, 2**31), (323, 4, 2**31), (278, 4, 2**31)]
+)
+def test_a_wrong_number_in_the_header_takes_no_memory(
+    tmp_path: Path, pixels: NDArray[np.uint8], tag: int, size: int, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples, and the sides of a tile or a strip, multiply what a piece is decoded to."""
+    path = tmp_path / "a.ome.tif"
+    tile = None if tag == 278 else (64, 64)
+    tifffile.imwrite(path, pixels, ome=True, photometric="rgb", tile=tile, compression="zlib")
+    with tifffile.TiffFile(path) as file:
+        found: Any = file.pages[0]
+        at = found.tags[tag].valueoffset
+        assert found.tags[tag].dtype == {2: 3, 4: 4}[size]
+    with path.open("r+b") as stream:
+        stream.seek(at)
+        stream.write(value.to_bytes(size, "little"))
+    monkeypatch.setattr("nh2st_pipe.core.memory.memory", lambda: 50e6)
+    try:
+        open_slide(path).read_region(0, 0, 100, 100, 0)
+    except SlideError as error:
+        said = str(error)
+    else:
+        said = path.name if tag == 278 else ""  # one strip may be higher than its picture
+    assert path.name in said
