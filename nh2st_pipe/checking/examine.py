@@ -60,6 +60,8 @@ class Examined:
     """Level-0 px per px of each level."""
     mpp: float | None = None
     mpp_source: str = "unknown"
+    estimates: list[str] = field(default_factory=list)
+    """Those of its doubts that its resolution is an estimate, to be confirmed by an mpp in the manifest."""
     tile_px: float | None = None
     tile_um: float | None = None
     tiles: int | None = None
@@ -140,6 +142,7 @@ def _look_at(
         found.tile_um = None if found.mpp is None else layout.size_level0_px * found.mpp
         found.notes += layout.notes
         found.doubts += layout.doubts
+        found.estimates += layout.resolution.doubts if layout.resolution.source == "spots" else ()
     if spots is not None and row.expression is not None:
         _describe(found, spots)
     try:

@@ -48,15 +48,23 @@ PITCH = 40
 
 @dataclass
 class Tissue:
-    """Spots of a lattice of 12 columns and 5 rows in the upper left of an image, on tissue."""
+    """Spots of a lattice of 12 columns and 5 rows in the upper left of an image, on tissue.
+
+    A square one, or Visium's: `hexagonal`, its columns counted in twos.
+    """
 
     seed: int
+    hexagonal: bool = False
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.seed)
         rows, cols = np.mgrid[1:6, 1:13]
         self.row, self.col = rows.ravel(), cols.ravel()
         self.xy = np.column_stack((self.col, self.row)) * float(PITCH)
+        if self.hexagonal:
+            odd = self.row % 2
+            self.xy = np.column_stack((self.xy[:, 0] + odd * PITCH / 2, self.xy[:, 1] * np.sqrt(3) / 2))
+            self.col = 2 * self.col + odd
         self.shade = rng.uniform(0.3, 1.0, len(self.xy))
         with_shade = np.arange(len(GENES)) % 2 == 0  # the others fall where it rises
         rate = np.where(with_shade, self.shade[:, None], 1.3 - self.shade[:, None])
@@ -336,7 +344,7 @@ def xenium(folder: Path, name: str = "A1", *, turned: bool = False, cells: bool 
 
 def visium(folder: Path, name: str = "A1", *, version: int = 3, bin_um: int | None = None) -> Path:
     """Space Ranger's outs/ of versions 1 (mtx, no header), 2 (HDF5 of a genome), 3 (HDF5), and HD at a bin."""
-    tissue = Tissue(version)
+    tissue = Tissue(version, hexagonal=bin_um is None)
     section = folder / name
     tissue.draw(section / "he.tif")
     place = section / "outs" / (f"binned_outputs/square_{bin_um:03d}um" if bin_um else "")

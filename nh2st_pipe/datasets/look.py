@@ -19,7 +19,10 @@ _MOST_DRAWN = 100
 
 
 def look_at(manifest: Path, picture: Path) -> dict[str, list[str]]:
-    """Draw the sections of a manifest to `picture`, and return what speaks against each, by slide_id."""
+    """Draw the sections of a manifest to `picture`, and return what speaks against each, by slide_id.
+
+    That a dataset does not say its resolution is no fault of the import; `check` and `embed` say how it is estimated.
+    """
     slides = check(manifest).slides
     drawn = [slide for slide in slides if slide.picture is not None][:_MOST_DRAWN]
     columns = max(1, ceil(sqrt(len(drawn))))
@@ -31,7 +34,11 @@ def look_at(manifest: Path, picture: Path) -> dict[str, list[str]]:
         top += strip.height
     with written_whole(picture) as part:
         sheet.save(part, format="PNG")
-    return {slide.slide_id: [*slide.faults, *slide.doubts] for slide in slides if not slide.good}
+    said = {
+        slide.slide_id: [*slide.faults, *(words for words in slide.doubts if words not in slide.estimates)]
+        for slide in slides
+    }
+    return {slide_id: words for slide_id, words in said.items() if words}
 
 
 def _strip(slides: Sequence[Examined], columns: int) -> Image.Image:

@@ -67,6 +67,7 @@ _NOT_OF_THE_MICROSCOPE = re.compile(
     re.IGNORECASE,
 )
 _OF_THE_MICROSCOPE = re.compile(r"tissue_image\.[a-z0-9.]+$", re.IGNORECASE)
+_PACKED = re.compile(r"(spatial|binned_outputs|segmented_outputs|feature_bc_matrix)\.tar\.gz$")
 _INVOCATION = re.compile(r"tissue_image_paths?\s*=\s*\[?(.*?)[\]\n]", re.DOTALL)
 
 
@@ -88,9 +89,11 @@ def find_visium(folder: Path, say: Callable[[str], None]) -> list[Found]:
         if section == folder and readings:
             break
     if not found:
+        packed = [path.name for path in sorted(folder.rglob("*.tar.gz")) if _PACKED.search(path.name)]
+        unpack = f". Unpack {listed(packed, 3)} first (tar -xf)" if packed else ""
         raise ExpressionError(
             f"there is no output of Space Ranger in {folder}: a folder with {_MATRICES[0]}.h5 (or {_MATRICES[0]}/) and "
-            "spatial/ is expected, as it is or inside <section>/outs/"
+            f"spatial/ is expected, as it is or inside <section>/outs/{unpack}"
         )
     return found
 
@@ -120,7 +123,15 @@ def _readings(section: Path, name: str) -> list[Found]:
 
 
 def _has(place: Path, matrix: str) -> bool:
-    return (place / f"{matrix}.h5").is_file() or (place / matrix).is_dir()
+    return _file(place, f"{matrix}.h5") is not None or _file(place, matrix) is not None
+
+
+def _file(place: Path, name: str) -> Path | None:
+    """Return what is called so in a folder, or has the dataset's name before it, as 10x's website gives it away."""
+    if (place / name).exists():
+        return place / name
+    found = [path for path in sorted(place.glob(f"*_{name}")) if path.is_dir() == ("." not in name)]
+    return found[0] if len(found) == 1 else None
 
 
 def _places(outs: Path) -> dict[int, Path]:
@@ -136,7 +147,7 @@ def _places(outs: Path) -> dict[int, Path]:
 def _cells(outs: Path) -> Path | None:
     """Return the folder of segmented cells; None where there is none."""
     for place in (outs / "segmented_outputs", outs):
-        if any(_has(place, name) for name in _CELL_MATRICES) and any((place / name).is_file() for name in _CELLS):
+        if any(_has(place, name) for name in _CELL_MATRICES) and any(_file(place, name) for name in _CELLS):
             return place
     return None
 
@@ -182,7 +193,7 @@ def _read_cells(section: Path, outs: Path, place: Path, um: int, name: str) -> S
     """Read segmented cells, each at its outline's centre, gathered into squares of `um` µm."""
     kind = next(name for name in _CELL_MATRICES if _has(place, name))
     counts, barcodes, genes, ids, counts_file, notes = matrix_of(place, kind)
-    outlines = next(place / name for name in _CELLS if (place / name).is_file())
+    outlines = next(file for name in _CELLS if (file := _file(place, name)) is not None)
     mpp = _scales(place / "spatial" / _SCALES).get("microns_per_pixel")
     if mpp is None:
         raise ExpressionError(f"{place / 'spatial' / _SCALES} does not say microns_per_pixel")
@@ -272,12 +283,13 @@ def matrix_of(place: Path, name: str) -> tuple[sp.csr_matrix, list[str], list[st
 
     Raises ExpressionError where there is neither `name`.h5 nor a folder of that name, or it is damaged.
     """
-    file, folder = place / f"{name}.h5", place / name
-    if not file.is_file() and not folder.is_dir():
+    file, folder = _file(place, f"{name}.h5"), _file(place, name)
+    found = file or folder
+    if found is None:
         raise ExpressionError(f"there is neither {name}.h5 nor {name}/ in {place}")
-    counts, barcodes, names, ids, types = _of_h5(file) if file.is_file() else _of_mtx(folder)
+    counts, barcodes, names, ids, types = _of_h5(found) if found is file else _of_mtx(found)
     counts, names, ids, notes = only_genes(counts, names, ids, types)
-    return counts, barcodes, names, ids, file if file.is_file() else folder, notes
+    return counts, barcodes, names, ids, found, notes
 
 
 _Features = tuple[sp.csr_matrix, list[str], list[str], list[str], list[str] | None]

@@ -78,7 +78,8 @@ def test_each_layout_goes_from_its_files_to_a_table(layout: str, tmp_path: Path)
     assert [row.slide_id for row in rows] == [row.slide_id for row in made.rows]
     for number, row in enumerate(rows):
         data = spots(made, row.slide_id)
-        tissue = Tissue({"visium": (3, 1, 2), "spatialdata": (0, 1, 0)}.get(layout, (0, 1, 2))[number])
+        seed = {"visium": (3, 1, 2), "spatialdata": (0, 1, 0)}.get(layout, (0, 1, 2))[number]
+        tissue = Tissue(seed, hexagonal=layout == "visium")
         at = {(x, y): i for i, (x, y) in enumerate(tissue.xy.tolist())}
         place = [at[x, y] for x, y in data.obsm["spatial"].tolist()]
         assert (data.X.toarray() == tissue.counts[place]).all()

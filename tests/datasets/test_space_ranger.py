@@ -364,3 +364,28 @@ def test_a_fault_of_one_section_leaves_out_that_section(tmp_path: Path, monkeypa
     assert [row.slide_id for row in made.rows] == ["S3"]
     assert "filtered_feature_bc_matrix.h5 is no matrix of Space Ranger" in made.failed["S1"]
     assert "scalefactors_json.json cannot be read: it is no JSON" in made.failed["S2"]
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_files_may_have_the_datasets_name_before_theirs(tmp_path: Path, version: int) -> None:
+    folder = visium(tmp_path / "data", version=version)
+    outs = folder / "A1/outs"
+    (matrix_file,) = outs.glob("filtered_*")
+    matrix_file.rename(outs / f"Human_Tonsil_{matrix_file.name}")
+    assert len(spots(bring("visium", folder, look=False), "A1")) == len(Tissue(version)) - 1
+
+
+def test_what_was_downloaded_and_not_unpacked_is_said(tmp_path: Path) -> None:
+    (tmp_path / "data/S1").mkdir(parents=True)
+    (tmp_path / "data/S1/Mouse_Brain_binned_outputs.tar.gz").write_bytes(b"")
+    with pytest.raises(ExpressionError, match=r"Unpack Mouse_Brain_binned_outputs\.tar\.gz first"):
+        bring("visium", tmp_path / "data", look=False)
+
+
+def test_spots_outside_of_tissue_may_lie_outside_of_the_image(tmp_path: Path) -> None:
+    """Space Ranger gives all 4,992 spots of a slide places, some of them negative."""
+    folder = visium(tmp_path / "data")
+    path = folder / "A1/outs/spatial/tissue_positions.csv"
+    path.write_text(path.read_text() + "GTCACTTCCTTCTAGA-1,0,0,0,-1567,2629\n")
+    made = bring("visium", folder)
+    assert (made.failed, made.doubts, len(spots(made, "A1"))) == ({}, {}, len(Tissue(3)) - 1)
