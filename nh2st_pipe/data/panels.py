@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,10 +70,27 @@ def choose_panel(slides: Sequence[SlideData], recipe: TargetRecipe, others: Sequ
     common = set(slides[0].genes).intersection(*(slide.genes for slide in slides[1:]))
     genes = [gene for gene in slides[0].genes if gene in common]
     if not genes:
-        raise TrainError(f"slides {listed(slide.slide_id for slide in slides)} have no gene in common")
+        raise TrainError(_none_in_common(slides))
     score = (_mean_counts if recipe.panel == "mean" else _dispersion)(slides, genes)
     best = np.argsort(-score, kind="stable")[: None if recipe.genes == "all" else recipe.genes]
     return [genes[i] for i in best if np.isfinite(score[i])]
+
+
+_ENSEMBL = re.compile(r"ENS[A-Z]{0,4}G\d{6,}")
+
+
+def _none_in_common(slides: Sequence[SlideData]) -> str:
+    """Say how slides name their genes where they have none in common: mostly they are called in two ways."""
+    ways = dict[str, SlideData]()
+    for slide in slides:
+        by_id = sum(_ENSEMBL.match(gene) is not None for gene in slide.genes) > len(slide.genes) / 2
+        ways.setdefault("Ensembl's ids" if by_id else "symbols", slide)
+    kinds = list(ways.items()) if len(ways) > 1 else [("", slide) for slide in slides[:2]]
+    shown = " and ".join(
+        f"{slide.slide_id} has {f'{kind}, as ' if kind else ''}{listed(slide.genes, 3)}" for kind, slide in kinds
+    )
+    do = "; write the same kind of name into var_names of each .h5ad" if len(ways) > 1 else "; are they of one species?"
+    return f"slides {listed(slide.slide_id for slide in slides)} have no gene in common: {shown}{do}"
 
 
 def _columns(slide: SlideData, genes: list[str]) -> tuple[sp.csr_matrix, NDArray[np.int64]]:

@@ -74,3 +74,17 @@ def test_gene_files(tmp_path: Path) -> None:
             read_gene_file(path)
     with pytest.raises(UsageError, match="cannot be read"):
         read_gene_file(tmp_path / "gone.txt")
+
+
+def test_genes_that_are_called_in_two_ways_are_said_to_be() -> None:
+    """HEST-1k has slides with Ensembl's ids beside others with symbols."""
+    ids = [f"ENSMUSG{i:011d}" for i in range(3)]
+    slides = [slide("a", genes=["Cd3e", "Gapdh", "Actb"]), slide("b", genes=ids), slide("c", genes=ids)]
+    with pytest.raises(TrainError) as error:
+        choose_panel(slides, TargetRecipe(genes=2))
+    assert str(error.value) == (
+        "slides a, b, c have no gene in common: a has symbols, as Cd3e, Gapdh, Actb and b has Ensembl's ids, as "
+        f"{ids[0]}, {ids[1]}, {ids[2]}; write the same kind of name into var_names of each .h5ad"
+    )
+    with pytest.raises(TrainError, match=r"a has Cd3e, Gapdh, Actb and b has X, Y, Z; are they of one species\?"):
+        choose_panel([slides[0], slide("b", genes=["X", "Y", "Z"])], TargetRecipe(genes=2))

@@ -15,12 +15,15 @@ import numpy as np
 import polars as pl
 import pytest
 import scipy.sparse as sp
+import tifffile
 from numpy.typing import NDArray
+from PIL import Image
 
 from nh2st_pipe.core.errors import ExpressionError, UsageError
 from nh2st_pipe.datasets.generated import GENES, Tissue, visium
 from nh2st_pipe.tiles.manifest import read_manifest
 from tests.datasets.test_layouts import bring, spots
+from tests.slides.test_omezarr import write_ome_zarr
 
 
 def matrix(path: Path, counts: NDArray[Any], barcodes: list[str], genes: list[str], types: list[str] | None) -> None:
@@ -389,3 +392,21 @@ def test_spots_outside_of_tissue_may_lie_outside_of_the_image(tmp_path: Path) ->
     path.write_text(path.read_text() + "GTCACTTCCTTCTAGA-1,0,0,0,-1567,2629\n")
     made = bring("visium", folder)
     assert (made.failed, made.doubts, len(spots(made, "A1"))) == ({}, {}, len(Tissue(3)) - 1)
+
+
+@pytest.mark.parametrize("ending", [".btf", ".tiff", ".TIF", ".png", ".webp", ".ome.tif", ".jp2", ".zarr"])
+def test_an_image_may_be_of_any_kind_that_is_read(tmp_path: Path, ending: str) -> None:
+    folder = visium(tmp_path / "data")
+    own = folder / "A1/he.tif"
+    image = own.with_name(f"A1_tissue_image{ending}")
+    with Image.open(own) as opened:
+        pixels = np.asarray(opened)
+    if ending == ".zarr":
+        write_ome_zarr(image, pixels, axes="yxc", levels=1, mpp=2.5)
+    elif ending.lower().endswith((".tif", ".tiff", ".btf")):
+        tifffile.imwrite(image, pixels, photometric="rgb", bigtiff=ending == ".btf", ome="ome" in ending)
+    else:
+        Image.fromarray(pixels).save(image)
+    own.unlink()
+    made = bring("visium", folder)
+    assert (made.failed, made.doubts, made.rows[0].slide) == ({}, {}, image.resolve())
