@@ -288,16 +288,20 @@ def joined(counts_of: Sequence[str], places_of: Sequence[str], counts: Path, pla
 
     Raises ExpressionError where a spot stands twice, or none is in both.
     """
-    for names, file in ((counts_of, counts), (places_of, places)):
-        seen = pd.Index(names)
-        if seen.has_duplicates:
-            raise ExpressionError(f"{file}: the spot {seen[seen.duplicated()][0]} stands in more than one row")
-    at = {name: row for row, name in enumerate(places_of)}
-    pairs = [(row, at[name]) for row, name in enumerate(counts_of) if name in at]
-    if not pairs:
-        named = f"{listed(counts_of, 3)} in the one, {listed(places_of, 3)} in the other"
+    one, other = pd.Index(counts_of, dtype=object), pd.Index(places_of, dtype=object)
+    for names, file in ((one, counts), (other, places)):
+        if names.has_duplicates:
+            raise ExpressionError(f"{file}: the spot {names[names.duplicated()][0]} stands in more than one row")
+    at = other.get_indexer(one)
+    rows = np.flatnonzero(at >= 0)
+    if not len(rows):
+        named = f"{_first(counts_of)} in the one, {_first(places_of)} in the other"
         raise ExpressionError(f"{counts} and {places} have no spot in common: {named}")
-    return np.array(pairs, np.int64)
+    return np.column_stack((rows, at[rows])).astype(np.int64)
+
+
+def _first(names: Sequence[str]) -> str:
+    return listed(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def left_out(n_counts: int, n_places: int, n_both: int, counts: str = "counts", places: str = "places") -> list[str]:

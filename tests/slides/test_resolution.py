@@ -59,3 +59,38 @@ def test_px_that_are_not_square_are_refused() -> None:
     assert of("0.5", "none") == 0.5
     with pytest.raises(SlideError, match=r"a\.svs has px of 0\.5 × 1 µm"):
         of("0.5", "1.0")
+
+
+@pytest.mark.parametrize(
+    ("properties", "mpp"),
+    [
+        ({"aperio.MPP": "0.2527"}, 0.2527),
+        ({"openslide.mpp-x": "0.5", "openslide.mpp-y": "0.5", "aperio.MPP": "0.2527"}, 0.5),
+        (
+            {f"mirax.LAYER_0_LEVEL_0_SECTION.MICROMETER_PER_PIXEL_{axis}": "0.2325" for axis in "XY"},
+            0.2325,
+        ),
+        ({"ventana.ScanRes": "0.465"}, 0.465),
+        ({"philips.DICOM_PIXEL_SPACING": '"0.000226907" "0.000226907"'}, 0.226907),
+        (
+            {
+                "dicom.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing[0]": "0.0005",
+                "dicom.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing[1]": "0.0005",
+            },
+            0.5,
+        ),
+        ({"tiff.XResolution": "40000", "tiff.YResolution": "40000", "tiff.ResolutionUnit": "centimeter"}, 0.25),
+        ({"tiff.XResolution": "50800", "tiff.YResolution": "50800", "tiff.ResolutionUnit": "inch"}, 0.5),
+        ({"tiff.XResolution": "40000", "tiff.ResolutionUnit": "none"}, None),
+        ({"aperio.MPP": "unknown"}, None),
+        ({"aperio.MPP": "0"}, None),
+        ({}, None),
+    ],
+)
+def test_each_vendors_way_of_saying_the_resolution_is_known(properties: dict[str, str], mpp: float | None) -> None:
+    assert _mpp(properties, Path("a.svs")) == (None if mpp is None else pytest.approx(mpp))
+
+
+def test_sides_that_differ_are_refused_in_a_vendors_property_too() -> None:
+    with pytest.raises(SlideError, match=r"a\.tiff has px of 0\.4 × 0\.2 µm"):  # rows first
+        _mpp({"philips.DICOM_PIXEL_SPACING": '"0.0002" "0.0004"'}, Path("a.tiff"))
