@@ -7,7 +7,9 @@ made in memory, compressed, and its bytes are written as those of any other.
 from __future__ import annotations
 
 import mmap
+import struct
 import zlib
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import ExpressionError, NH2STError, fault_of
 from nh2st_pipe.core.memory import require
@@ -51,6 +54,9 @@ def write_h5ad(data: anndata.AnnData, path: Path, **packed: Any) -> None:
         write_elem(file, "/", data, dataset_kwargs=packed or _PACKED)
 
 
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_HEAD = 16  # bytes before a heap's first text, and before each: number, references, and the length behind both
+_TEXT_HEAD = struct.Struct("<H6xQ")
 _HEAP = b"GCOL\x01\0\0\0"  # how a heap begins; its size follows
 _MOST_PER_BYTE = 2_000  # of values for each byte of the file: deflate packs 1,032 to 1
 _SURE_BYTES = 256 << 20  # so many are had anyway
@@ -58,26 +64,35 @@ _TEXT_BYTES = 64  # of a text of any length, about
 
 
 def require_h5(path: Path, kind: type[NH2STError] = ExpressionError) -> None:
-    """Raise `kind` where what an HDF5 file declares is more than its bytes can hold, or than there is memory for."""
+    """Raise `kind` where what an HDF5 file declares is more than its bytes can hold, or than there is memory for.
+
+    Texts are held against the heaps that they lie in: HDF5 takes the memory that a text declares before it looks, and
+    reads what is not its own where a heap has less.
+    """
     import h5py
 
-    _check_heaps(path, kind)
+    heaps = _Heaps(path, kind)
     total, largest = 0, ("", 0)
     said = set[str]()  # the names of attributes that are texts
 
     def count(name: str, each: Any) -> None:
         nonlocal total, largest
-        said.update(key for key in each.attrs if each.attrs.get_id(key).dtype.kind == "O")
+        for key in each.attrs:
+            attribute = each.attrs.get_id(key)
+            if attribute.dtype.kind == "O":
+                _check_type(path, f"its attribute {key}", attribute.get_type(), kind)
+                said.add(key)
         if isinstance(each, h5py.Dataset) and each.shape is not None:
             size = int(each.size) * (_TEXT_BYTES if each.dtype.kind == "O" else each.dtype.itemsize)
-            if each.dtype.kind == "O":
-                _check_texts(path, name, each, kind)
+            if each.dtype.kind == "O" and h5py.check_ref_dtype(each.dtype) is None:
+                _check_type(path, name, each.id.get_type(), kind)
+                _check_texts(path, name, each, heaps)
             total, largest = total + size, max(largest, (name, size), key=lambda of: of[1])
 
     with h5py.File(path) as file:
         count("", file)
         file.visititems(count)
-    _check_attributes(path, said, kind)
+    _check_attributes(path, said, heaps)
     held = path.stat().st_size
     if total > max(_SURE_BYTES, _MOST_PER_BYTE * held):
         raise kind(
@@ -90,12 +105,81 @@ def require_h5(path: Path, kind: type[NH2STError] = ExpressionError) -> None:
 _REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("number", "<u4")])  # to a text, as HDF5 stores it
 
 
-def _check_texts(path: Path, name: str, texts: Any, kind: type[NH2STError]) -> None:
-    """Raise `kind` where a text declares more bytes than the file has: HDF5 takes that memory before it looks.
+class _Heaps:
+    """The heaps of texts in a file, by what they hold: numbers within each, and lengths.
+
+    Raises `kind` where one does not come to an end: HDF5 would go through it for ever.
+    """
+
+    def __init__(self, path: Path, kind: type[NH2STError]) -> None:
+        self._path, self._kind = path, kind
+        self._held = path.stat().st_size
+        places, keys, lengths = array("Q"), array("Q"), array("Q")
+        self.addressed = False
+        """Whether references name heaps by their place in the file: not behind a block of somebody's own."""
+        if self._held:
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                size_of_address = data[13 if len(data) > 13 and data[8] < 2 else 9] if len(data) > 13 else 0
+                self.addressed = data[:8] == _SIGNATURE and size_of_address == 8
+                at = data.find(_HEAP)
+                while at >= 0:
+                    self._walk(data, at, len(places) << 16, keys, lengths)
+                    places.append(at)
+                    at = data.find(_HEAP, at + len(_HEAP))
+        self._places = np.frombuffer(places, np.uint64) if places else np.zeros(0, np.uint64)
+        of_key = np.frombuffer(keys, np.uint64) if keys else np.zeros(0, np.uint64)
+        order = np.argsort(of_key, kind="stable")
+        self._keys = of_key[order]
+        self._lengths = (np.frombuffer(lengths, np.uint64) if lengths else np.zeros(0, np.uint64))[order]
+
+    def _walk(self, data: mmap.mmap, at: int, key: int, keys: array[int], lengths: array[int]) -> None:
+        size = int.from_bytes(data[at + len(_HEAP) : at + len(_HEAP) + 8], "little")
+        if size > self._held - at:
+            raise self._kind(f"{self._path} is damaged: a heap of texts in it, at byte {at:,}, declares {size:,} bytes")
+        place, end, head = at + _HEAD, at + size, _TEXT_HEAD.unpack_from
+        while place + _HEAD <= end:
+            number, length = head(data, place)
+            takes = _HEAD + -(-length // 8) * 8 if number else length  # number 0 is what is free, with its own head
+            if takes < _HEAD or place + takes > end:
+                raise self._kind(
+                    f"{self._path} is damaged: a text in a heap of them, at byte {place:,}, takes {takes:,} bytes"
+                )
+            if number:
+                keys.append(key | number)
+                lengths.append(length)
+            place += takes
+
+    def check(self, references: NDArray[Any], name: str) -> None:
+        """Raise where references (of `_REFERENCE`) declare more than the file has, or than lies where they lead."""
+        seen = references[references["length"] > 0]
+        if not len(seen):
+            return
+        longest = int(seen["length"].max())
+        if longest > self._held:
+            raise self._kind(f"{self._path} is damaged: a text in {name} declares {longest:,} bytes")
+        if not self.addressed or not len(self._places):
+            return
+        which = np.searchsorted(self._places, seen["heap"])
+        found = which < len(self._places)
+        found[found] = self._places[which[found]] == seen["heap"][found]
+        keys = (which.astype(np.uint64) << np.uint64(16)) | seen["number"].astype(np.uint64)
+        place = np.searchsorted(self._keys, keys)
+        found &= (place < len(self._keys)) & (seen["number"] < 1 << 16)
+        found[found] = self._keys[place[found]] == keys[found]
+        found[found] = self._lengths[place[found]] >= seen["length"][found]
+        if not found.all():
+            first = seen[~found][0]
+            raise self._kind(
+                f"{self._path} is damaged: {int((~found).sum()):,} texts in {name} are not where they should be, the "
+                f"first of {int(first['length']):,} bytes at byte {int(first['heap']):,}"
+            )
+
+
+def _check_texts(path: Path, name: str, texts: Any, heaps: _Heaps) -> None:
+    """Hold the texts of a dataset against the heaps.
 
     Looked at are those that are stored as they are, or packed with deflate alone, as everyone writes them.
     """
-    held = path.stat().st_size
     parts = list[bytes]()
     if texts.chunks is None:
         start, length = texts.id.get_offset(), texts.id.get_storage_size()
@@ -108,16 +192,24 @@ def _check_texts(path: Path, name: str, texts: Any, kind: type[NH2STError]) -> N
             mask, packed = texts.id.read_direct_chunk(texts.id.get_chunk_info(number).chunk_offset)
             parts.append(zlib.decompress(packed) if texts.compression and not mask else packed)
     for part in parts:
-        lengths = np.frombuffer(part[: len(part) // _REFERENCE.itemsize * _REFERENCE.itemsize], _REFERENCE)["length"]
-        if len(lengths) and int(lengths.max()) > held:
-            raise kind(f"{path} is damaged: a text in {name} declares {int(lengths.max()):,} bytes")
+        heaps.check(np.frombuffer(part[: len(part) // _REFERENCE.itemsize * _REFERENCE.itemsize], _REFERENCE), name)
+
+
+_KINDS = (0, 1)  # of what is of any length: a list, a text
+
+
+def _check_type(path: Path, name: str, of: Any, kind: type[NH2STError]) -> None:
+    """Raise where values of any length are of a kind that there is not: HDF5 would read them as anything."""
+    encoded = of.encode()  # what it is, the encoding's version, then the type as it stands in the file
+    if encoded[2] & 15 == _VLEN and encoded[3] & 15 not in _KINDS:
+        raise kind(f"{path} is damaged: {name} is of a kind that there is not ({encoded[3] & 15})")
 
 
 _VLEN = 9  # the class of texts of any length, among HDF5's types
 
 
-def _check_attributes(path: Path, names: set[str], kind: type[NH2STError]) -> None:
-    """Raise `kind` where an attribute of one of these names is a text that declares more bytes than the file has.
+def _check_attributes(path: Path, names: set[str], heaps: _Heaps) -> None:
+    """Hold attributes of these names that are texts against the heaps.
 
     There is no way to ask HDF5 for it without the memory being taken; so the messages of the headers are looked for in
     the bytes: sizes of name, type and space (version 1 fills each up to 8 bytes), those three, and the references.
@@ -136,43 +228,11 @@ def _check_attributes(path: Path, names: set[str], kind: type[NH2STError]) -> No
                     filled = [-(-size // 8) * 8 if version == 1 else size for size in sizes]
                     start = at + sum(filled)
                     one = data[at + filled[0] : at + filled[0] + 1]
-                    if not one or one[0] & 15 != _VLEN or start + 4 > len(data):
+                    if not one or one[0] & 15 != _VLEN or start + _REFERENCE.itemsize > len(data):
                         continue
-                    length = int.from_bytes(data[start : start + 4], "little")
-                    if length > len(data):
-                        raise kind(f"{path} is damaged: a text in its attribute {name} declares {length:,} bytes")
+                    first = data[start : start + _REFERENCE.itemsize]  # of one text; of a list the others follow
+                    heaps.check(np.frombuffer(first, _REFERENCE), f"its attribute {name}")
                 at = data.find(text, at + 1)
-
-
-def _check_heaps(path: Path, kind: type[NH2STError]) -> None:
-    """Raise `kind` where a heap of texts declares more bytes than there are: HDF5 takes that memory before it looks."""
-    with path.open("rb") as file:
-        held = file.seek(0, 2)
-        if not held:
-            return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            at = data.find(_HEAP)
-            while at >= 0:
-                size = int.from_bytes(data[at + len(_HEAP) : at + len(_HEAP) + 8], "little")
-                if size > held:
-                    raise kind(f"{path} is damaged: a heap of texts in it, at byte {at:,}, declares {size:,} bytes")
-                _check_heap(path, data[at : at + size], at, kind)
-                at = data.find(_HEAP, at + len(_HEAP))
-
-
-_HEAD = 16  # bytes before a heap's first text, and before each: number, references, and the length behind both
-
-
-def _check_heap(path: Path, heap: bytes, at: int, kind: type[NH2STError]) -> None:
-    """Raise `kind` where the texts of a heap do not follow each other to its end: HDF5 would go through it for ever."""
-    place = _HEAD
-    while place + _HEAD <= len(heap):
-        number = int.from_bytes(heap[place : place + 2], "little")
-        length = int.from_bytes(heap[place + 8 : place + 16], "little")
-        takes = _HEAD + -(-length // 8) * 8 if number else length  # number 0 is what is free, with its own head
-        if takes < _HEAD or place + takes > len(heap):
-            raise kind(f"{path} is damaged: a text in a heap of them, at byte {at + place:,}, takes {takes:,} bytes")
-        place += takes
 
 
 def read_h5ad(path: Path, kind: type[NH2STError] = ExpressionError) -> anndata.AnnData:

@@ -112,3 +112,62 @@ def test_a_text_attribute_that_declares_more_than_the_file_takes_no_memory(
     path.write_bytes(content)
     with pytest.raises(ExpressionError, match=f"a text in its attribute {name} declares 4,000,000,000 bytes"):
         require_h5(path)
+
+
+def _with_texts(path: Path) -> bytearray:
+    """A file with a list of texts, and a text in an attribute."""
+    with h5py.File(path, "w") as file:
+        file["names"] = np.array([f"name {i} of them" for i in range(5)], dtype=h5py.string_dtype())
+        file["names"].attrs["told"] = "some text of its own"
+    return bytearray(path.read_bytes())
+
+
+@pytest.mark.parametrize("what", ["length", "heap", "number"])
+@pytest.mark.parametrize("of", ["names", "told"])
+def test_a_text_that_is_not_where_it_should_be_is_refused(tmp_path: Path, of: str, what: str) -> None:
+    """A few bytes too many, another heap, a number that is not in it: HDF5 reads memory that is not its own."""
+    path = tmp_path / "a.h5"
+    content = _with_texts(path)
+    require_h5(path)
+    length = len("name 0 of them" if of == "names" else "some text of its own")
+    heap = content.index(b"GCOL")
+    reference = length.to_bytes(4, "little") + heap.to_bytes(8, "little")
+    at = content.index(reference)
+    if what == "length":
+        content[at : at + 4] = (length + 40).to_bytes(4, "little")
+    elif what == "heap":
+        content[at + 4 : at + 12] = (heap + 8).to_bytes(8, "little")
+    else:
+        content[at + 12 : at + 16] = (4321).to_bytes(4, "little")
+    path.write_bytes(content)
+    name = "names" if of == "names" else "its attribute told"
+    with pytest.raises(ExpressionError, match=f"1 texts in {name} are not where they should be"):
+        require_h5(path)
+
+
+def test_a_file_with_a_block_of_somebodys_own_and_references_to_objects_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", userblock_size=512) as file:
+        file["names"] = np.array(["a", "", "long enough"], dtype=h5py.string_dtype())
+        file["to"] = np.array([file["names"].ref] * 3, dtype=h5py.ref_dtype)
+    require_h5(path)
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["names"] = np.array(["a", "", "long enough"], dtype=h5py.string_dtype())
+        file["to"] = np.array([file["names"].ref] * 3, dtype=h5py.ref_dtype)
+        lists = file.create_dataset("lists", (2,), dtype=h5py.vlen_dtype(np.int64))
+        lists[0], lists[1] = np.arange(3), np.arange(5)
+    require_h5(tmp_path / "b.h5")
+
+
+@pytest.mark.parametrize("of", ["names", "told"])
+def test_values_of_a_kind_that_there_is_not_are_refused(tmp_path: Path, of: str) -> None:
+    path = tmp_path / "a.h5"
+    content = _with_texts(path)
+    kind = b"\x19\x01\x01\x00\x10\x00\x00\x00"  # of any length, a text, in UTF-8, sixteen bytes a reference
+    at = [place for place in range(len(content)) if content[place : place + 8] == kind]
+    assert len(at) == 2
+    content[at[of == "told"] + 1] = 9
+    path.write_bytes(content)
+    name = "names" if of == "names" else "its attribute told"
+    with pytest.raises(ExpressionError, match=f"{name} is of a kind that there is not"):
+        require_h5(path)
