@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_closing, binary_dilation
 
 __all__ = ["overlay"]
 
-_EDGE, _TILE, _OFF = (16, 122, 62), (20, 80, 200), (214, 40, 40)
+_EDGE, _TILE, _OFF, _DOUBTED = (16, 122, 62), (20, 80, 200), (214, 40, 40), (235, 120, 0)
 _LEAST_BOX_PX, _DOT_PX = 8.0, 5.0
 _MOST_TILES = 20_000  # more are not told apart on a picture of this size
 
@@ -20,16 +20,22 @@ def overlay(
     size: tuple[int, int],
     xy: NDArray[np.float64] | None,
     tile_level0_px: float | None,
+    doubted: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.uint8]:
     """Return the thumbnail h × w × 3 of a slide of `size` level-0 px, drawn on.
 
-    The tissue (`mask`, the whole slide) has a green edge. Tiles around `xy` (n × 2) are blue squares, dots where they
-    are small; those whose centre is not on tissue are red.
+    The tissue (`mask`, the whole slide) has a green edge, what was taken off it and may be tissue (`doubted`) an orange
+    one. Tiles around `xy` (n × 2) are blue squares, dots where they are small; those whose centre is not on tissue are
+    red.
     """
     height, width = picture.shape[:2]
     on = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
     drawn = picture.copy()
     drawn[binary_dilation(on, iterations=2) & ~on] = _EDGE
+    if doubted is not None:
+        of = np.asarray(Image.fromarray(doubted).resize((width, height), Image.Resampling.NEAREST))
+        of = binary_closing(of, iterations=3) | of
+        drawn[binary_dilation(of, iterations=2) & ~of] = _DOUBTED
     image = Image.fromarray(drawn)
     if xy is None or not len(xy):
         return np.asarray(image)

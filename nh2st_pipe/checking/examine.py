@@ -75,6 +75,8 @@ class Examined:
     """genes, median per spot, spots without any, and whether they are whole numbers."""
     correction: Correction | None = None
     seconds: float = 0.0
+    shows_doubts: bool = False
+    """Whether the picture shows where something was taken off the tissue that may be some."""
     picture: NDArray[np.uint8] | None = field(default=None, repr=False)
     """The slide's thumbnail h × w × 3, its tissue and its tiles drawn on it."""
 
@@ -169,7 +171,9 @@ def _look_at(
         _read_some(found, layout, slide, input_px)
     from nh2st_pipe.checking.draw import overlay
 
-    found.picture = overlay(picture, mask, slide.size, None if spots is None else spots.xy, found.tile_px)
+    doubted = None if layout is None else layout.doubted
+    found.shows_doubts = doubted is not None
+    found.picture = overlay(picture, mask, slide.size, None if spots is None else spots.xy, found.tile_px, doubted)
 
 
 def _spots_alone(row: SlideRow) -> Spots | None:

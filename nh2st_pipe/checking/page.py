@@ -93,7 +93,8 @@ def _picture(found: Examined) -> str:
 def _caption(found: Examined) -> str:
     if found.picture is None:
         return ""
-    return "Green: edge of the tissue. Blue: tiles; red where the centre of one is not on tissue."
+    more = " Orange: taken off the tissue, and may be some." if found.shows_doubts else ""
+    return f"Green: edge of the tissue. Blue: tiles; red where the centre of one is not on tissue.{more}"
 
 
 def _facts(found: Examined) -> list[tuple[str, str]]:

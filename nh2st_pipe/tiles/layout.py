@@ -44,6 +44,8 @@ class Layout:
     """What the grid was laid over, h × w; None for spots."""
     picture: NDArray[np.uint8] | None = None
     """The thumbnail on which that was found, where one was made: h × w × 3, the whole slide."""
+    doubted: NDArray[np.bool_] | None = None
+    """Where something was taken off it that may be tissue, h × w."""
 
 
 def lay_out(
@@ -57,7 +59,7 @@ def lay_out(
     resolution = _resolution(row, slide, spots)
     size = tile.on_slide(resolution.mpp, slide)
     check_tile(size, slide)
-    doubts, notes, mask, picture = [*resolution.doubts], list[str](), None, None
+    doubts, notes, mask, picture, doubted = [*resolution.doubts], list[str](), None, None, None
     if spots is not None:
         assert row.expression is not None
         check_on_image(spots, slide)
@@ -66,13 +68,15 @@ def lay_out(
         from nh2st_pipe.tiles.tissue import find_tissue
 
         found = find_tissue(slide, row.tissue)
-        mask, notes, picture = found.mask, found.notes(), found.picture
+        mask, notes, picture, doubted = found.mask, found.notes(), found.picture, found.doubted
         spots = grid_spots(mask, size, slide, grid, row.tissue)
         doubts += mask_notices(mask, slide) if row.tissue else []
         doubts += [*found.doubts, *(darkness(picture) if picture is not None else [])]
     notes = [*slide.notices, *resolution.notes, *spots.notices, *notes]
     (notes if input_px is None else doubts).extend(enlarged(size, input_px))
-    return Layout(spots.take(file_order(spots.xy)), size, resolution, tuple(notes), tuple(doubts), mask, picture)
+    return Layout(
+        spots.take(file_order(spots.xy)), size, resolution, tuple(notes), tuple(doubts), mask, picture, doubted
+    )
 
 
 def resolution_of(row: SlideRow, slide: Slide) -> Resolution:

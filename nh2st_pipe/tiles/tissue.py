@@ -65,6 +65,8 @@ class Tissue:
     """What to know of it where it was given."""
     doubts: tuple[str, ...] = ()
     """What may have been taken for tissue, or off it, wrongly."""
+    doubted: NDArray[np.bool_] | None = None
+    """Where that is, of what was taken off; None where nothing was."""
 
     def notes(self) -> list[str]:
         """Say what was taken off the tissue."""
@@ -118,14 +120,21 @@ def look_for_tissue(picture: NDArray[np.uint8]) -> Tissue:
     wide = np.pad(mask, _CLEANED, mode="symmetric")
     clean = closed(opened(wide, 3), 5)[_CLEANED:-_CLEANED, _CLEANED:-_CLEANED] & ~pen
     folds = _folds(rgb, clean)
-    doubts = [*_doubts_on_ink(saturation_seen, pen, padding), *_doubts_on_glass(rgb, smooth, clean, taken)]
-    return Tissue(clean & ~folds, pen, folds, doubts=tuple(doubts))
+    of_ink, ink = _doubts_on_ink(saturation_seen, pen, padding)
+    of_glass, faint = _doubts_on_glass(rgb, smooth, clean, taken)
+    doubted = ink | faint
+    return Tissue(clean & ~folds, pen, folds, doubts=(*of_ink, *of_glass), doubted=doubted if doubted.any() else None)
 
 
-def _doubts_on_ink(saturation: NDArray[np.float32], pen: NDArray[np.bool_], padding: NDArray[np.bool_]) -> list[str]:
+_Doubts = tuple[list[str], NDArray[np.bool_]]
+"""What is doubted, in words, and where (h × w)."""
+
+
+def _doubts_on_ink(saturation: NDArray[np.float32], pen: NDArray[np.bool_], padding: NDArray[np.bool_]) -> _Doubts:
     """Return a doubt where much of what is coloured, or a whole piece of it, was taken for ink."""
+    nowhere = np.zeros_like(pen)
     if not pen.any():
-        return []
+        return [], nowhere
     coloured = (saturation > _GLASS_SATURATION) & ~padding
     share = (coloured & pen).sum() / max(coloured.sum(), 1)
     pieces, n = label(coloured)
@@ -133,14 +142,14 @@ def _doubts_on_ink(saturation: NDArray[np.float32], pen: NDArray[np.bool_], padd
     inked = np.bincount(pieces[pen], minlength=n + 1)
     whole = (inked[1:] > _ALL_OF_IT * sizes[1:]) & (sizes[1:] > _LEAST_DOUBTED * coloured.sum())
     if share <= _LEAST_DOUBTED and not whole.any():
-        return []
+        return [], nowhere
     of = f"{share:.0%} of what is coloured" + (f", {whole.sum()} pieces of it whole," if whole.any() else "")
-    return [f"{of} is taken for a pen's ink and left out: is it stained tissue? {_OUTLINE}"]
+    return [f"{of} is taken for a pen's ink and left out: is it stained tissue? {_OUTLINE}"], coloured & pen
 
 
 def _doubts_on_glass(
     rgb: NDArray[np.float32], smooth: NDArray[np.float32], mask: NDArray[np.bool_], taken: NDArray[np.bool_]
-) -> list[str]:
+) -> _Doubts:
     """Return doubts where a faint piece was taken for glass, or coloured glass for tissue."""
     ground = ~mask & ~taken
     if ground.any():
@@ -153,16 +162,15 @@ def _doubts_on_glass(
         pieces = _large(opened(faint & (uneven > _TEXTURE), 2), _LEAST_DOUBTED * max(tissue.sum(), 1))
         if pieces.any():
             of = f"a faintly coloured part, {pieces.mean():.1%} of the slide,"
-            return [f"{of} is taken for glass: is it tissue? {_OUTLINE}"]
+            where = pieces.repeat(2, axis=0).repeat(2, axis=1)[: mask.shape[0], : mask.shape[1]]
+            return [f"{of} is taken for glass: is it tissue? {_OUTLINE}"], where
     if mask[~taken].mean() > _ALL_OF_IT:
         seen = smooth[~taken]
         low, middle = np.percentile(seen, (5, 50))
         if middle - low < _EVEN:
-            return [
-                "the whole slide is taken for tissue, and half of it is of one even colour (saturation "
-                f"{middle:.2f}): is that glass? {_OUTLINE}"
-            ]
-    return []
+            words = f"half of it is of one even colour (saturation {middle:.2f}): is that glass? {_OUTLINE}"
+            return [f"the whole slide is taken for tissue, and {words}"], np.zeros_like(mask)
+    return [], np.zeros_like(mask)
 
 
 def _over_colours(which: np.ufunc, rgb: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -296,3 +296,21 @@ def test_whether_a_model_can_predict_slides_is_known_before_they_are_embedded(st
     assert "s1" in predict(tmp_path / "run", slides=other, out=tmp_path / "r", device="cpu", any_mpp=True).files
     with pytest.raises(UsageError, match="--model says which encoder and tiles"):
         check(own, model=tmp_path / "run", tile_px=50)
+
+
+def test_what_is_doubted_is_shown(make_study: Callable[..., Study]) -> None:
+    study = make_study(1, expression=False)
+    pixels = np.full((400, 500, 3), 240, np.uint8)
+    rng = np.random.default_rng(0)
+    pixels[50:350, 40:240] = np.clip(rng.normal((200, 130, 180), 4, (300, 200, 3)), 0, 255)
+    for faint in (False, True):
+        if faint:
+            pixels[100:300, 300:450] = np.clip(rng.normal((238, 218, 230), 6, (200, 150, 3)), 0, 255)
+        Image.fromarray(pixels).save(study.folder / "s0.png")
+        found = check(study.manifest, encoder="fake", tile_px=50, out=study.folder / "check.html")
+        (slide,) = found.slides
+        assert slide.picture is not None
+        orange = (slide.picture == (235, 120, 0)).all(axis=2)
+        assert orange.any() == slide.shows_doubts == faint
+        assert ("Orange: taken off the tissue" in (study.folder / "check.html").read_text("utf-8")) == faint
+    assert np.nonzero(orange)[1].min() > 260
