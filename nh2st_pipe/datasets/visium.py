@@ -45,7 +45,7 @@ from nh2st_pipe.datasets.common import (
     unreadable,
     whole_numbers,
 )
-from nh2st_pipe.slides.kinds import IMAGES, is_image
+from nh2st_pipe.slides.kinds import IMAGES, is_image, refused_kind
 
 __all__ = ["find_visium", "matrix_of", "squares"]
 
@@ -256,11 +256,12 @@ def _image(section: Path, outs: Path, name: str) -> Path:
             return one_image(kept, f"of the microscope in {section}")
     cytassist = any("cytassist" in path.name.lower() for path in of_others)
     was = f". Space Ranger was given {listed(path.name for path in recorded)}" if recorded else ""
-    return one_image(
-        [path for path in of_others if not is_image(path)],
-        f"of the microscope in {section}, or beside it as {name}{{{', '.join(IMAGES[:3])}, …}}, which Space Ranger "
-        f"copies nowhere{was}{' (CytAssist has an image of its own, which is too coarse)' if cytassist else ''}; "
-        "--images FOLDER, 'GLOB' or a CSV of section,image says where it is",
+    others = [words for words in map(refused_kind, of_others) if words is not None]
+    own = ". CytAssist has an image of its own, which is too coarse" if cytassist else ""
+    raise ExpressionError(
+        f"there is no image of the microscope in {section}, nor beside it as {name}{{{', '.join(IMAGES[:3])}, …}}: "
+        f"Space Ranger copies it nowhere{was}{own}. Say where it is: --images FOLDER, 'PATTERN' or a CSV of section,image"
+        + "".join(f". {words}" for words in others[:1])
     )
 
 

@@ -220,7 +220,7 @@ def test_without_an_image_it_is_said_where_it_was_looked_for_and_what_to_do(tmp_
         bring("visium", folder, look=False)
     for words in (
         "no image of the microscope in",
-        "Space Ranger copies nowhere",
+        "Space Ranger copies it nowhere",
         "beside it as S1{.tif, .tiff, .btf, …}",
         "CytAssist has an image of its own",
         "--images FOLDER",
