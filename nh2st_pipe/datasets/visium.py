@@ -260,8 +260,8 @@ def _image(section: Path, outs: Path, name: str) -> Path:
     own = ". CytAssist has an image of its own, which is too coarse" if cytassist else ""
     raise ExpressionError(
         f"there is no image of the microscope in {section}, nor beside it as {name}{{{', '.join(IMAGES[:3])}, …}}: "
-        f"Space Ranger copies it nowhere{was}{own}. Say where it is: --images FOLDER, 'PATTERN' or a CSV of section,image"
-        + "".join(f". {words}" for words in others[:1])
+        f"Space Ranger copies it nowhere{was}{own}. Say where it is: --images FOLDER, 'PATTERN', or a CSV of "
+        "section,image" + "".join(f". {words}" for words in others[:1])
     )
 
 
