@@ -113,7 +113,6 @@ def train(
     judged = study.in_blocks() if resolved.folds == "block" else study
     splits = make_folds(list(judged.slides.values()), resolved.folds, resolved.seed)
     notes += _about_folds(judged, splits, resolved.folds)
-    notes += _about_tiles(store.contract.tile["size_level0_px"], records)
     heads = [resolved, *(_as_baseline(name, resolved) for name in resolved.baselines)]
     place = Path(out) if out is not None else Path("runs") / resolved.name
     question = _question(records, study, heads, jobs)
@@ -146,6 +145,7 @@ def train(
             notes.append(f"{resolved.name}, all slides: {final.notice}")
         for slide_id, words in own.cautions.items():
             notes.append(f"{slide_id}, held out: {words}")
+        notes += _about_tiles(store.contract.tile["size_level0_px"], records)
         metrics = {**metrics_of(resolved, study, outcomes, final, notes), "jobs": jobs}
         if not splits:
             write_in_sample(folder, study, resolved, final.model)

@@ -74,6 +74,14 @@ def slides(tmp_path: Path) -> Path:
     return tmp_path / "manifest.csv"
 
 
+def alone(slides: Path, name: str) -> Path:
+    """A manifest of one of the slides."""
+    header, *lines = slides.read_text().splitlines()
+    path = slides.with_name(f"{name}.csv")
+    path.write_text("\n".join([header, *(line for line in lines if line.startswith(f"{name},"))]) + "\n")
+    return path
+
+
 def by_id(found: Checked) -> dict[str, Any]:
     return {slide.slide_id: slide for slide in found.slides}
 
@@ -203,7 +211,7 @@ def test_what_lies_beyond_a_files_end_is_counted_without_decoding(tmp_path: Path
 
 def test_tiles_that_show_less_than_the_encoder_takes_are_doubted(slides: Path) -> None:
     def said(tile_px: float, encoder: str | None) -> tuple[list[str], list[str]]:
-        of = by_id(check(slides, tile_px=tile_px, encoder=encoder))["good"]
+        (of,) = check(alone(slides, "good"), tile_px=tile_px, encoder=encoder).slides
         return [words for words in of.doubts if "enlarged" in words], [
             words for words in of.notes if "enlarged" in words
         ]
@@ -235,7 +243,7 @@ def test_a_dark_picture_is_doubted_with_spots_and_without(make_study: Callable[.
 
 def test_what_the_file_itself_says_is_not_overruled_by_spots(slides: Path) -> None:
     write_pyramid(slides.parent / "a.tif", section(), mpp=0.5)
-    found = by_id(check(slides, encoder="fake", tile_px=64.0))["good"]
+    (found,) = check(alone(slides, "good"), encoder="fake", tile_px=64.0).slides
     assert found.mpp_source == "file"
     assert "0.5 by the file, and 1.66" in "".join(found.doubts)
     assert found.correction is None
@@ -247,7 +255,7 @@ def test_a_way_of_laying_spots_is_proposed_by_a_clear_margin_alone(slides: Path)
     some = np.column_stack((SIZE[0] - xy[:, 0], xy[:, 1]))
     some[: len(some) // 4] = (880, 560)  # of a mirrored slide, a quarter is beside the tissue however it is laid
     write_spots(slides.parent / "mirrored.h5ad", some, grid=grid, change=scale_factors)
-    found = by_id(check(slides, encoder="fake"))["mirrored"]
+    (found,) = check(alone(slides, "mirrored"), encoder="fake").slides
     assert 0.5 < found.on_tissue["mirrored left to right"] < 0.9
     assert found.correction is None or found.correction.way is None
     even = np.full((SIZE[1], SIZE[0], 3), (242, 240, 244), np.uint8)
@@ -255,7 +263,7 @@ def test_a_way_of_laying_spots_is_proposed_by_a_clear_margin_alone(slides: Path)
     write_pyramid(slides.parent / "a.tif", even, mpp=5 / 3)
     right = np.column_stack((SIZE[0] - 0.4 * xy[:, 0] - 30, xy[:, 1]))  # mirrored or turned round, they are on it
     write_spots(slides.parent / "mirrored.h5ad", right, grid=grid, change=scale_factors)
-    found = by_id(check(slides, encoder="fake"))["mirrored"]
+    (found,) = check(alone(slides, "mirrored"), encoder="fake").slides
     assert found.on_tissue["mirrored left to right"] == found.on_tissue["turned by 180°"] == 1
     assert found.correction is None or found.correction.way is None
 
