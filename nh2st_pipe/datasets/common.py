@@ -397,6 +397,9 @@ def counts_of(table: pl.DataFrame, path: Path) -> sp.csr_matrix:
     strange = [name for name, kind in table.schema.items() if not kind.is_numeric()]
     if strange:
         raise ExpressionError(f"{path}: the columns {listed(strange, 3)} hold no numbers")
+    empty = [name for name, missing in table.null_count().row(0, named=True).items() if missing] if table.width else []
+    if empty:
+        raise ExpressionError(f"{path}: values are missing in {len(empty):,} columns ({listed(empty, 3)})")
     some = range(0, table.width, _COLUMNS_AT_ONCE)
     parts = [table[:, at : at + _COLUMNS_AT_ONCE].to_numpy().astype(np.float32) for at in some]
     return sp.csr_matrix(sp.hstack([sp.csr_matrix(part) for part in parts]))

@@ -78,24 +78,28 @@ class OpenSlideSlide:
             if pages:
                 self._pieces = TiffPieces(self.path, list(pages.values()))
                 self._direct = {level: at for at, level in enumerate(pages) if self._alike(level, at)}
+                self._direct = self._direct if 0 in self._direct or 0 not in pages else {}
             if self._direct:
                 self.reader += f", {libraries('tifffile', 'imagecodecs')}"
         self.notices += tuple(icc_notices(_profile(handle)))
 
     def _alike(self, level: int, at: int) -> bool:
-        """Whether a level's tile with the most in it decodes to the same px here and in OpenSlide."""
+        """Whether a level's tile with the most in it decodes to the same px here and in OpenSlide.
+
+        Of a level on which OpenSlide, which takes level-0 px, would begin between two px there, the first tile is held
+        against it instead.
+        """
         row, column = self._pieces.fullest(at)
+        step, (tall, wide) = self._downs[self._numbers[level]], self._pieces.piece(at)
+        if any(abs(round(each * step) / step - each) > _BETWEEN for each in (column * wide, row * tall)):
+            row = column = 0
         try:
             ours = self._pieces.decode(at, row, column)
         except SlideError:
             return False
-        down, across = ours.shape[:2]
+        place = column * wide, row * tall
         width, height = self._handle.level_dimensions[self._numbers[level]]
-        across, down = min(across, width - column * across), min(down, height - row * down)
-        place = column * ours.shape[1], row * ours.shape[0]
-        step = self._downs[self._numbers[level]]
-        if any(abs(round(each * step) / step - each) > _BETWEEN for each in place):
-            return True  # OpenSlide takes level-0 px, and would begin between two px of this level
+        across, down = min(wide, width - place[0]), min(tall, height - place[1])
         try:
             theirs = self._read(*place, across, down, level)
         except SlideError:

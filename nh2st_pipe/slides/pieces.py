@@ -69,6 +69,10 @@ class Pieces(ABC):
                 region[y0 - y : y1 - y, x0 - x : x1 - x] = part
         return region
 
+    def piece(self, level: int) -> tuple[int, int]:
+        """Return height and width of a level's pieces."""
+        return self._grids[level].piece
+
     def close(self) -> None:
         """Free what was decoded."""
         with self._lock:

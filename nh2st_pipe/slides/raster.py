@@ -124,7 +124,10 @@ class RasterSlide:
 
     def try_decoding(self) -> None:
         """See `Slide.try_decoding`: all of it, which it keeps."""
-        self._decoded()
+        try:
+            self._decoded()
+        except SlideError as error:
+            raise UndecodedError(str(error)) from error
 
     def read_region(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
         """See `Slide.read_region`; there is one level."""

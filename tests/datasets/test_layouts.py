@@ -416,3 +416,13 @@ def test_a_chunk_that_declares_more_texts_than_it_holds_takes_no_memory_for_them
         zarr.open_array(key, mode="r")[()]
     assert type(numcodecs.get_codec({"id": "vlen-utf8"})) is VLenUTF8  # elsewhere nothing is changed
     assert get_codec_class("vlen-utf8") is VLenUTF8Codec
+
+
+@pytest.mark.parametrize("missing", ["", "NA", "nan", "NULL"])
+def test_a_count_that_is_missing_is_no_count(tmp_path: Path, missing: str) -> None:
+    folder = stimage(tmp_path / "data", ["Human_Heart_A"])
+    path = folder / "gene_exp/Human_Heart_A_count.csv"
+    header, first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([header, ",".join([*first.split(",")[:-1], missing]), *rest]) + "\n")
+    with pytest.raises(ExpressionError, match=r"_count\.csv: values are missing in 1 columns \(G11\)"):
+        bring("stimage", folder, look=False)

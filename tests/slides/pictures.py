@@ -210,6 +210,7 @@ def _plain(format: str, **more: Any) -> Write:
 LAYOUTS: dict[str, tuple[str, Write]] = {
     "strips": ("a.tif", _tiff(rowsperstrip=40)),
     "one strip, LZW": ("a.tif", _tiff(rowsperstrip=HEIGHT, compression="lzw")),
+    "strips, LERC": ("a.tif", _tiff(rowsperstrip=40, compression="lerc")),
     "tiles": ("a.tif", _tiff(tile=(64, 64), compression="zlib")),
     "tiles, big-endian": ("a.tif", _tiff(tile=(64, 64), byteorder=">")),
     "tiles, zstd": ("a.tif", _tiff(tile=(64, 64), compression="zstd")),
@@ -245,6 +246,8 @@ def _has(layout: str, name: str) -> bool:
         return name in _OF_COLOURS
     if "planar" in layout:
         return "grey" not in name and name != "white is zero"
+    if "LERC" in layout:
+        return name in ("8 bits", "16 bits", "12 bits in 16", "grey", "opacity")
     if "JPEG 2000" in layout and layout.startswith("tiles"):
         return name in ("8 bits", "16 bits", "grey")
     if "Zarr" in layout:

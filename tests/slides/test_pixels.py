@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from nh2st_pipe.core.errors import SlideError
@@ -15,7 +16,7 @@ from nh2st_pipe.slides.base import UndecodedError
 from nh2st_pipe.slides.omezarr import OmeZarrSlide
 from nh2st_pipe.slides.openslide import OpenSlideSlide
 from nh2st_pipe.slides.raster import RasterSlide
-from nh2st_pipe.slides.tiff import TiffSlide
+from nh2st_pipe.slides.tiff import TiffPieces, TiffSlide
 from tests.slides.pictures import CELLS, HEIGHT, PROPERTIES, WIDTH, picture, smooth
 
 READERS = (OpenSlideSlide, TiffSlide, RasterSlide, OmeZarrSlide)
@@ -166,3 +167,25 @@ def test_a_level_that_we_decode_in_another_way_is_openslides(tmp_path: Path, mon
     assert other._direct == {}
     assert "tifffile" not in other.reader
     _check(other, shown)
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_a_level_is_tried_even_where_openslide_would_begin_between_two_px(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: int
+) -> None:
+    """The sides of level 1 are rounded, so that no tile but the first begins at a whole px of level 0."""
+    pixels = np.asarray(Image.fromarray(smooth()).resize((401, 301)))
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for level in (pixels, pixels[:300:3, :400:3]):
+            options = {"tile": (64, 64), "compression": "zlib", "photometric": "rgb", "metadata": None}
+            file.write(level, subfiletype=int(level is not pixels), **options)  # type: ignore[arg-type]
+    whole = TiffPieces.decode
+
+    def other(self: TiffPieces, level: int, row: int, column: int) -> NDArray[np.uint8]:
+        found = whole(self, level, row, column)
+        return 255 - found if level == wrong else found
+
+    assert sorted(open_slide(tmp_path / "a.tif")._direct) == [0, 1]  # type: ignore[attr-defined]
+    monkeypatch.setattr(TiffPieces, "decode", other)
+    # Where what is decoded at full resolution is not the same, nothing is.
+    assert sorted(open_slide(tmp_path / "a.tif")._direct) == ([0] if wrong else [])  # type: ignore[attr-defined]
