@@ -189,8 +189,11 @@ def manifest_lines(rows: Sequence[SlideRow], folder: Path) -> list[str]:
     names = list(dict.fromkeys(name for record in records for name in record)) or list(_REQUIRED)
     empty = {name for name in ("expression", "mpp", "tissue") if all(record[name] == "" for record in records)}
     kept = [name for name in names if name not in empty]
-    text = io.StringIO()
-    table = csv.DictWriter(text, kept, extrasaction="ignore", lineterminator="\n", restval="")
-    table.writeheader()
-    table.writerows(records)
-    return text.getvalue().splitlines()
+
+    def line(cells: Sequence[str]) -> str:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="").writerow(cells)
+        return text.getvalue()
+
+    # Row by row: a cell may hold the end of a line, and is one line of the table for all that.
+    return [line(kept), *(line([str(record.get(name, "")) for name in kept]) for record in records)]

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nh2st_pipe.core.errors import ManifestError
-from nh2st_pipe.tiles.manifest import SlideRow, read_manifest, write_manifest
+from nh2st_pipe.tiles.manifest import SlideRow, manifest_lines, read_manifest, write_manifest
 
 
 def write(folder: Path, text: str) -> Path:
@@ -123,3 +123,15 @@ def test_what_is_written_is_read_back(
     assert read_manifest(tmp_path / "m.csv") == [
         SlideRow(r.slide_id, r.slide.resolve(), None, r.patient, r.mpp, None, r.extra) for r in rows
     ]
+
+
+def test_a_cell_with_the_end_of_a_line_in_it_is_one_cell(tmp_path: Path) -> None:
+    """As spreadsheets write a note of two lines."""
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"x")
+    path = write(tmp_path, 'slide_id,slide,patient,note\na,a.png,P1,"first\nsecond, and more"\nb,b.png,P2,\n')
+    rows = read_manifest(path)
+    assert [row.extra["note"] for row in rows] == ["first\nsecond, and more", ""]
+    assert len(manifest_lines(rows, tmp_path)) == 1 + len(rows)
+    write_manifest(rows, tmp_path / "again.csv")
+    assert read_manifest(tmp_path / "again.csv") == rows
