@@ -15,12 +15,12 @@ from PIL import Image
 
 __all__ = ["CELLS", "LAYOUTS", "PROPERTIES", "picture", "smooth"]
 
-WIDTH, HEIGHT = 400, 300
+WIDTH, HEIGHT = 200, 150
 
 
 def smooth() -> NDArray[np.uint8]:
     """Tissue on glass, h × w × 3: colours that change slowly, so that lossy codecs and rounding stay small."""
-    y, x = np.mgrid[:HEIGHT, :WIDTH] / 40.0
+    y, x = np.mgrid[:HEIGHT, :WIDTH] / 20.0
     waves = [np.sin(x + 1.3 * colour) * np.cos(y * 0.8 + colour) for colour in range(3)]
     tissue = np.stack([150 + 40 * wave for wave in waves], axis=2)
     inside = np.clip(3 - 3 * np.hypot((y - 3.75) / 3.2, (x - 5) / 4.3), 0, 1)[..., None]
@@ -48,7 +48,7 @@ def _opaque(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Opacity: a soft circle."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     far = np.hypot(y - HEIGHT / 2, x - WIDTH / 2)
-    return np.asarray(np.clip((140 - far) * 8, 0, 255)[..., None], np.uint8)
+    return np.asarray(np.clip((70 - far) * 8, 0, 255)[..., None], np.uint8)
 
 
 def _over_white(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
