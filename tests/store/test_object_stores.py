@@ -20,20 +20,20 @@ from tests.store.same import same
 
 @pytest.mark.parametrize("part", ["", "embedding/X/c", "s1/zarr.json", "tissue.png", ".leases"])
 def test_a_write_that_is_refused_once_is_made_again(study: Study, part: str) -> None:
-    study.embed(store=study.folder / "plain.zarr", views=8)
+    study.embed(store=study.folder / "plain.zarr", views=8, stain_shift="off")
     with refusing() as store:
         store.part, store.times = part, 2
-        summary = study.embed(store=URL, views=8)
+        summary = study.embed(store=URL, views=8, stain_shift="off")
         assert (summary.done, summary.failed, store.refused) == (["s0", "s1", "s2"], {}, 2)
         assert same(study.folder / "plain.zarr", URL)
 
 
 @pytest.mark.parametrize("part", ["s1/embedding/X/c", "s1/tissue.png", "s1/expression/zarr.json"])
 def test_a_read_that_is_refused_once_is_made_again(study: Study, part: str) -> None:
-    study.embed(store=study.folder / "plain.zarr")
+    study.embed(store=study.folder / "plain.zarr", stain_shift="off")
     with refusing() as store:
         store.part, store.times, store.reads = part, 2, True
-        summary = study.embed(store=URL)
+        summary = study.embed(store=URL, stain_shift="off")
         assert (summary.done, store.refused) == (["s0", "s1", "s2"], 2)
         assert same(study.folder / "plain.zarr", URL)
         assert not verify(URL).damaged
@@ -41,14 +41,14 @@ def test_a_read_that_is_refused_once_is_made_again(study: Study, part: str) -> N
 
 @pytest.mark.parametrize("part", ["s1/embedding/X/c", "s1/zarr.json", "s1/tissue.png"])
 def test_a_store_that_refuses_for_ever_ends_the_run_and_keeps_what_is_there(study: Study, part: str) -> None:
-    study.embed(store=study.folder / "plain.zarr")
+    study.embed(store=study.folder / "plain.zarr", stain_shift="off")
     with refusing() as store:
         store.part, store.times = part, 1 << 30
         with pytest.raises(StoreError, match=r"^s3://bucket/store\.zarr: the store is busy"):
-            study.embed(store=URL)
+            study.embed(store=URL, stain_shift="off")
         store.times = 0
         assert open_store(URL).slides() == ["s0"]
-        assert study.embed(store=URL).kept == ["s0"]
+        assert study.embed(store=URL, stain_shift="off").kept == ["s0"]
         assert same(study.folder / "plain.zarr", URL)
 
 

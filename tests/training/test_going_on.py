@@ -120,7 +120,7 @@ def test_killed_after_a_fit_it_goes_on(store: Path, tmp_path: Path) -> None:
     same(train(store, out=out, **options), whole)
 
 
-STEP = int(os.environ.get("NH2ST_PIPE_FAULT_STEP", "47"))
+STEP = int(os.environ.get("NH2ST_PIPE_FAULT_STEP", "79"))
 """Every so many writes of `train` are the last of a process that is killed; 0 tries all of them."""
 
 KILLED = """
