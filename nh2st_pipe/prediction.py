@@ -359,14 +359,16 @@ def _refused(rows: Sequence[SlideRow], about: About) -> dict[str, str]:
         return {}  # of any resolution
     refused = dict[str, str]()
     for row in rows:
-        try:
-            slide = open_slide(row.slide)
+        mpp = row.mpp
+        if mpp is None:
             try:
-                mpp = resolution_of(row, slide).mpp
-            finally:
-                slide.close()
-        except OF_ONE_SLIDE:
-            continue  # embed names it
+                slide = open_slide(row.slide)
+                try:
+                    mpp = resolution_of(row, slide).mpp
+                finally:
+                    slide.close()
+            except OF_ONE_SLIDE:
+                continue  # embed names it
         words = about.refusal(row.slide_id, mpp)
         if words is not None:
             refused[row.slide_id] = words

@@ -87,7 +87,7 @@ def texts_counted() -> Iterator[None]:
     def counted_3(codec: Any) -> type[Any]:
         class Counted3(codec):  # type: ignore[misc]
             def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
-                _count(chunk_bytes.to_bytes())
+                _count(chunk_bytes.as_numpy_array())
                 found: NDBuffer = super()._decode_sync(chunk_bytes, chunk_spec)
                 return found
 

@@ -108,13 +108,15 @@ _REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("number", "<u4")])  
 class _Heaps:
     """The heaps of texts in a file, by what they hold: numbers within each, and lengths.
 
-    Raises `kind` where one does not come to an end: HDF5 would go through it for ever.
+    One that does not come to an end, through which HDF5 would go for ever, is a fault where a text leads to it: what is
+    left of a heap that was given up stands in good files too.
     """
 
     def __init__(self, path: Path, kind: type[NH2STError]) -> None:
         self._path, self._kind = path, kind
         self._held = path.stat().st_size
         places, keys, lengths = array("Q"), array("Q"), array("Q")
+        self._broken = dict[int, str]()
         self.addressed = False
         """Whether references name heaps by their place in the file: not behind a block of somebody's own."""
         if self._held:
@@ -123,7 +125,9 @@ class _Heaps:
                 self.addressed = data[:8] == _SIGNATURE and size_of_address == 8
                 at = data.find(_HEAP)
                 while at >= 0:
-                    self._walk(data, at, len(places) << 16, keys, lengths)
+                    broken = self._walk(data, at, len(places) << 16, keys, lengths)
+                    if broken is not None:
+                        self._broken[at] = broken
                     places.append(at)
                     at = data.find(_HEAP, at + len(_HEAP))
         self._places = np.frombuffer(places, np.uint64) if places else np.zeros(0, np.uint64)
@@ -132,22 +136,22 @@ class _Heaps:
         self._keys = of_key[order]
         self._lengths = (np.frombuffer(lengths, np.uint64) if lengths else np.zeros(0, np.uint64))[order]
 
-    def _walk(self, data: mmap.mmap, at: int, key: int, keys: array[int], lengths: array[int]) -> None:
+    def _walk(self, data: mmap.mmap, at: int, key: int, keys: array[int], lengths: array[int]) -> str | None:
+        """Add the texts of the heap at a byte; return what is wrong with it, in words."""
         size = int.from_bytes(data[at + len(_HEAP) : at + len(_HEAP) + 8], "little")
         if size > self._held - at:
-            raise self._kind(f"{self._path} is damaged: a heap of texts in it, at byte {at:,}, declares {size:,} bytes")
+            return f"a heap of texts in it, at byte {at:,}, declares {size:,} bytes"
         place, end, head = at + _HEAD, at + size, _TEXT_HEAD.unpack_from
         while place + _HEAD <= end:
             number, length = head(data, place)
             takes = _HEAD + -(-length // 8) * 8 if number else length  # number 0 is what is free, with its own head
             if takes < _HEAD or place + takes > end:
-                raise self._kind(
-                    f"{self._path} is damaged: a text in a heap of them, at byte {place:,}, takes {takes:,} bytes"
-                )
+                return f"a text in a heap of them, at byte {place:,}, takes {takes:,} bytes"
             if number:
                 keys.append(key | number)
                 lengths.append(length)
             place += takes
+        return None
 
     def check(self, references: NDArray[Any], name: str) -> None:
         """Raise where references (of `_REFERENCE`) declare more than the file has, or than lies where they lead."""
@@ -159,6 +163,8 @@ class _Heaps:
             raise self._kind(f"{self._path} is damaged: a text in {name} declares {longest:,} bytes")
         if not self.addressed or not len(self._places):
             return
+        for heap in np.intersect1d(seen["heap"], list(self._broken)) if self._broken else ():
+            raise self._kind(f"{self._path} is damaged: {self._broken[int(heap)]}")
         which = np.searchsorted(self._places, seen["heap"])
         found = which < len(self._places)
         found[found] = self._places[which[found]] == seen["heap"][found]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import tempfile
+import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from nh2st_pipe.core.errors import NH2STError
 __all__ = ["check_locks"]
 
 _PROBE = ".probe-"
+_SURELY_LEFT = 60.0  # s
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -26,8 +29,10 @@ def check_locks(folder: Path, of: Path, kind: type[NH2STError], instead: str) ->
     except ImportError:  # Windows, whose locks are of another kind
         return
     try:
-        for left in folder.glob(f"{_PROBE}*"):  # by a process that was killed; an open one needs no name
-            left.unlink(missing_ok=True)
+        for left in folder.glob(f"{_PROBE}*"):  # by a process that was killed, and not by one that is asking now
+            with suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > _SURELY_LEFT:
+                    left.unlink()
         with tempfile.TemporaryFile(prefix=_PROBE, dir=folder) as probe:  # which has no name, where the system can
             fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

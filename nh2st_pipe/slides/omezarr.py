@@ -24,7 +24,6 @@ __all__ = ["OmeZarrSlide"]
 
 _UM = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
 _LEAST_PIECE = 256  # px; smaller chunks are read several at once
-_LOOKED_AT = 64  # pieces, for the largest value
 _SERIES = "0"  # where bioformats2raw puts the first picture
 
 
@@ -61,11 +60,9 @@ class _Chunks(Pieces):
 
     def some(self, level: int) -> Iterator[NDArray[Any]]:
         """Yield pieces from all over a level as they are stored, those that can be decoded."""
-        grid = self._grids[level]
-        n_across, n_down = -(-grid.width // grid.piece[1]), -(-grid.height // grid.piece[0])
-        for index in np.unique(np.linspace(0, n_across * n_down - 1, _LOOKED_AT).round().astype(int)):
+        for row, column in self.spread(level):
             with suppress(SlideError):
-                yield self._values(level, int(index) // n_across, int(index) % n_across)
+                yield self._values(level, row, column)
 
     def _values(self, level: int, row: int, column: int) -> NDArray[Any]:
         """Return a piece as it is stored, h × w × samples."""

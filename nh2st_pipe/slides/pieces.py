@@ -17,6 +17,7 @@ from nh2st_pipe.core.memory import require
 __all__ = ["Grid", "Pieces"]
 
 _BYTES = 12  # a px of a piece, while it is decoded: of up to four samples of 16 bits, and RGB
+_LOOKED_AT = 64  # pieces, for the largest value
 _KEPT_BYTES = 96 << 20  # of decoded pieces: several rows of tiles of the widest slides
 
 
@@ -68,6 +69,13 @@ class Pieces(ABC):
                 part = piece[y0 - row * down : y1 - row * down, x0 - column * across : x1 - column * across]
                 region[y0 - y : y1 - y, x0 - x : x1 - x] = part
         return region
+
+    def spread(self, level: int) -> list[tuple[int, int]]:
+        """Return row and column of some pieces from all over a level."""
+        grid = self._grids[level]
+        n_across, n_down = -(-grid.width // grid.piece[1]), -(-grid.height // grid.piece[0])
+        some = np.unique(np.linspace(0, n_across * n_down - 1, _LOOKED_AT).round().astype(int))
+        return [divmod(int(index), n_across) for index in some]
 
     def piece(self, level: int) -> tuple[int, int]:
         """Return height and width of a level's pieces."""

@@ -129,9 +129,8 @@ def choose_mpp(in_manifest: float | None, in_file: float | None, of_spots: Spots
     """Return the manifest's µm per px, else the file's, else what follows from the spots.
 
     What the file says is passed over, with a note, where no slide could have it; where nothing but the spots says it, a
-    note says so, and a doubt where other arrays look like theirs. There are
-    doubts where manifest and file differ by more than 5 %, and where spots say something else
-    by more than 10 %.
+    note says so, and a doubt where other arrays look like theirs. There are doubts where manifest and file differ by
+    more than 5 %, and where spots say something else by more than 10 %.
     """
     notes, doubts = [], []
     if in_file is not None and not plausible_mpp(in_file):

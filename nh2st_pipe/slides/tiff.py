@@ -31,7 +31,6 @@ from nh2st_pipe.slides.resolution import square_mpp
 
 __all__ = ["TiffLevel", "TiffPieces", "TiffSlide", "beyond_others", "is_tiff", "tiled_pages"]
 
-_LOOKED_AT = 64  # pieces, for the largest value
 _LARGE_PX = 64_000_000  # from which on a plain image is not decoded whole
 _UM = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
 _PER_CM, _PER_INCH = 3, 2  # the tag's values
@@ -105,10 +104,9 @@ class TiffPieces(Pieces):
     def some(self, level: int) -> Iterator[NDArray[Any]]:
         """Yield pieces from all over a level as they are stored, those that can be decoded."""
         of, grid = self._levels[level], self._grids[level]
-        n_across, n_down = -(-grid.width // grid.piece[1]), -(-grid.height // grid.piece[0])
-        for index in np.unique(np.linspace(0, n_across * n_down - 1, _LOOKED_AT).round().astype(int)):
-            row, column = divmod(int(index), n_across)
-            if of.pages[0].databytecounts[index]:
+        n_across = -(-grid.width // grid.piece[1])
+        for row, column in self.spread(level):
+            if of.pages[0].databytecounts[row * n_across + column]:
                 with suppress(SlideError):
                     values = self.values(level, row, column)
                     yield values[: grid.height - row * grid.piece[0], : grid.width - column * grid.piece[1]]

@@ -34,10 +34,7 @@ __all__ = [
 
 _ASPECT = 0.05  # how far a mask's sides may be from the slide's
 _MOST_ENLARGED, _USUAL_INPUT_PX = 1.5, 224
-_BRIGHT_PERCENT, _LEAST_LIGHT = (
-    99.0,
-    80.0,
-)  # stained tissue alone has 150 and more, a camera's 12 bits read as 16 have 16
+_BRIGHT_PERCENT, _LEAST_LIGHT = 99.0, 80.0  # stained tissue has 150 and more, 12 bits read as 16 have 16
 _OVERLAP = 0.7  # spots nearer than this share of their own diameter cannot be
 _APART = 3.0  # diameters from spot to spot: 1 on Visium HD, 1.8 on Visium, 2 on ST
 _DENSE, _SPARSE = 0.1, 10.0  # pitch in sides of a tile

@@ -39,13 +39,13 @@ def is_hexagonal(grid: NDArray[np.int64] | None) -> bool:
     return bool(len(np.unique(grid.sum(axis=1) % 2)) == 1 and len(np.unique(grid[:, 0] % 2)) == 2)
 
 
-def array_pitch_px(xy: NDArray[np.float64], array: NDArray[np.float64], *, hexagonal: bool = False) -> float | None:
-    """Return the distance between neighbours of an array, px, from n spots (n × 2) and their places on it (n × 2).
+def array_pitch_px(xy: NDArray[np.float64], array: NDArray[np.float64]) -> float | None:
+    """Return the distance between neighbours of a square array, px, from n spots (n × 2) and their places (n × 2).
 
     By least squares over all spots, whichever way round the array lies on the image. None where the spots are too few,
     in one line, or not on such an array.
     """
-    fit = _fit(xy, array, hexagonal)
+    fit = _fit(xy, array, hexagonal=False)
     return fit[0] if fit is not None and fit[1] <= _STRAY else None
 
 

@@ -80,8 +80,14 @@ def lay_out(
 
 
 def resolution_of(row: SlideRow, slide: Slide) -> Resolution:
-    """Return the resolution at which `row`'s slide is read. Raises ExpressionError where its spots cannot be."""
-    return _resolution(row, slide, None if row.expression is None else read_spots(row.expression))
+    """Return the resolution at which `row`'s slide is read; its spots are looked at where nothing else says it.
+
+    Raises ExpressionError where those cannot be read.
+    """
+    known = _resolution(row, slide, None)
+    if known.mpp is not None or row.expression is None:
+        return known
+    return _resolution(row, slide, read_spots(row.expression))
 
 
 def _resolution(row: SlideRow, slide: Slide, spots: Spots | None) -> Resolution:

@@ -171,3 +171,12 @@ def test_values_of_a_kind_that_there_is_not_are_refused(tmp_path: Path, of: str)
     name = "names" if of == "names" else "its attribute told"
     with pytest.raises(ExpressionError, match=f"{name} is of a kind that there is not"):
         require_h5(path)
+
+
+def test_what_is_left_of_a_heap_that_was_given_up_is_no_damage(tmp_path: Path) -> None:
+    """A file that was written into once more: nothing leads to it."""
+    path = tmp_path / "a.h5"
+    whole = bytes(_with_texts(path))
+    for left in (b"GCOL\x01\0\0\0" + (4096).to_bytes(8, "little") + b"\0" * 4080, b"GCOL\x01\0\0\0" + b"\xff" * 8):
+        path.write_bytes(whole + left)
+        require_h5(path)

@@ -25,6 +25,8 @@ from nh2st_pipe.tiles.geometry import (
     tissue_notices,
 )
 from nh2st_pipe.tiles.lattice import is_hexagonal
+from nh2st_pipe.tiles.layout import resolution_of
+from nh2st_pipe.tiles.manifest import read_manifest
 from nh2st_pipe.tiles.spots import Spots, read_spots
 from tests.conftest import Study, blank, grid_positions, write_spots
 
@@ -273,3 +275,20 @@ def test_what_is_said_of_a_mask_is_said_by_embed(study: Study) -> None:
     study.manifest.write_text("\n".join(lines) + "\n")
     said = [notice for notice in study.embed().notices if "stretched" in notice]
     assert [notice[:3] for notice in said] == ["s0:", "s1:"]
+
+
+def test_spots_are_read_for_a_resolution_where_nothing_else_says_it(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of counts may have gigabytes."""
+    row = read_manifest(study.manifest)[0]
+    slide = open_slide(row.slide)
+    assert resolution_of(row, slide).source == "spots"
+
+    def read(path: Path) -> Spots:
+        raise AssertionError(f"{path} was read")
+
+    monkeypatch.setattr("nh2st_pipe.tiles.layout.read_spots", read)
+    assert resolution_of(replace(row, mpp=0.5), slide).mpp == 0.5
+    with pytest.raises(AssertionError, match="was read"):
+        resolution_of(row, slide)
