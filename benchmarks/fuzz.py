@@ -163,6 +163,17 @@ def _outline(folder: Path) -> None:
     (folder / "outline.geojson").write_text(text)
 
 
+def _czi(folder: Path) -> None:
+    import numpy as np
+    from pylibCZIrw.czi import create_czi
+
+    rng = np.random.default_rng(0)
+    with create_czi(str(folder / "slide.czi"), compression_options="zstd1:ExplicitLevel=2") as file:
+        for scene, corner in enumerate(((0, 0), (150, 100))):
+            file.write(rng.integers(100, 250, (90, 120, 3), dtype=np.uint8), corner, scene=scene)
+        file.write_metadata(scale_x=0.5e-6, scale_y=0.5e-6)
+
+
 def _genes(folder: Path) -> None:
     (folder / "genes.txt").write_text("\n".join(f"G{i}" for i in range(8)) + "\n")
     (folder / "genes.json").write_text(json.dumps({"genes": [f"G{i}" for i in range(8)]}))
@@ -305,6 +316,7 @@ DOORS: dict[str, Door] = {
     "tiff": Door(_picture(".tif"), _read_slide),
     "tiff in strips": Door(_picture(".strips.tif"), _read_slide),
     "ome-tiff": Door(_picture(".ome.tif"), _read_slide),
+    "czi": Door(_czi, _read_slide),
     "ome-zarr": Door(_ome_zarr, _read_slide),
     "mask, png": Door(_mask(".png"), _read_mask),
     "mask, tiff": Door(_mask(".tif"), _read_mask),

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.slides import Slide, open_slide
+from nh2st_pipe.slides.czi import CziSlide
 from nh2st_pipe.slides.omezarr import OmeZarrSlide
 from nh2st_pipe.slides.openslide import OpenSlideSlide
 from nh2st_pipe.slides.raster import RasterSlide
@@ -32,6 +33,7 @@ READERS: dict[str, Callable[[Path], Slide]] = {
     "tifffile": TiffSlide,
     "Pillow": RasterSlide,
     "zarr": OmeZarrSlide,
+    "libCZI": CziSlide,
     "as opened": open_slide,
 }
 

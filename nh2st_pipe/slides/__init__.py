@@ -24,6 +24,7 @@ def open_slide(path: Path) -> Slide:
 
     Raises SlideError naming the file where nothing can read it.
     """
+    from nh2st_pipe.slides.czi import CziSlide
     from nh2st_pipe.slides.directories import check_directories
     from nh2st_pipe.slides.omezarr import OmeZarrSlide
     from nh2st_pipe.slides.openslide import OpenSlideSlide
@@ -42,6 +43,8 @@ def open_slide(path: Path) -> Slide:
             raise SlideError(f"there is no slide at {path}")
         if path.stat().st_size == 0:
             raise SlideError(f"{path} is an empty file")
+        if CziSlide.reads(path):
+            return CziSlide(path)
         check_directories(path)
         if not is_tiff(path):
             return OpenSlideSlide(path) if OpenSlideSlide.reads(path) else RasterSlide(path)

@@ -26,13 +26,13 @@ IMAGES = (
     ".vms",
     ".dcm",
     ".qptiff",
+    ".czi",
     ".zarr",
 )
 """Endings, in small letters, of what the readers open; what it is then is decided by content."""
 
 _ELSEWHERE = {
     ".vsi": "Olympus and Evident write",
-    ".czi": "Zeiss writes",
     ".lif": "Leica's microscopes write",
     ".nd2": "Nikon writes",
     ".isyntax": "Philips writes",

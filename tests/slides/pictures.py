@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,43 @@ def _plain(format: str, **more: Any) -> Write:
     return write
 
 
+def czi(path: Path, values: NDArray[Any], options: dict[str, Any]) -> None:
+    """Three levels, in pieces of 64 px whose first lies at (-7, 5), as stages of microscopes do."""
+    from pylibCZIrw.czi import create_czi
+
+    steps = list[int]()
+    with create_czi(str(path)) as file:
+        for step in options.get("levels", (1, 2, 4)):
+            level = values[::step, ::step, ::-1]
+            for y in range(0, level.shape[0] if step != options.get("cut") else 1, 64):
+                for x in range(0, level.shape[1] if step != options.get("cut") else 65, 64):
+                    file.write(np.ascontiguousarray(level[y : y + 64, x : x + 64]), (x * step - 7, y * step + 5))
+                    steps.append(step)
+        file.write_metadata(**{"scale_x": 0.5e-6, "scale_y": 0.5e-6, **options.get("czi", {})})
+    _made_smaller(path, steps, (WIDTH, HEIGHT))
+
+
+def _made_smaller(path: Path, steps: Sequence[int], size: tuple[int, int]) -> None:
+    """Make pieces those of levels, which libCZI does not write: they span `steps` times what they hold.
+
+    The entries of a CZI's directory, which stand before each piece as well: "DV", and from byte 28 the number of
+    dimensions and for each its name, start, size, a coordinate and the size that is stored.
+    """
+    data = bytearray(path.read_bytes())
+    at = data.find(b"DV")
+    while at >= 0:
+        (count,) = struct.unpack_from("<i", data, at + 28)
+        where = {bytes(data[i : i + 1]): i for i in range(at + 32, at + 32 + 20 * count, 20)} if 0 < count < 9 else {}
+        if {b"X", b"Y", b"M"} <= set(where):
+            number = struct.unpack_from("<i", data, where[b"M"] + 4)[0]
+            for name, side, corner in ((b"X", size[0], -7), (b"Y", size[1], 5)):
+                start, _, _, stored = struct.unpack_from("<iifi", data, where[name] + 4)
+                span = min(stored * steps[number], side + corner - start)
+                struct.pack_into("<i", data, where[name] + 8, span)
+        at = data.find(b"DV", at + 2)
+    path.write_bytes(data)
+
+
 LAYOUTS: dict[str, tuple[str, Write]] = {
     "strips": ("a.tif", _tiff(rowsperstrip=40)),
     "one strip, LZW": ("a.tif", _tiff(rowsperstrip=HEIGHT, compression="lzw")),
@@ -233,6 +271,7 @@ LAYOUTS: dict[str, tuple[str, Write]] = {
     "JPEG": ("a.jpg", _plain("JPEG", quality=100, subsampling=0, keep_rgb=True)),
     "JPEG 2000": ("a.jp2", _plain("JPEG2000")),
     "BMP": ("a.bmp", _plain("BMP")),
+    "CZI": ("a.czi", czi),
 }
 
 _OF_COLOURS = ("8 bits", "10 bits in 16", "12 bits in 16", "16 bits", "8 bits in 16")
@@ -255,6 +294,8 @@ def _has(layout: str, name: str) -> bool:
     deep = of.make(np.zeros((1, 1, 3), np.uint8)).dtype != np.uint8
     if layout in ("PNG", "JPEG 2000"):
         return name not in _NOT_OF_TIFF and of.refused is None and not ("JPEG" in layout and "opacity" in name)
+    if layout == "CZI":
+        return name in (*_OF_COLOURS, "floating point", "grey", "grey, 12 bits in 16")
     if layout in ("WebP", "JPEG", "BMP"):
         kinds = {"WebP": ("8 bits", "opacity"), "JPEG": ("8 bits", "grey", "CMYK"), "BMP": ("8 bits", "grey")}
         return not deep and name in kinds[layout]

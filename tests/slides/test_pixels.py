@@ -13,13 +13,14 @@ from PIL import Image, ImageCms
 from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.slides import Slide, open_slide
 from nh2st_pipe.slides.base import UndecodedError
+from nh2st_pipe.slides.czi import CziSlide
 from nh2st_pipe.slides.omezarr import OmeZarrSlide
 from nh2st_pipe.slides.openslide import OpenSlideSlide
 from nh2st_pipe.slides.raster import RasterSlide
 from nh2st_pipe.slides.tiff import TiffPieces, TiffSlide
 from tests.slides.pictures import CELLS, HEIGHT, PROPERTIES, WIDTH, picture, smooth
 
-READERS = (OpenSlideSlide, TiffSlide, RasterSlide, OmeZarrSlide)
+READERS = (OpenSlideSlide, TiffSlide, RasterSlide, OmeZarrSlide, CziSlide)
 
 
 @pytest.mark.parametrize(("layout", "name"), CELLS)
