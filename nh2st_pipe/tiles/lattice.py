@@ -55,12 +55,14 @@ def fitted_lattice(
     """Return of which array spots are (n × 2 px, n × 2 array_row, array_col) and its pitch, px; None where of neither.
 
     Columns of a hexagonal array are counted in twos, as Space Ranger does, or one by one in rows that are shifted
-    against each other. Strict: steps along and across have to be those of the array, and spots at their places.
+    against each other. Strict where the array has to be told from others: steps along and across have to be those of
+    the array, and spots at their places. Where the indices are Visium's own they tell, and the positions are its scale.
     """
     row, column = grid.astype(np.float64).T
     odd = np.mod(row, 2)
     ways: list[tuple[Literal["hexagonal", "square"], NDArray[np.float64]]] = []
-    if is_hexagonal(grid):
+    known = is_hexagonal(grid)
+    if known:
         ways = [("hexagonal", np.column_stack((row, column)))]
     elif len(grid) >= _ENOUGH_SPOTS:
         ways = [("square", np.column_stack((row, column)))]
@@ -68,7 +70,7 @@ def fitted_lattice(
     best: tuple[float, Literal["hexagonal", "square"], float] | None = None
     for kind, places in ways:
         fit = _fit(xy, places, kind == "hexagonal")
-        if fit is None or fit[1] > _STRICT_STRAY or fit[2] > _UNEQUAL:
+        if fit is None or fit[1] > (_STRAY if known else _STRICT_STRAY) or fit[2] > (_STRAY if known else _UNEQUAL):
             continue
         if best is None or fit[1] < best[0]:
             best = fit[1], kind, fit[0]

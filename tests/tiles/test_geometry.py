@@ -168,6 +168,23 @@ def _hexagonal(n: int, pitch: float) -> tuple[NDArray[np.float64], NDArray[np.in
     return xy, row, column
 
 
+@pytest.mark.parametrize(("turned_over", "apart"), [(False, 0.2), (True, 0.2), (False, 0.6)])
+def test_indices_that_are_visiums_own_tell_the_array_and_positions_only_its_scale(
+    turned_over: bool, apart: float
+) -> None:
+    row, column = (axis.ravel() for axis in np.mgrid[:8, :8])
+    xy = np.column_stack((column, row)) * 200.0  # rows are not shifted: 0.2 of a pitch from where they would be
+    xy = xy + np.random.default_rng(0).normal(0, 200 * (apart - 0.2), xy.shape)
+    xy = xy[:, ::-1] if turned_over else xy
+    said = spots_say(Spots([f"b{i}" for i in range(len(xy))], xy, row, 2 * column + row % 2))
+    if apart > 0.35:
+        assert said is None
+        return
+    assert said is not None
+    assert said.sure
+    assert said.mpp == pytest.approx(0.5, rel=0.08)
+
+
 @pytest.mark.parametrize("first_row", [0, 1])
 def test_a_hexagonal_array_whose_columns_are_counted_one_by_one_is_no_square_one(first_row: int) -> None:
     """As some write Visium: taken for ST's square array it would have nearly twice the µm per px."""
