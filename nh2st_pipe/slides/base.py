@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,10 @@ from PIL import Image
 
 from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.slides.levels import Step, area_step
+from nh2st_pipe.slides.resample import SUPPORT, Interpolation, resized, shrunk, times_smaller
 
 __all__ = ["Interpolation", "Slide", "UndecodedError", "libraries", "read_tile", "smaller", "thumbnail"]
 
-Interpolation = Literal["bilinear", "bicubic"]
-_FILTER = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-# Radius of each filter in output pixels: what has to be read around a tile for its edge to be right.
-_SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
 _STRIP_BYTES = 48e6  # of a level read at once for a thumbnail
 _AT_ONCE = 2
 _SAME_SCALE = 1e-3  # a level this close to the scale asked for is taken as it is
@@ -88,13 +85,17 @@ def read_tile(
     if all(abs(scale / step - 1) <= _SAME_SCALE for step in steps):
         return slide.read_region(round(left), round(top), out_px, out_px, level)
     across, down = (size_level0_px / step for step in steps)
-    margin = int(np.ceil(_SUPPORT[interpolation] * max(1.0, scale / min(steps)))) + 1
+    times = times_smaller(across / out_px, (left, top), interpolation) if across == down else None
+    if times is not None:
+        edge, side = SUPPORT[interpolation] * times, (out_px + 2 * SUPPORT[interpolation]) * times
+        pixels = slide.read_region(round(left) - edge, round(top) - edge, side, side, level)
+        return shrunk(pixels, times, interpolation)
+    margin = int(np.ceil(SUPPORT[interpolation] * max(1.0, scale / min(steps)))) + 1
     x0, y0 = int(np.floor(left)) - margin, int(np.floor(top)) - margin
     width, height = (int(np.ceil(side)) + 2 * margin + 1 for side in (across, down))
     pixels = slide.read_region(x0, y0, width, height, level)
     box = (left - x0, top - y0, left - x0 + across, top - y0 + down)
-    image = Image.fromarray(pixels).resize((out_px, out_px), _FILTER[interpolation], box=box)
-    return np.asarray(image)
+    return resized(pixels, out_px, box, interpolation)
 
 
 def thumbnail(slide: Slide, longest_px: int) -> tuple[NDArray[np.uint8], float]:
