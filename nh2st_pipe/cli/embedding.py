@@ -65,6 +65,13 @@ def embed(
         typer.Option(help="Tiles encoded at once; default: what fits on a GPU, at most 256; 8 on a CPU.", min=1),
     ] = None,
     workers: Workers = None,
+    readers: Annotated[
+        str,
+        typer.Option(
+            help="processes: slides are opened and tiles read in processes of their own, which a GPU needs; threads: "
+            "in threads of this one; auto: processes beside a GPU."
+        ),
+    ] = "auto",
     precision: Annotated[
         Precision,
         typer.Option(help="Encoder arithmetic; auto: the store's, else the recipe's on a GPU, float32 on a CPU."),
@@ -125,6 +132,7 @@ def embed(
             device=device,
             batch_size=batch_size,
             workers=workers,
+            readers=readers,  # type: ignore[arg-type]
             precision=None if precision is Precision.auto else precision.value,  # type: ignore[arg-type]
             redo_changed=redo_changed,
             stain_shift=stain_shift,  # type: ignore[arg-type]
@@ -208,6 +216,8 @@ def _say_checked(found: Checked, verb: str) -> None:
 
 
 def _say_embed(summary: EmbedSummary) -> None:
+    from nh2st_pipe.embedding.summary import PARTS
+
     seconds = summary.seconds
     for notice in summary.notices:
         typer.echo(f"note: {notice}")
@@ -218,8 +228,9 @@ def _say_embed(summary: EmbedSummary) -> None:
     if summary.stain_shifts:
         typer.echo(f"stain shift found for {len(summary.stain_shifts)} slides (48 tiles under 8 stains each)")
     if summary.encoded_tiles:
-        shares = ", ".join(f"{seconds[k] / seconds['total']:.0%} {k}" for k in ("encoder", "reading", "writing"))
-        typer.echo(f"{summary.tiles_per_second:.1f} tiles/s; of the time {shares} (reading: waiting for tiles)")
+        shares = ", ".join(f"{seconds[k] / seconds['total']:.0%} {k}" for k in PARTS)
+        waits = "opening, reading, writing: the encoder waiting for it"
+        typer.echo(f"{summary.tiles_per_second:.1f} tiles/s; of the time {shares} ({waits})")
         typer.echo(summary.advice())
     say_failed(summary.failed)
 

@@ -5,8 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 
-__all__ = ["without_main"]
+__all__ = ["how_it_ended", "without_main"]
+
+
+def how_it_ended(process: BaseProcess) -> str:
+    """Return in words how a process ended."""
+    code = process.exitcode
+    return f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
 
 
 @contextmanager

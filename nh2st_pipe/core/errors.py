@@ -25,7 +25,9 @@ from __future__ import annotations
 import difflib
 import errno
 import json
+import pickle
 import re
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -51,6 +53,7 @@ __all__ = [
     "listed",
     "nearest",
     "reason_of",
+    "sendable",
     "written_to",
 ]
 
@@ -124,6 +127,15 @@ class WriteError(NH2STError, OSError):
     def __init__(self, what: str, number: int | None = None) -> None:
         super().__init__(what)
         self.errno = number
+
+
+def sendable(error: BaseException) -> BaseException:
+    """Return an error as it can be raised in another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError("".join(traceback.format_exception_only(error)).strip())
+    return error
 
 
 OF_ONE_SLIDE = (SlideError, ExpressionError, DamageError, LeaseError)

@@ -18,13 +18,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nh2st_pipe.core.errors import EncoderError, UsageError
+from nh2st_pipe.core.errors import EncoderError, UsageError, sendable
 from nh2st_pipe.core.machine import cores
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import Stop
 from nh2st_pipe.embedding.plan import Wanted, recipe_of
-from nh2st_pipe.embedding.summary import EmbedSummary, merge
-from nh2st_pipe.embedding.work import Slides, Work, readers_beside, sendable
+from nh2st_pipe.embedding.summary import PARTS, EmbedSummary, merge
+from nh2st_pipe.embedding.work import Slides, Work, readers_beside
 from nh2st_pipe.encoders.weights import find_weights
 from nh2st_pipe.tiles.manifest import SlideRow
 
@@ -101,16 +101,16 @@ class Cluster:
         self.most_of_a_node = int(max((resources.get("GPU", 0) for resources in alive), default=0))
         """GPUs of the node that has the most."""
 
-    def hands(self, work: Work, slides: int) -> OnRay:
+    def executor(self, work: Work, slides: int) -> OnRay:
         """See Engine."""
         return OnRay(work, self, slides)
 
 
 @dataclass
-class _Hand:
+class _Actor:
     """An actor, and what it has been given."""
 
-    actor: Any
+    handle: Any
     loading: Any
     ready: bool = False
     slides: set[str] = field(default_factory=set)
@@ -130,15 +130,15 @@ class OnRay:
         self._resources: dict[str, int] = {"num_cpus": cpus}
         if cluster.kind == "cuda":
             self._resources["num_gpus"] = 1
-        self._hands: list[_Hand] = []
+        self._actors: list[_Actor] = []
         self._deaths_in_loading = 0
 
     def __enter__(self) -> OnRay:
         try:
-            self._hands = [self._new() for _ in range(self._wanted)]
+            self._actors = [self._new() for _ in range(self._wanted)]
             until = time.monotonic() + _PLACING_SECONDS
-            while not any(hand.ready for hand in self._hands):
-                self._look(list(self._hands), None)
+            while not any(actor.ready for actor in self._actors):
+                self._look(list(self._actors), None)
                 if time.monotonic() > until:
                     raise EncoderError(
                         f"Ray could not place an actor with {_words(self._resources)} in {_PLACING_SECONDS / 60:.0f} "
@@ -150,30 +150,30 @@ class OnRay:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for hand in self._hands:
-            self._ray.kill(hand.actor)
-        self._hands = []
+        for actor in self._actors:
+            self._ray.kill(actor.handle)
+        self._actors = []
 
     def do(self, todo: Slides, summary: EmbedSummary, stop: Stop, progress: Progress) -> None:
-        """See Hands."""
+        """See Executor."""
         waiting = deque((_absolute(row), wanted) for row, wanted in todo)
-        running: dict[Any, tuple[_Hand, SlideRow, Wanted]] = {}
+        running: dict[Any, tuple[_Actor, SlideRow, Wanted]] = {}
         deaths, parts, fatal = Counter[str](), list[EmbedSummary](), list[BaseException]()
         progress.start("embedding", len(todo), "tiles")
-        progress.say(f"Ray: {len(self._hands)} actors with {_words(self._resources)} each")
+        progress.say(f"Ray: {len(self._actors)} actors with {_words(self._resources)} each")
         done_tiles, last_asked, until = 0, 0.0, None
         while waiting or running:
             if (stop.asked or fatal) and until is None:
                 until = time.monotonic() + _STOP_SECONDS
                 waiting.clear()
-                for hand in self._hands:
-                    hand.actor.stop.options(concurrency_group="asks").remote()
+                for actor in self._actors:
+                    actor.handle.stop.options(concurrency_group="asks").remote()
             if until is not None and time.monotonic() > until:
                 break
-            self._hand_out(waiting, running, deaths)
-            for ref in self._look([hand for hand in self._hands if not hand.ready], running):
-                hand, row, wanted = running.pop(ref)
-                hand.slides.discard(row.slide_id)
+            self._give_out(waiting, running, deaths)
+            for ref in self._look([actor for actor in self._actors if not actor.ready], running):
+                actor, row, wanted = running.pop(ref)
+                actor.slides.discard(row.slide_id)
                 try:
                     part, error = self._ray.get(ref)
                 except self._ray.exceptions.RayError as gone:
@@ -186,7 +186,7 @@ class OnRay:
                     elif until is None:
                         waiting.appendleft((row, wanted))
                         progress.say(f"{row.slide_id}: the process that was at it is gone ({why}); another takes over")
-                    self._replace(hand)
+                    self._replace(actor)
                     continue
                 parts.append(part)
                 done_tiles += part.encoded_tiles
@@ -199,47 +199,47 @@ class OnRay:
                 ended = len(parts)
                 progress.advance(now, max(now, now * len(todo) / max(ended, 1)), at)
         merge(summary, parts)
-        summary.settings |= {"engine": "ray", "processes": len(self._hands)}
-        for name in ("encoder", "reading", "writing"):  # of an actor, on average; merge took the mean over slides
-            summary.seconds[name] *= len(parts) / max(len(self._hands), 1)
+        summary.settings |= {"engine": "ray", "processes": len(self._actors)}
+        for name in PARTS:  # of an actor, on average; merge took the mean over slides
+            summary.seconds[name] *= len(parts) / max(len(self._actors), 1)
         if stop.asked:
             raise KeyboardInterrupt
         for error in fatal:
             if not isinstance(error, KeyboardInterrupt):
                 raise error
 
-    def _new(self) -> _Hand:
+    def _new(self) -> _Actor:
         groups = {"slides": _SLIDES_EACH, "asks": 1}
         remote = self._ray.remote(max_restarts=0, concurrency_groups=groups, **self._resources)(Embedder)
         sharing = max(1, self._cluster.most_of_a_node)
-        actor = remote.remote(self._work, self._cluster.kind, self._resources["num_cpus"], sharing)
-        return _Hand(actor, actor.load.remote())
+        handle = remote.remote(self._work, self._cluster.kind, self._resources["num_cpus"], sharing)
+        return _Actor(handle, handle.load.remote())
 
-    def _look(self, loading: list[_Hand], running: Any) -> list[Any]:
+    def _look(self, loading: list[_Actor], running: Any) -> list[Any]:
         """Wait a moment for actors that load and slides that end; return the latter."""
-        refs = {hand.loading: hand for hand in loading}
+        refs = {actor.loading: actor for actor in loading}
         ended, _ = self._ray.wait([*refs, *(running or ())], num_returns=1, timeout=_LOOK_SECONDS)
         for ref in ended:
             if ref in refs:
                 self._loaded(refs[ref])
         return [ref for ref in ended if ref not in refs]
 
-    def _loaded(self, hand: _Hand) -> None:
+    def _loaded(self, actor: _Actor) -> None:
         """See whether an actor has its encoder. Raises EncoderError where none has and no other is to be expected."""
         try:
-            fault = self._ray.get(hand.loading)
+            fault = self._ray.get(actor.loading)
         except self._ray.exceptions.RayError as error:
             why = self._end_of_a_process(error)
             self._deaths_in_loading += 1
             fault = EncoderError(f"a process on Ray ended while it loaded its encoder: {why}")
             if self._deaths_in_loading < _MOST_DEATHS:
-                self._hands[self._hands.index(hand)] = self._new()
+                self._actors[self._actors.index(actor)] = self._new()
                 return
         if fault is None:
-            hand.ready = True
+            actor.ready = True
             return
-        self._hands.remove(hand)
-        if not self._hands:
+        self._actors.remove(actor)
+        if not self._actors:
             raise fault
 
     def _end_of_a_process(self, error: Exception) -> str:
@@ -253,41 +253,41 @@ class OnRay:
             return "killed, or out of memory?"
         return next(iter(str(error).splitlines()), "") or type(error).__name__
 
-    def _hand_out(self, waiting: deque[tuple[SlideRow, Wanted]], running: dict[Any, Any], deaths: Counter[str]) -> None:
-        ready = [hand for hand in self._hands if hand.ready]
+    def _give_out(self, waiting: deque[tuple[SlideRow, Wanted]], running: dict[Any, Any], deaths: Counter[str]) -> None:
+        ready = [actor for actor in self._actors if actor.ready]
         for most in range(1, _SLIDES_EACH + 1):
-            for hand in ready:
+            for actor in ready:
                 # A second slide only while there are enough for all: the last ones are not to lie with one actor.
-                if not waiting or len(hand.slides) >= most or (most > 1 and len(waiting) < len(ready)):
+                if not waiting or len(actor.slides) >= most or (most > 1 and len(waiting) < len(ready)):
                     continue
                 # At whose side a process died is alone with the next one: it may be that slide's doing.
                 row, wanted = waiting[0]
-                if hand.slides and (deaths[row.slide_id] or any(deaths[slide_id] for slide_id in hand.slides)):
+                if actor.slides and (deaths[row.slide_id] or any(deaths[slide_id] for slide_id in actor.slides)):
                     continue
                 waiting.popleft()
-                hand.slides.add(row.slide_id)
-                ref = hand.actor.embed.options(concurrency_group="slides").remote(row, wanted)
-                running[ref] = hand, row, wanted
+                actor.slides.add(row.slide_id)
+                ref = actor.handle.embed.options(concurrency_group="slides").remote(row, wanted)
+                running[ref] = actor, row, wanted
 
-    def _replace(self, hand: _Hand) -> None:
-        if hand in self._hands:
-            self._ray.kill(hand.actor)  # one that cannot be reached may still be there
-            self._hands[self._hands.index(hand)] = self._new()
+    def _replace(self, actor: _Actor) -> None:
+        if actor in self._actors:
+            self._ray.kill(actor.handle)  # one that cannot be reached may still be there
+            self._actors[self._actors.index(actor)] = self._new()
 
     def _ask(self) -> int:
         """Return the tiles of slides under way, as far as the actors have answered."""
-        for hand in self._hands:
-            if not hand.ready:
+        for actor in self._actors:
+            if not actor.ready:
                 continue
-            if hand.asked is not None and self._ray.wait([hand.asked], timeout=0)[0]:
+            if actor.asked is not None and self._ray.wait([actor.asked], timeout=0)[0]:
                 try:
-                    hand.tiles = self._ray.get(hand.asked)
+                    actor.tiles = self._ray.get(actor.asked)
                 except self._ray.exceptions.RayError:
-                    hand.tiles = 0
-                hand.asked = None
-            if hand.asked is None:
-                hand.asked = hand.actor.tiles.options(concurrency_group="asks").remote()
-        return sum(hand.tiles for hand in self._hands)
+                    actor.tiles = 0
+                actor.asked = None
+            if actor.asked is None:
+                actor.asked = actor.handle.tiles.options(concurrency_group="asks").remote()
+        return sum(actor.tiles for actor in self._actors)
 
 
 class Embedder:

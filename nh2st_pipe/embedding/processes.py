@@ -1,170 +1,323 @@
-"""Several devices of one machine: a process for each, which share the slides by their leases.
+"""Processes that open slides and read tiles, into memory that they share with the one that encodes.
 
-Each process goes through all slides, beginning at its own; those that are done or leased by another it leaves, and
-comes back to. So one that is killed loses nothing: its lease ends with it, and another goes on with its slide.
+One Python interpreter cuts about 2,400 tiles a second, however many cores there are; a GPU takes more. Each process has
+slides open of its own, and does one thing at a time. One that ends before it has done that is replaced, and another
+does it; a slide at which three have ended is passed over.
 """
 
 from __future__ import annotations
 
-import contextlib
+import mmap
 import multiprocessing
-from collections.abc import Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+import os
+import signal
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
+from math import prod
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import DupFd
+from typing import Any
 
-from nh2st_pipe.core.children import without_main
-from nh2st_pipe.core.errors import EncoderError, listed
-from nh2st_pipe.core.machine import cores
-from nh2st_pipe.core.progress import Progress
-from nh2st_pipe.core.signals import Stop, signals_as_flag
-from nh2st_pipe.embedding.summary import EmbedSummary, merge
-from nh2st_pipe.embedding.work import Slides, Work, sendable
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["Processes"]
+from nh2st_pipe.core.children import how_it_ended, without_main
+from nh2st_pipe.core.errors import SlideError, sendable
+from nh2st_pipe.core.memory import require
+from nh2st_pipe.embedding.opener import Ask, Opened, OpenSlides, Overview
+from nh2st_pipe.embedding.readers import Waited
 
-_LOOK_SECONDS = 0.2
+__all__ = ["ProcessReaders"]
+
+Shape = tuple[int, int, int, int, int]
+
+_MOST_DEATHS = 3  # of processes at the same slide, or of one after another before it can begin
+_END_SECONDS = 5.0  # for a process to end by itself
+_PRELOADED = ["nh2st_pipe.embedding.processes", "torch"]
+_one_at_a_time = threading.Lock()
 
 
 @dataclass
-class _Child:
-    device: str
-    process: BaseProcess
-    pipe: Connection
-    slide: str = ""
-    """What it is at."""
-    tiles: float = 0.0
-    expected: float = 0.0
-    summary: EmbedSummary | None = None
+class _Order:
+    """Something that a process is to do."""
+
+    key: str
+    what: str
+    given: tuple[Any, ...]
+    of: Ask | None = None
+    only: int | None = None
+    """The one process that can do it; None: any."""
+    future: Future[Any] = field(default_factory=Future)
 
 
-class Processes:
-    """A process for each of `devices`, each with the encoder of `work` on its own.
+@dataclass
+class _Seat:
+    """A process, and the one in its place when it is gone."""
 
-    They load it when this is entered, which raises EncoderError where one cannot; leaving ends them.
+    number: int
+    process: BaseProcess | None = None
+    pipe: Connection | None = None
+    slides: set[str] = field(default_factory=set)
+    """Those that it has open."""
+    began: float = 0.0
+    worked: float = 0.0
+    """Seconds that its processor worked."""
+
+
+class ProcessReaders:
+    """So many processes. `shape` is that of the memory they share with this one: batches of tiles h × w × 3.
+
+    `pinned` page-locks that for a device, while it is entered; `say` tells a person of processes that are gone.
+    Entering raises OSError where there cannot be such processes, or no such memory.
     """
 
-    def __init__(self, work: Work, devices: Sequence[str]) -> None:
-        self._work, self._devices = work, devices
-        self._children: list[_Child] = []
+    kind = "processes"
 
-    def __enter__(self) -> Processes:
-        context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-        for device in self._devices:
-            here, there = context.Pipe()
-            process = context.Process(target=_child, args=(self._work, device, len(self._devices), there), daemon=True)
-            with without_main():
-                process.start()
-            there.close()
-            self._children.append(_Child(device, process, here))
+    def __init__(
+        self,
+        workers: int,
+        shape: Shape,
+        pinned: Callable[[NDArray[np.uint8]], AbstractContextManager[object]],
+        say: Callable[[str], None] = lambda words: None,
+    ) -> None:
+        self.workers = workers
+        self._shape, self._pinned, self._say = shape, pinned, say
+        self._orders: deque[_Order] = deque()
+        self._changed = threading.Condition()
+        self._ending = False
+        self._waited = Waited()
+        self._deaths: Counter[str] = Counter()
+        self._homes: dict[str, tuple[int, bool]] = {}
+        """Which process opened a slide, and whether it alone can read from it: all of its px are in its memory."""
+        self._seats = [_Seat(number) for number in range(workers)]
+        self._threads = [
+            threading.Thread(target=self._attend, args=(seat,), name=f"reader {seat.number}", daemon=True)
+            for seat in self._seats
+        ]
+
+    def __enter__(self) -> ProcessReaders:
+        if not hasattr(os, "memfd_create"):
+            raise OSError("this system has no memory that processes share")
+        size = prod(self._shape)
+        require(size, f"memory for {self._shape[0]} batches of {self._shape[1]} tiles")
+        self._file = os.memfd_create("nh2st-tiles")
         try:
-            for child in self._children:
-                try:
-                    what, value = child.pipe.recv()
-                except (EOFError, OSError):
-                    child.process.join()
-                    raise EncoderError(f"the process for {child.device} {_how(child.process)}") from None
-                if what == "failed":
-                    raise value
+            os.posix_fallocate(self._file, 0, size)
+            self._tiles = np.frombuffer(mmap.mmap(self._file, size), np.uint8).reshape(self._shape)
+            self._start(self._seats[0])
         except BaseException:
-            self.__exit__()
+            self._end(self._seats[0])
+            os.close(self._file)
             raise
+        self._pin = self._pinned(self._tiles)
+        self._pin.__enter__()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for child in self._children:
-            if child.process.is_alive() and child.summary is None:
-                child.process.terminate()  # as a flag: it keeps what it has encoded
-        for child in self._children:
-            child.process.join()
-            child.pipe.close()
+        with self._changed:
+            self._ending = True
+            left = list(self._orders)
+            self._orders.clear()
+            self._changed.notify_all()
+        for order in left:
+            if not order.future.cancel():
+                order.future.set_exception(EOFError("it was begun by a process that is gone"))
+        for thread in self._threads:
+            thread.join()
+        self._pin.__exit__(None, None, None)
+        os.close(self._file)
 
-    def do(self, todo: Slides, summary: EmbedSummary, stop: Stop, progress: Progress) -> None:
-        """Embed the slides `todo`. Raises what ends more than one slide, when all processes have ended."""
-        for number, child in enumerate(self._children):
-            start = number * len(todo) // len(self._children)
-            child.pipe.send([*todo[start:], *todo[:start]])
-        progress.start("embedding", len(todo), "tiles")
-        at_work, gone, errors = list(self._children), list[_Child](), list[BaseException]()
-        told = False
-        while at_work:
-            if (stop.asked or errors) and not told:
-                told = True
-                for child in at_work:
-                    child.process.terminate()
-            for pipe in wait([child.pipe for child in at_work], timeout=_LOOK_SECONDS):
-                child = next(child for child in at_work if child.pipe is pipe)
-                try:
-                    what, value = child.pipe.recv()
-                except (EOFError, OSError):
-                    child.process.join()
-                    at_work.remove(child)
-                    gone.append(child)
-                    if at_work and not told:
-                        at = f" while it was at {child.slide}" if child.slide else ""
-                        progress.say(f"the process for {child.device} {_how(child.process)}{at}; the others take over")
-                    continue
-                if what == "said":
-                    progress.say(value)
-                elif what == "tiles":
-                    child.tiles, child.expected, child.slide = value
-                    done = sum(each.tiles for each in self._children)
-                    expected = max(each.expected for each in self._children)
-                    progress.advance(done, max(done, expected), child.slide)
-                else:
-                    child.summary, error = value
-                    if error is not None:
-                        errors.append(error)
-                    at_work.remove(child)
-        merge(summary, [child.summary for child in self._children if child.summary is not None])
-        if stop.asked:
-            raise KeyboardInterrupt
-        for error in errors:
-            if not isinstance(error, KeyboardInterrupt):
-                raise error
-        if errors:
-            raise errors[0]
-        left = {row.slide_id for row, _ in todo} - {*summary.done, *summary.kept, *summary.failed}
-        if gone and left:
-            how = "; ".join(f"that for {each.device} {_how(each.process)} at {each.slide or '-'}" for each in gone)
-            raise EncoderError(f"no process is left, and {listed(sorted(left))} are not done: {how}")
+    def memory(self) -> list[NDArray[np.uint8]]:
+        """See Readers."""
+        return list(self._tiles)
 
+    def open(self, ask: Ask) -> Future[Opened]:
+        """See Readers."""
+        return self._have_done(_Order(ask.key, "open", (ask,), ask))
 
-def _how(process: BaseProcess) -> str:
-    code = process.exitcode
-    return f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
+    def overview(self, ask: Ask) -> Future[Overview]:
+        """See Readers."""
+        home = self._homes.get(ask.key)
+        return self._have_done(_Order(ask.key, "overview", (ask,), ask, None if home is None else home[0]))
 
+    def read(self, ask: Ask, size_level0_px: float, xy: NDArray[np.float64], batch: int, rows: slice) -> Future[None]:
+        """See Readers."""
+        home, alone = self._homes.get(ask.key, (None, False))
+        given = ask, size_level0_px, xy, batch, rows.start, rows.stop
+        return self._have_done(_Order(ask.key, "read", given, ask, home if alone else None))
 
-class _Piped(Progress):
-    """Progress that another process shows. Where that process is gone, saying something raises OSError."""
+    def close(self, key: str) -> None:
+        """See Readers."""
+        self._waited.end(key)
+        self._homes.pop(key, None)
+        with self._changed:
+            for seat in self._seats:
+                if key in seat.slides:
+                    self._orders.appendleft(_Order(key, "close", (key,), only=seat.number))
+            self._changed.notify_all()
 
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
+    def busy(self) -> list[float]:
+        """See Readers."""
+        now = time.monotonic()
+        return [seat.worked / max(now - seat.began, 1e-9) for seat in self._seats if seat.began]
 
-    def advance(self, done: float, total: float, now: str = "") -> None:
-        self._pipe.send(("tiles", (done, total, now)))
+    def _have_done(self, order: _Order) -> Future[Any]:
+        self._waited.add(order.key, order.future)
+        with self._changed:
+            if self._ending:
+                order.future.cancel()
+            else:
+                self._orders.append(order)
+                self._changed.notify_all()
+        return order.future
 
-    def say(self, text: str) -> None:
-        self._pipe.send(("said", text))
+    def _attend(self, seat: _Seat) -> None:
+        """Hand orders to a process, one at a time, in a thread of its own."""
+        while (order := self._next(seat)) is not None:
+            future = order.future
+            if not future.running() and not future.set_running_or_notify_cancel():
+                continue
+            try:
+                self._start(seat)
+                assert seat.pipe is not None
+                seat.pipe.send((order.what, order.given))
+                done, value, seat.worked = seat.pipe.recv()
+            except (EOFError, ConnectionError) as error:
+                self._gone(seat, order, error)
+                continue
+            except BaseException as error:  # no process can be started, or what it said cannot be understood
+                future.set_exception(error)
+                continue
+            if order.what == "close":
+                seat.slides.discard(order.key)
+            elif order.of is not None:
+                seat.slides.add(order.key)
+            if done and order.what == "open":
+                self._homes[order.key] = seat.number, value.in_memory
+            if done:
+                future.set_result(value)
+            else:
+                future.set_exception(value)
+        self._end(seat)
 
+    def _next(self, seat: _Seat) -> _Order | None:
+        """Wait for what this process can do, best with a slide that it has open; None: nothing more will come."""
+        with self._changed:
+            while not self._ending:
+                fit = [order for order in self._orders if order.only in (None, seat.number)][: self.workers]
+                if fit:
+                    order = next((order for order in fit if order.key in seat.slides), fit[0])
+                    self._orders.remove(order)
+                    return order
+                self._changed.wait()
+        return None
 
-def _child(work: Work, device: str, processes: int, pipe: Connection) -> None:
-    """Load the encoder, wait for slides, embed them, and say what came of it."""
-    with signals_as_flag() as stop, contextlib.suppress(EOFError, BrokenPipeError):
-        try:
-            encoder = work.load(device, max(1, cores() // processes))
-        except Exception as error:
-            pipe.send(("failed", sendable(error)))
+    def _start(self, seat: _Seat) -> None:
+        """Start a process, if there is none. Raises OSError where it ends before it can begin."""
+        if seat.process is not None:
             return
-        pipe.send(("ready", None))
-        while not pipe.poll(_LOOK_SECONDS):
-            if stop.asked:
+        methods = multiprocessing.get_all_start_methods()
+        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        if "forkserver" in methods:
+            context.set_forkserver_preload(_PRELOADED)  # loaded once, for all of them
+        how = "none"
+        for _ in range(_MOST_DEATHS):
+            here, there = context.Pipe()
+            given = there, _Shared(self._file), self._shape
+            process = context.Process(target=_serve, args=given, daemon=True)
+            with _one_at_a_time, without_main():
+                process.start()
+            there.close()
+            seat.process, seat.pipe, seat.slides = process, here, set()
+            seat.began, seat.worked = time.monotonic(), 0.0
+            try:
+                here.recv()
                 return
-        todo: Slides = pipe.recv()
-        summary = EmbedSummary(store=work.store)
-        failed: BaseException | None = None
-        try:
-            work.do(todo, encoder, summary, stop, _Piped(pipe), processes)
-        except BaseException as raised:
-            failed = sendable(raised)
-        pipe.send(("done", (summary, failed)))
+            except (EOFError, ConnectionError):
+                self._end(seat)
+                how = how_it_ended(process)
+        raise OSError(f"a process that reads tiles {how} before it had begun")
+
+    def _gone(self, seat: _Seat, order: _Order, error: BaseException) -> None:
+        """Have an order done again whose process is gone, or give it up."""
+        process = seat.process
+        self._end(seat)
+        how = "is gone" if process is None else how_it_ended(process)
+        with self._changed:
+            self._deaths[order.key] += order.of is not None
+            if self._ending or order.of is None:
+                order.future.set_exception(error)
+                return
+            if self._deaths[order.key] < _MOST_DEATHS:
+                self._orders.appendleft(order)
+                self._changed.notify_all()
+        if self._deaths[order.key] < _MOST_DEATHS:
+            self._say(f"a process that read {order.key} {how}; another goes on")
+            return
+        order.future.set_exception(
+            SlideError(
+                f"{order.of.image}: {_MOST_DEATHS} processes ended while they read it (the last {how}); is the file "
+                "damaged, or too little memory left? With --readers threads its decoder runs in the main process"
+            )
+        )
+
+    def _end(self, seat: _Seat) -> None:
+        if seat.pipe is not None:
+            seat.pipe.close()  # it ends when it sees that
+        if seat.process is not None:
+            seat.process.join(_END_SECONDS)
+            if seat.process.is_alive():
+                seat.process.kill()
+                seat.process.join()
+        seat.process, seat.pipe, seat.slides = None, None, set()
+
+
+class _Shared:
+    """A file that a process has open and hands to another, which it starts."""
+
+    def __init__(self, file: int) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return _received, (DupFd(self.file),)
+
+
+def _received(duplicate: Any) -> _Shared:
+    return _Shared(duplicate.detach())
+
+
+def _serve(pipe: Connection, shared: _Shared, shape: Shape) -> None:
+    """Do what is asked for, until nobody is there to ask."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal it comes to all; whoever asks decides
+    import torch
+
+    torch.set_num_threads(1)
+    tiles = np.frombuffer(mmap.mmap(shared.file, prod(shape)), np.uint8).reshape(shape)
+    slides = OpenSlides()
+
+    def read(ask: Ask, size: float, xy: NDArray[np.float64], batch: int, start: int, stop: int) -> None:
+        slides.read(ask, size, xy, tiles[batch, start:stop])
+
+    verbs: dict[str, Callable[..., Any]] = {
+        "open": slides.open,
+        "overview": slides.overview,
+        "close": slides.close,
+        "read": read,
+    }
+    with suppress(EOFError, ConnectionError):
+        pipe.send("ready")
+        while True:
+            what, given = pipe.recv()
+            try:
+                done, value = True, verbs[what](*given)
+            except Exception as error:
+                done, value = False, sendable(error)
+            pipe.send((done, value, time.process_time()))

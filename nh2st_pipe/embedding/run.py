@@ -19,11 +19,11 @@ from nh2st_pipe.core.errors import EncoderError, UsageError, listed
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import signals_as_flag
-from nh2st_pipe.embedding.engines import EngineName
-from nh2st_pipe.embedding.engines import engine as engine_of
+from nh2st_pipe.embedding.executors import EngineName
+from nh2st_pipe.embedding.executors import engine as engine_of
 from nh2st_pipe.embedding.plan import Todo, auto_precision, choose_recipe, decide, make_contract, pending
 from nh2st_pipe.embedding.summary import EmbedSummary
-from nh2st_pipe.embedding.work import Work
+from nh2st_pipe.embedding.work import ReadersKind, Work
 from nh2st_pipe.encoders.weights import Weights, find_weights, known_weights
 from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision
 from nh2st_pipe.slides.resolution import check_tile_options
@@ -52,6 +52,7 @@ def embed(
     device: str = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
+    readers: ReadersKind = "auto",
     precision: Precision | None = None,
     redo_changed: bool = False,
     stain_shift: Literal["auto", "off"] = "auto",
@@ -72,14 +73,15 @@ def embed(
     of tiles, each of which shows `overlap` of the one before; those are kept of which `min_tissue` is tissue. What is
     left None is as in the store where there is one, else the recipe's default (1 view). `precision` None is the
     store's, else the recipe's on a GPU and float32 on a CPU; `workers` None 2 threads beside a CPU's encoder, else one
-    for each core but one. `redo_changed` embeds slides anew whose files have changed; `only` leaves other slides out.
-    `stain_shift` "auto" finds how far embeddings move under other stains, for slides with expression that lack it:
-    heads are trained on those. It encodes 48 tiles a slide under 8 stains, and nothing that is there already.
-    `trust_remote_code` allows an encoder's repository to run the code it brings along; `compiled` has torch compile the
-    encoder. `stage` is a folder on a local disk to which slides are copied ahead of need, a few at a time, and deleted
-    from when they have been read. `engine` "ray" does the work on a Ray cluster, at `address` (None: RAY_ADDRESS, or
-    one made on this machine), with an actor for each GPU, or each CPU where there is none, or so many `actors`; the
-    store is then in a shared folder or an object store.
+    for each core but one. `readers` "processes" open slides and read tiles in processes, of which a GPU needs many,
+    "threads" in threads of this one; "auto" is processes beside a GPU. `redo_changed` embeds slides anew whose files
+    have changed; `only` leaves other slides out. `stain_shift` "auto" finds how far embeddings move under other stains,
+    for slides with expression that lack it: heads are trained on those. It encodes 48 tiles a slide under 8 stains, and
+    nothing that is there already. `trust_remote_code` allows an encoder's repository to run the code it brings along;
+    `compiled` has torch compile the encoder. `stage` is a folder on a local disk to which slides are copied ahead of
+    need, a few at a time, and deleted from when they have been read. `engine` "ray" does the work on a Ray cluster, at
+    `address` (None: RAY_ADDRESS, or one made on this machine), with an actor for each GPU, or each CPU where there is
+    none, or so many `actors`; the store is then in a shared folder or an object store.
 
     Raises ManifestError, UsageError, EncoderError and StoreError before any work; faults of single slides are
     in the summary.
@@ -90,6 +92,8 @@ def embed(
     GridOptions().changed(overlap, min_tissue)
     if views not in (None, 1, 8):
         raise UsageError(f"--views takes 1 or 8, not {views}")
+    if readers not in ("auto", "threads", "processes"):
+        raise UsageError(f"--readers takes auto, threads or processes, not {readers}")
     if stain_shift not in ("auto", "off"):
         raise UsageError(f"--stain-shift takes auto or off, not {stain_shift}")
     rows = read_manifest(slides)
@@ -145,13 +149,14 @@ def embed(
                 weights=found.path,
                 batch_size=batch_size,
                 workers=workers,
+                readers=readers,
                 redo_changed=redo_changed,
                 trust_remote_code=trust_remote_code,
                 compiled=compiled,
                 stage=None if stage is None else Path(stage).expanduser().absolute(),
             )
         # Loaded before the store is made, so that weights that do not fit leave nothing behind.
-        hands = ending.enter_context(where.hands(work, len(todo))) if work is not None else None
+        executor = ending.enter_context(where.executor(work, len(todo))) if work is not None else None
         stop = ending.enter_context(signals_as_flag())
         ending.enter_context(_saying_what_is_kept(summary))
         writer = StoreWriter(location, contract)
@@ -161,9 +166,9 @@ def embed(
                 record, tag = writer.record_tagged(wanted.row.slide_id)
                 if record is not None and decide(record, wanted, redo_changed) is Todo.row:
                     writer.renew_row(record, tag, wanted.row)
-        if hands is not None:
+        if executor is not None:
             try:
-                hands.do(todo, summary, stop, progress)
+                executor.do(todo, summary, stop, progress)
             finally:
                 summary.seconds["total"] = time.perf_counter() - began
                 _log(location, recipe, summary)
@@ -185,6 +190,7 @@ def _log(location: Location, recipe: EncoderRecipe, summary: EmbedSummary) -> No
         "slides": summary.done,
         "failed": summary.failed,
         "tiles_per_second": summary.tiles_per_second,
+        "busy": {name: [round(each, 3) for each in shares] for name, shares in summary.busy.items()},
         "seconds": {part: round(value, 3) for part, value in summary.seconds.items()},
     }
     with suppress(OSError), (location.path / "log.jsonl").open("a", encoding="utf-8") as file:

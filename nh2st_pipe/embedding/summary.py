@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["EmbedSummary", "merge"]
+__all__ = ["PARTS", "EmbedSummary", "Part", "merge"]
 
-_PARTS = ("encoder", "reading", "writing")
+Part = Literal["encoder", "opening", "reading", "writing"]
+PARTS: tuple[Part, ...] = ("encoder", "opening", "reading", "writing")
 _MUCH = 0.2  # share of the time
 
 
@@ -27,8 +28,11 @@ class EmbedSummary:
     stain_shifts: list[str] = field(default_factory=list)
     """Slides whose shift under other stains was found by this call."""
     notices: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_PARTS, 0.0))
-    """Where the time of the calling thread went: in the encoder, waiting for tiles, writing; and `total`."""
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    """Where the time of the calling thread went: in the encoder, waiting for slides to be opened, for tiles to be read,
+    for what is written; and `total`."""
+    busy: dict[str, list[float]] = field(default_factory=dict)
+    """How many processors each process kept at work (CPU ÷ wall): `main`, which encodes, and `readers`."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     """What decided the speed: device, precision, batch_size, workers, cores; empty where nothing was encoded."""
@@ -40,24 +44,32 @@ class EmbedSummary:
     @property
     def tiles_per_second(self) -> float | None:
         """Tiles encoded in a second in which tiles were read, encoded or written; None where there were none."""
-        busy = sum(self.seconds[part] for part in _PARTS)
+        busy = sum(self.seconds[part] for part in PARTS)
         return self.encoded_tiles / busy if self.encoded_tiles and busy > 0 else None
 
     def advice(self) -> str | None:
         """Say what the time went to, and what would shorten it; None where nothing was encoded."""
         if self.tiles_per_second is None:
             return None
-        busy = sum(self.seconds[part] for part in _PARTS)
-        share = {part: self.seconds[part] / busy for part in _PARTS}
-        if share["reading"] > _MUCH:
+        busy = sum(self.seconds[part] for part in PARTS)
+        share = {part: self.seconds[part] / busy for part in PARTS}
+        if share["reading"] + share["opening"] > _MUCH:
             workers, cores = self.settings.get("workers"), self.settings.get("cores")
             more = f"--workers ({workers} now, on {cores} cores), or " if workers and cores and workers < cores else ""
-            return f"the encoder waits for tiles: {more}slides on a faster disk would shorten it"
+            what = "tiles" if share["reading"] > share["opening"] else "slides to be opened and their tissue found"
+            return f"the encoder waits for {what}: {more}slides on a faster disk would shorten it{self._how_busy()}"
         if share["writing"] > _MUCH:
             return "writing takes long: a faster disk for the store would shorten it"
         if self.settings.get("device") == "cpu":
             return "the encoder takes the time: a GPU or a smaller encoder would shorten it"
         return "the encoder takes the time, as it should: a faster GPU or a smaller encoder would shorten it"
+
+    def _how_busy(self) -> str:
+        """Say how busy the processors of whoever reads were: a share near 1 asks for cores, a small one for a disk."""
+        readers, main = self.busy.get("readers"), self.busy.get("main")
+        if readers:
+            return f" (the reading processes were at work {sum(readers) / len(readers):.0%} of the time)"
+        return f" (one process with threads kept {sum(main) / len(main):.1f} cores at work)" if main else ""
 
 
 def merge(into: EmbedSummary, parts: Sequence[EmbedSummary]) -> None:
@@ -71,11 +83,13 @@ def merge(into: EmbedSummary, parts: Sequence[EmbedSummary]) -> None:
         ):
             mine += [each for each in theirs if each not in mine]
         into.settings = into.settings or {**part.settings, "processes": len(parts)}
+        for name, busy in part.busy.items():
+            into.busy.setdefault(name, []).extend(busy)
     known = set(into.done)
     for part in parts:
         into.kept += [each for each in part.kept if each not in known and each not in into.kept]
     known.update(into.kept)
     for part in parts:
         into.failed |= {each: cause for each, cause in part.failed.items() if each not in known}
-    for name in _PARTS:
+    for name in PARTS:
         into.seconds[name] += sum(part.seconds[name] for part in parts) / max(len(parts), 1)

@@ -1,42 +1,44 @@
-"""Slides through the encoder, into the store: what each process that takes part in `embed` does.
+"""What each process that takes part in `embed` does: slides through a line of stations, into the store.
 
-Three threads hand on to each other: the planner of `readers`, which reads ahead; the calling one, which encodes; the
-one of `writing`, which compresses and writes. On a GPU a batch is begun before the one before it is back.
+Planner (leases) → TileReader (slides opened, tiles read, by Readers: threads or processes) → EncoderStation (the
+calling thread) → Writer (a thread). A fault of one slide travels on to its end; any other ends the line, with what
+was done kept.
 """
 
 from __future__ import annotations
 
-import pickle
+import threading
 import time
-import traceback
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
+from nh2st_pipe.core.errors import reason_of
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.machine import cores
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import Stop
+from nh2st_pipe.embedding.encoding import EncoderStation, timed
 from nh2st_pipe.embedding.plan import Wanted, recipe_of
-from nh2st_pipe.embedding.readers import Job, Readers, finish
+from nh2st_pipe.embedding.planner import Planner, Task
+from nh2st_pipe.embedding.readers import Readers, ThreadReaders, slides_open
 from nh2st_pipe.embedding.summary import EmbedSummary
-from nh2st_pipe.embedding.writing import Writing, fault_of_slide
+from nh2st_pipe.embedding.tiles import End, Faults, TileBatch, TileReader, batches_of_memory
+from nh2st_pipe.embedding.writing import Writer
 from nh2st_pipe.store.format import Contract
 from nh2st_pipe.store.write import StoreWriter
 from nh2st_pipe.tiles.manifest import SlideRow
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from nh2st_pipe.encoders.encoder import Encoder
 
-    from nh2st_pipe.encoders.encoder import Encoder, Underway
-
-__all__ = ["Alone", "Hands", "Slides", "Work", "sendable"]
+__all__ = ["Executor", "ReadersKind", "Slides", "Work", "readers_beside"]
 
 Slides = Sequence[tuple[SlideRow, Wanted]]
+
+ReadersKind = Literal["auto", "threads", "processes"]
 
 _MOST_READERS = 16
 
@@ -50,6 +52,7 @@ class Work:
     weights: Path | None
     batch_size: int | None = None
     workers: int | None = None
+    readers: ReadersKind = "auto"
     redo_changed: bool = False
     trust_remote_code: bool = False
     compiled: bool = False
@@ -95,57 +98,135 @@ class Work:
         """
         from nh2st_pipe.encoders.batches import batch_that_fits
 
-        kind = encoder.device.type
         size = self.batch_size or batch_that_fits(encoder, self.contract.views)
-        threads = self.workers or readers_beside(kind, processes)
-        summary.settings = {
-            "device": str(encoder.device),
-            "precision": self.contract.precision,
-            "batch_size": size,
-            "workers": threads,
-            "cores": cores(),
-        }
-        writer = StoreWriter(Location(self.store), self.contract)
-        jobs = [Job(row, wanted) for row, wanted in todo]
-        writing = Writing()
+        workers = self.workers or readers_beside(encoder.device.type, processes)
+        progress.start("embedding", len(todo), "tiles")
+        with ExitStack() as ending:
+            readers = _started(ending, self.readers, encoder, size, workers, turn, summary, progress)
+            summary.settings = {
+                "device": str(encoder.device),
+                "precision": self.contract.precision,
+                "batch_size": size,
+                "workers": workers,
+                "readers": readers.kind,
+                "cores": cores(),
+            }
+            line = _Line(self, todo, size, readers, summary, progress)
+            line.run(encoder, stop)
 
+
+class _Line:
+    """The stations of one call, joined."""
+
+    def __init__(
+        self, work: Work, todo: Slides, size: int, readers: Readers, summary: EmbedSummary, progress: Progress
+    ) -> None:
+        self._summary, self._progress, self._views = summary, progress, work.contract.views
+        self._readers = readers
+        self._faults = Faults()
+        ended = threading.Event()
+        store = StoreWriter(Location(work.store), work.contract)
+        tasks = [Task(row, wanted) for row, wanted in todo]
+        most_open = slides_open(readers.workers)
+        self._planner = Planner(tasks, store, most_open, ended.is_set, work.redo_changed, work.stage, progress.say)
+        self._tiles = TileReader(self._planner, readers, store, size, self._faults, ended, work.redo_changed)
+        self._writer = Writer(self._faults, self._close)
+
+    def run(self, encoder: Encoder, stop: Stop) -> None:
+        """Take every slide from one end to the other. Whatever ends it early leaves what was encoded in the store."""
+        began, cpu = time.perf_counter(), time.process_time()
+        with self._planner:
+            try:
+                with self._tiles, self._writer:
+                    parts = self._tiles, self._writer, self._faults, self._summary
+                    self._encode(EncoderStation(encoder, self._views, *parts), stop)
+            finally:
+                for slide in self._tiles.unfinished():
+                    if self._faults.of(slide.key) is None:
+                        slide.writer.checkpoint()
+                    self._readers.close(slide.key)
+        wall = max(time.perf_counter() - began, 1e-9)
+        self._summary.busy = {"main": [(time.process_time() - cpu) / wall], "readers": self._readers.busy()}
+
+    def _encode(self, station: EncoderStation, stop: Stop) -> None:
         def check() -> None:
             stop.check()
-            writing.check()
+            self._writer.check()
 
-        readers = Readers(
-            jobs,
-            writer,
-            size,
-            threads,
-            check,
-            redo_changed=self.redo_changed,
-            say=progress.say,
-            blank=encoder.blank,
-            stage=self.stage,
-            turn=turn,
-        )
-        progress.start("embedding", len(jobs), "tiles")
-        with readers, writing:
-            flow = _Flow(readers, writing, encoder, self.contract.views, summary, progress)
-            try:
-                for item in readers:
-                    flow.take(item.job, None if item.batch is None else item.batch.result)
-            except KeyboardInterrupt:
-                flow.settle(0)
-                raise
-            flow.settle(0)
-            with timed(summary, "writing"):
-                writing.close()
+        try:
+            while (item := self._next(check)) is not None:
+                station.take(item)
+                at = item.held.key if isinstance(item, End) else item.slide.key
+                self._progress.advance(self._summary.encoded_tiles, self._planner.expected_tiles(), at)
+        except KeyboardInterrupt:
+            station.settle(0)
+            raise
+        station.settle(0)
+        with timed(self._summary, "writing"):
+            self._writer.close()
+
+    def _next(self, check: Callable[[], None]) -> TileBatch | End | None:
+        """Return what comes next; waiting for it is for slides to be opened, or for other processes to end theirs."""
+        began = time.perf_counter()
+        item = self._tiles.next(check)
+        if not self._planner.others_have_the_rest:
+            self._summary.seconds["opening"] += time.perf_counter() - began
+        return item
+
+    def _close(self, end: End) -> None:
+        """Put down what came of a slide, in the writer's thread."""
+        key, summary = end.held.key, self._summary
+        self._tiles.close(end.held)
+        cause = self._faults.of(key)
+        if cause is not None:
+            summary.failed[key] = end.held.in_words_of_the_manifest(cause)
+            self._progress.say(f"{key} passed over; the end says why")
+        elif end.ready is None:
+            summary.kept.append(key)
+        else:
+            summary.done.append(key)
+            notices = (*end.ready.notices, *end.ready.overview.result().doubts)
+            summary.notices += [f"{key}: {notice}" for notice in notices]
+            self._progress.say(f"{key}: {len(end.ready.xy):,} tiles done")
 
 
-class Hands(Protocol):
+def _started(
+    ending: ExitStack,
+    kind: ReadersKind,
+    encoder: Encoder,
+    batch_size: int,
+    workers: int,
+    turn: AbstractContextManager[object] | None,
+    summary: EmbedSummary,
+    progress: Progress,
+) -> Readers:
+    """Return readers, until `ending`, with memory for as many batches as are under way at once.
+
+    Of the kind asked for: "auto" is processes beside a GPU, which takes more tiles than one interpreter cuts, unless
+    several slides share this process.
+    """
+    px = encoder.recipe.input_px
+    shape = batch_size, px, px, 3
+    batches = batches_of_memory(batch_size, encoder.batches_ahead)
+    if kind == "processes" or (kind == "auto" and encoder.device.type == "cuda" and turn is None and workers > 1):
+        from nh2st_pipe.embedding.processes import ProcessReaders
+
+        try:
+            return ending.enter_context(ProcessReaders(workers, (batches, *shape), encoder.pinned, progress.say))
+        except OSError as error:
+            words = f"tiles are read in threads, for processes cannot be had ({reason_of(error)})"
+            summary.notices.append(words)
+            progress.say(words)
+    return ending.enter_context(ThreadReaders(workers, lambda: [encoder.blank(shape) for _ in range(batches)], turn))
+
+
+class Executor(Protocol):
     """Who does the work: this process, several of this machine, or those of a cluster.
 
     Entering loads the encoder wherever it is needed, and raises EncoderError where it cannot be.
     """
 
-    def __enter__(self) -> Hands: ...
+    def __enter__(self) -> Executor: ...
 
     def __exit__(self, *_: object) -> None: ...
 
@@ -155,150 +236,8 @@ class Hands(Protocol):
         """Embed the slides `todo`, and put down in `summary` what came of each; raise what ends more than one."""
 
 
-class Alone:
-    """This process, on one device."""
-
-    def __init__(self, work: Work, device: str) -> None:
-        self._work, self._device = work, device
-
-    def __enter__(self) -> Alone:
-        self._encoder = self._work.load(self._device)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        del self._encoder
-
-    def do(
-        self, todo: Sequence[tuple[SlideRow, Wanted]], summary: EmbedSummary, stop: Stop, progress: Progress
-    ) -> None:
-        """See Hands."""
-        self._work.do(todo, self._encoder, summary, stop, progress)
-
-
 def readers_beside(device: str, processes: int = 1) -> int:
-    """Return how many threads read tiles where nobody says: on a GPU its share of the cores but one, since one core
-    decodes a few hundred tiles a second; beside an encoder on the CPU two.
+    """Return how many read tiles where nobody says: on a GPU its share of the cores but one, since one core decodes a
+    thousand tiles a second; beside an encoder on the CPU two.
     """
     return 2 if device == "cpu" else min(max(cores() // processes - 1, 2), _MOST_READERS)
-
-
-class _Flow:
-    """Batches and ends of slides on their way from the readers to the writing, in that order."""
-
-    def __init__(
-        self,
-        readers: Readers,
-        writing: Writing,
-        encoder: Encoder,
-        views: int,
-        summary: EmbedSummary,
-        progress: Progress,
-    ) -> None:
-        self._readers, self._writing, self._encoder, self._views = readers, writing, encoder, views
-        self._summary, self._progress = summary, progress
-        self._underway: deque[tuple[Job, Underway | None]] = deque()
-
-    def take(self, job: Job, read: Callable[[], NDArray[np.uint8]] | None) -> None:
-        """Begin with a batch of tiles; without one, the slide ends."""
-        if read is None:
-            self._underway.append((job, None))
-        elif job.failed is None:
-            try:
-                with timed(self._summary, "reading"):
-                    tiles = read()
-            except Exception as error:
-                job.failed = fault_of_slide(error)
-                if job.failed is None:
-                    raise
-                return
-            with timed(self._summary, "encoder"):
-                self._underway.append((job, self._encoder.start(tiles, self._views)))
-        self.settle(self._encoder.batches_ahead)
-
-    def settle(self, most: int) -> None:
-        """Hand on to the writing whatever is more than `most`."""
-        while len(self._underway) > most:
-            job, underway = self._underway.popleft()
-            if underway is None:
-                self._end(job)
-                continue
-            with timed(self._summary, "encoder"):
-                embeddings = underway.result()
-            with timed(self._summary, "writing"):
-                self._writing.append(job, embeddings)
-            self._summary.encoded_tiles += len(embeddings)
-            done, expected = self._summary.encoded_tiles, self._readers.expected_tiles()
-            self._progress.advance(done, expected, job.row.slide_id)
-
-    def _end(self, job: Job) -> None:
-        with timed(self._summary, "writing"):
-            if job.stained is not None:
-                self._writing.wait(job)
-        if job.stained is not None and job.failed is None:
-            try:
-                self._find_shift(job)
-            except Exception as error:
-                job.failed = fault_of_slide(error)
-                if job.failed is None:
-                    raise
-        with timed(self._summary, "writing"):
-            self._writing.end(job, lambda: self._close(job))
-
-    def _find_shift(self, job: Job) -> None:
-        """Find and write a slide's stain shift, all of its tiles being in the store."""
-        from nh2st_pipe.encoders.stains import VERSION, stain_shift
-
-        assert job.stained is not None
-        assert job.writer is not None
-        rows, future = job.stained
-        with timed(self._summary, "reading"):
-            tiles, own = future.result(), job.writer.embeddings(rows)
-        with timed(self._summary, "encoder"):
-            shift = stain_shift(self._encoder, tiles, own)
-        with timed(self._summary, "writing"):
-            job.writer.write_stain_shift(shift, VERSION)
-        self._summary.stain_shifts.append(job.row.slide_id)
-
-    def _close(self, job: Job) -> None:
-        """End a slide, in the writing's thread."""
-        slide_id, summary = job.row.slide_id, self._summary
-        if job.failed is None and not job.kept:
-            try:
-                finish(job)
-            except Exception as error:
-                job.failed = fault_of_slide(error)
-                if job.failed is None:
-                    raise
-        self._readers.release(job)
-        if job.failed is not None:
-            summary.failed[slide_id] = job.cause or job.failed
-            self._progress.say(f"{slide_id} passed over; the end says why")
-        elif job.kept:
-            summary.kept.append(slide_id)
-        else:
-            summary.done.append(slide_id)
-            if job.spots is not None:
-                summary.notices += [f"{slide_id}: {notice}" for notice in job.notices]
-                self._progress.say(f"{slide_id}: {len(job.spots):,} tiles done")
-        job.spots = job.writer = job.neighbours = job.picture = job.stained = job.tissue = job.made = (
-            None  # counts of a thousand slides are not for keeping
-        )
-
-
-@contextmanager
-def timed(summary: EmbedSummary, what: str) -> Iterator[None]:
-    """Add to `summary` how long the calling thread took for `what`."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        summary.seconds[what] += time.perf_counter() - start
-
-
-def sendable(error: BaseException) -> BaseException:
-    """Return an error as it can be raised in another process."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError("".join(traceback.format_exception_only(error)).strip())
-    return error

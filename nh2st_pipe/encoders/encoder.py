@@ -93,6 +93,10 @@ class Encoder(nn.Module):
         """Return an array of `shape` to read tiles into, from which the way to the device is shortest."""
         return self._transfer.blank(shape)
 
+    def pinned(self, values: NDArray[np.uint8]) -> AbstractContextManager[None]:
+        """Make the way to the device short from memory that others have made, while entered."""
+        return self._transfer.pinned(values)
+
     def encode(self, tiles_bhwc: NDArray[np.uint8], views: int = 1, view: int | None = None) -> NDArray[np.float16]:
         """Return the embeddings b × V × d of uint8 RGB tiles b × h × w × 3, h = w = the recipe's `input_px`.
 

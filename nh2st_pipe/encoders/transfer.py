@@ -6,6 +6,8 @@ a third is encoded. Elsewhere there is nothing to go to.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -29,6 +31,9 @@ class Transfer(Protocol):
 
     def blank(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Return host memory for tiles."""
+
+    def pinned(self, values: NDArray[np.uint8]) -> AbstractContextManager[None]:
+        """Make host memory that others have made like that of `blank`, while entered."""
 
     def up(self, tiles: NDArray[np.uint8]) -> torch.Tensor:
         """Return `tiles` on the device; what is computed there next waits for them."""
@@ -59,6 +64,9 @@ class _Plain:
 
     def blank(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         return np.empty(shape, np.uint8)
+
+    def pinned(self, values: NDArray[np.uint8]) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def up(self, tiles: NDArray[np.uint8]) -> torch.Tensor:
         return torch.from_numpy(tiles).to(self._device)
@@ -91,6 +99,18 @@ class _Streams:
     def blank(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         values: NDArray[np.uint8] = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
         return values
+
+    @contextmanager
+    def pinned(self, values: NDArray[np.uint8]) -> Iterator[None]:
+        runtime = torch.cuda.cudart()
+        address, size = values.ctypes.data, values.nbytes
+        locked = int(runtime.cudaHostRegister(address, size, 0)) == 0  # else copies go by way of memory that is
+        try:
+            yield
+        finally:
+            if locked:
+                torch.cuda.synchronize(self._device)  # what is copied from it ends first
+                runtime.cudaHostUnregister(address)
 
     def up(self, tiles: NDArray[np.uint8]) -> torch.Tensor:
         source = torch.from_numpy(tiles)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nh2st_pipe.core.lease import lease_on
-from nh2st_pipe.embedding import readers
+from nh2st_pipe.embedding import opener, planner, tiles
 from nh2st_pipe.embedding.plan import Wanted
 from nh2st_pipe.embedding.readers import slides_open
 from nh2st_pipe.slides.base import read_tile
@@ -52,7 +52,7 @@ def test_one_batch_is_read_by_all_readers(make_study: Callable[..., Study], monk
     study = make_study(1, 9)  # 81 tiles: three parts of a single batch
     study.embed(stain_shift="off", store=study.folder / "plain.zarr", batch_size=7)
     side = Side(read_tile, 3)
-    monkeypatch.setattr(readers, "read_tile", side)
+    monkeypatch.setattr(opener, "read_tile", side)
     study.embed(stain_shift="off", workers=3, batch_size=256)
     assert side.most == 3
     assert same(study.folder / "plain.zarr", study.folder / "store.zarr")
@@ -64,7 +64,7 @@ def test_slides_are_prepared_side_by_side_and_done_in_order(
     study = make_study(6)
     study.embed(stain_shift="off", store=study.folder / "plain.zarr")
     side = Side(lay_out, 3)
-    monkeypatch.setattr(readers, "lay_out", side)
+    monkeypatch.setattr(opener, "lay_out", side)
     summary = study.embed(stain_shift="off", workers=16)
     assert 3 <= side.most <= slides_open(16)
     assert summary.done == [f"s{i}" for i in range(6)]
@@ -96,9 +96,9 @@ def test_half_of_the_slides_that_are_left_are_left_to_other_processes_but_what_i
                         time.sleep(1)
         return plain(*given, **named)
 
-    monkeypatch.setattr(readers, "read_tile", reading)
-    monkeypatch.setattr(readers, "_TILES_AHEAD", 2)  # else all of s0 would wait for the encoder by then
-    monkeypatch.setattr(readers, "_SECONDS_AHEAD", 1e6 if soon else 0.0)  # however slow this machine is
+    monkeypatch.setattr(opener, "read_tile", reading)
+    monkeypatch.setattr(tiles, "_TILES_AHEAD", 2)  # else all of s0 would wait for the encoder by then
+    monkeypatch.setattr(planner, "_SECONDS_AHEAD", 1e6 if soon else 0.0)  # however slow this machine is
     summary = study.embed(stain_shift="off", workers=16, batch_size=2)
     assert other == {"s1": False, "s2": not soon, "s3": not soon}
     assert sorted(summary.done) == ["s0", "s1", "s2", "s3"]
@@ -114,7 +114,7 @@ def test_a_fault_of_more_than_one_slide_ends_the_run_at_once(
     def broken(*given: Any, **named: Any) -> Any:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(readers, "lay_out", broken)  # while further slides wait to be leased
+    monkeypatch.setattr(opener, "lay_out", broken)  # while further slides wait to be leased
     with pytest.raises(RuntimeError, match="broken"):
         study.embed(stain_shift="off", workers=2, stage=study.folder / "local" if staged else None)
 
@@ -132,10 +132,11 @@ def test_a_slide_that_cannot_be_prepared_fails_alone(
 def test_as_many_tiles_are_expected_of_slides_to_come_as_of_those_that_are_known(study: Study) -> None:
     study.embed()
     store = open_store(study.folder / "store.zarr")
-    jobs = [readers.Job(row, Wanted.of(row)) for row in read_manifest(study.manifest)]
-    made = readers.Readers(jobs, StoreWriter(store.location, store.contract), 8, 1, lambda: None)
+    tasks = [planner.Task(row, Wanted.of(row)) for row in read_manifest(study.manifest)]
+    made = planner.Planner(tasks, StoreWriter(store.location, store.contract), 2, lambda: False, False)
     assert made.expected_tiles() == 0
-    made._tiles_known, made._slides_known = 30, 2
+    made.opened("s0", 10)
+    made.opened("s1", 20)
     assert made.expected_tiles() == 45
-    made._tiles_known, made._slides_known = 75, 3
+    made.opened("s2", 45)
     assert made.expected_tiles() == 75

@@ -101,7 +101,7 @@ def test_a_file_that_vanishes_or_may_not_be_read_fails_its_slide_alone(
             (study.folder / name).unlink(missing_ok=True)
         return decide(record, wanted, redo)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("nh2st_pipe.embedding.readers.decide", vanishing)
+    monkeypatch.setattr("nh2st_pipe.embedding.tiles.decide", vanishing)
     summary = study.embed()
     assert set(summary.failed) == {"s1"}
     assert name in summary.failed["s1"]
@@ -560,7 +560,7 @@ def test_an_interruption_does_not_wait_for_tiles_nobody_has_begun_to_read(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("nh2st_pipe.embedding.readers.read_tile", slow)
+        patch.setattr("nh2st_pipe.embedding.opener.read_tile", slow)
         patch.setattr(Encoder, "start", interrupted)
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
@@ -657,22 +657,28 @@ def test_batches_that_are_begun_before_the_last_is_back_end_in_the_same_store(
 @pytest.mark.parametrize(
     ("seconds", "settings", "words"),
     [
-        ((8.0, 1.0, 0.5), {"device": "cpu"}, "a GPU or a smaller encoder"),
-        ((8.0, 1.0, 0.5), {"device": "cuda"}, "as it should"),
+        ((8.0, 0.5, 0.5, 0.5), {"device": "cpu"}, "a GPU or a smaller encoder"),
+        ((8.0, 0.5, 0.5, 0.5), {"device": "cuda"}, "as it should"),
         (
-            (5.0, 4.0, 0.5),
+            (5.0, 0.0, 4.0, 0.5),
             {"device": "cuda", "workers": 2, "cores": 16},
             r"--workers \(2 now, on 16 cores\), or slides on",
         ),
-        ((5.0, 4.0, 0.5), {"device": "cuda", "workers": 16, "cores": 16}, "waits for tiles: slides on a faster disk"),
-        ((5.0, 0.5, 4.0), {"device": "cuda"}, "writing takes long"),
+        (
+            (5.0, 0.0, 4.0, 0.5),
+            {"device": "cuda", "workers": 16, "cores": 16},
+            r"waits for tiles: slides on a faster disk would shorten it \(the reading processes were at work 85%",
+        ),
+        ((5.0, 3.5, 0.5, 0.5), {"device": "cuda"}, "waits for slides to be opened"),
+        ((5.0, 0.1, 0.4, 4.0), {"device": "cuda"}, "writing takes long"),
     ],
 )
 def test_where_the_time_goes_says_what_to_widen(
-    seconds: tuple[float, float, float], settings: dict[str, Any], words: str
+    seconds: tuple[float, float, float, float], settings: dict[str, Any], words: str
 ) -> None:
     summary = EmbedSummary("store.zarr", encoded_tiles=95, settings=settings)
-    summary.seconds = dict(zip(("encoder", "reading", "writing"), seconds, strict=True))
+    summary.seconds = dict(zip(("encoder", "opening", "reading", "writing"), seconds, strict=True))
+    summary.busy = {"main": [0.8], "readers": [0.9, 0.8]} if seconds[1] + seconds[2] > 1 else {}
     assert summary.tiles_per_second == pytest.approx(10)
     assert re.search(words, str(summary.advice()))
 
@@ -692,6 +698,9 @@ def test_every_call_leaves_a_line_in_the_stores_log(study: Study) -> None:
         "cpu",
     )
     assert lines[0]["tiles_per_second"] > 0
+    assert set(lines[0]["seconds"]) == {"encoder", "opening", "reading", "writing", "total"}
+    assert lines[0]["busy"]["main"][0] > 0
+    assert lines[0]["readers"] == "threads"
     assert set(lines[1]["failed"]) == {"s0"}
     assert open_store(study.folder / "store.zarr").slides() == ["s0", "s1", "s2"]
 

@@ -36,7 +36,7 @@ def test_slides_are_read_from_copies_of_which_few_lie_there_and_none_stays(
         return plain(path)
 
     stage = study.folder / "local" / "disk"
-    monkeypatch.setattr("nh2st_pipe.embedding.readers.open_slide", opening)
+    monkeypatch.setattr("nh2st_pipe.embedding.opener.open_slide", opening)
     summary = study.embed(stage=stage, workers=2, stain_shift="off")
     assert len(summary.done) == 7
     assert len(opened) == 7

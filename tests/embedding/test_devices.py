@@ -123,7 +123,8 @@ def test_auto_takes_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_one_finished_the_others_did_not_keep() -> None:
     def part(**values: Any) -> EmbedSummary:
         made = EmbedSummary("s", **values)
-        made.seconds = {"encoder": 4.0, "reading": 1.0, "writing": 1.0}
+        made.seconds = {"encoder": 4.0, "opening": 0.5, "reading": 0.5, "writing": 1.0}
+        made.busy = {"main": [0.5], "readers": [0.9, 0.7]}
         return made
 
     whole = EmbedSummary("s", kept=["z"])
@@ -136,4 +137,5 @@ def test_what_one_finished_the_others_did_not_keep() -> None:
     )
     assert (whole.done, whole.kept, whole.failed) == (["a", "b", "e"], ["z", "c"], {"d": "no"})
     assert whole.notices == ["b: n"]
+    assert whole.busy == {"main": [0.5, 0.5], "readers": [0.9, 0.7, 0.9, 0.7]}
     assert whole.tiles_per_second == pytest.approx(10)

@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from typing import Literal, Protocol
 
 from nh2st_pipe.core.errors import UsageError
-from nh2st_pipe.embedding.work import Alone, Hands, Work
+from nh2st_pipe.core.progress import Progress
+from nh2st_pipe.core.signals import Stop
+from nh2st_pipe.embedding.summary import EmbedSummary
+from nh2st_pipe.embedding.work import Executor, Slides, Work
 
-__all__ = ["Engine", "EngineName", "engine"]
+__all__ = ["Engine", "EngineName", "SingleDevice", "engine"]
 
 EngineName = Literal["local", "ray"]
 
@@ -20,8 +23,26 @@ class Engine(Protocol):
     kind: str
     """The kind of device it is done on: cpu, cuda or mps."""
 
-    def hands(self, work: Work, slides: int) -> Hands:
+    def executor(self, work: Work, slides: int) -> Executor:
         """Return who does `work` on so many slides."""
+
+
+class SingleDevice:
+    """This process, on one device."""
+
+    def __init__(self, work: Work, device: str) -> None:
+        self._work, self._device = work, device
+
+    def __enter__(self) -> SingleDevice:
+        self._encoder = self._work.load(self._device)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._encoder
+
+    def do(self, todo: Slides, summary: EmbedSummary, stop: Stop, progress: Progress) -> None:
+        """See Executor."""
+        self._work.do(todo, self._encoder, summary, stop, progress)
 
 
 class _Local:
@@ -31,13 +52,14 @@ class _Local:
         self._devices = every_device(device)
         self.kind = pick_device(self._devices[0]).type
 
-    def hands(self, work: Work, slides: int) -> Hands:
+    def executor(self, work: Work, slides: int) -> Executor:
+        """See Engine."""
         devices = self._devices[:slides]
         if len(devices) == 1:
-            return Alone(work, devices[0])
-        from nh2st_pipe.embedding.processes import Processes
+            return SingleDevice(work, devices[0])
+        from nh2st_pipe.embedding.devices import Devices
 
-        return Processes(work, devices)
+        return Devices(work, devices)
 
 
 @contextmanager
