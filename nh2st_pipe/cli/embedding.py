@@ -86,6 +86,13 @@ def embed(
             "leave out what a stain adds; off: do not."
         ),
     ] = "auto",
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="2/8: the second of eight parts of the manifest, for tasks that share no file system; others share "
+            "the slides by leases."
+        ),
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     compiled: Annotated[
         bool,
@@ -132,14 +139,15 @@ def embed(
             device=device,
             batch_size=batch_size,
             workers=workers,
-            readers=readers,  # type: ignore[arg-type]
-            precision=None if precision is Precision.auto else precision.value,  # type: ignore[arg-type]
+            readers=readers,
+            precision=None if precision is Precision.auto else precision.value,
             redo_changed=redo_changed,
-            stain_shift=stain_shift,  # type: ignore[arg-type]
+            stain_shift=stain_shift,
+            shard=shard,
             trust_remote_code=trust_remote_code,
             compiled=compiled,
             stage=stage,
-            engine=engine,  # type: ignore[arg-type]
+            engine=engine,
             address=address,
             actors=actors,
             progress=progress,

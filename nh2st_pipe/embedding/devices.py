@@ -126,7 +126,7 @@ class Devices:
                 raise error
         if errors:
             raise errors[0]
-        left = {row.slide_id for row, _ in todo} - {*summary.done, *summary.kept, *summary.failed}
+        left = {row.slide_id for row in todo} - {*summary.done, *summary.kept, *summary.failed}
         if gone and left:
             how = "; ".join(
                 f"that for {each.device} {how_it_ended(each.process)} at {each.slide or '-'}" for each in gone

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, Protocol
+from typing import Protocol
 
 from nh2st_pipe.core.errors import UsageError
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import Stop
+from nh2st_pipe.embedding.options import EngineName
 from nh2st_pipe.embedding.summary import EmbedSummary
 from nh2st_pipe.embedding.work import Executor, Slides, Work
 
-__all__ = ["Engine", "EngineName", "SingleDevice", "engine"]
-
-EngineName = Literal["local", "ray"]
+__all__ = ["Engine", "SingleDevice", "engine"]
 
 
 class Engine(Protocol):
@@ -72,10 +71,8 @@ def engine(name: EngineName, device: str, address: str | None, actors: int | Non
         if address is not None or actors is not None:
             raise UsageError("--address and --actors are of --engine ray")
         yield _Local(device)
-    elif name == "ray":
+    else:
         from nh2st_pipe.embedding.on_ray import on_ray
 
         with on_ray(device, address, actors) as cluster:
             yield cluster
-    else:
-        raise UsageError(f"--engine takes local or ray, not {name}")

@@ -22,7 +22,7 @@ from nh2st_pipe.core.errors import EncoderError, UsageError, sendable
 from nh2st_pipe.core.machine import cores
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import Stop
-from nh2st_pipe.embedding.plan import Wanted, recipe_of
+from nh2st_pipe.embedding.plan import recipe_of
 from nh2st_pipe.embedding.summary import PARTS, EmbedSummary, merge
 from nh2st_pipe.embedding.work import Slides, Work, readers_beside
 from nh2st_pipe.encoders.weights import find_weights
@@ -156,8 +156,8 @@ class OnRay:
 
     def do(self, todo: Slides, summary: EmbedSummary, stop: Stop, progress: Progress) -> None:
         """See Executor."""
-        waiting = deque((_absolute(row), wanted) for row, wanted in todo)
-        running: dict[Any, tuple[_Actor, SlideRow, Wanted]] = {}
+        waiting = deque(map(_absolute, todo))
+        running: dict[Any, tuple[_Actor, SlideRow]] = {}
         deaths, parts, fatal = Counter[str](), list[EmbedSummary](), list[BaseException]()
         progress.start("embedding", len(todo), "tiles")
         progress.say(f"Ray: {len(self._actors)} actors with {_words(self._resources)} each")
@@ -172,7 +172,7 @@ class OnRay:
                 break
             self._give_out(waiting, running, deaths)
             for ref in self._look([actor for actor in self._actors if not actor.ready], running):
-                actor, row, wanted = running.pop(ref)
+                actor, row = running.pop(ref)
                 actor.slides.discard(row.slide_id)
                 try:
                     part, error = self._ray.get(ref)
@@ -184,7 +184,7 @@ class OnRay:
                             f"{_MOST_DEATHS} processes ended while they were at it, the last one alone with it: {why}"
                         )
                     elif until is None:
-                        waiting.appendleft((row, wanted))
+                        waiting.appendleft(row)
                         progress.say(f"{row.slide_id}: the process that was at it is gone ({why}); another takes over")
                     self._replace(actor)
                     continue
@@ -194,7 +194,7 @@ class OnRay:
                     fatal.append(error)
             if time.monotonic() - last_asked > _ASK_SECONDS:
                 last_asked = time.monotonic()
-                at = next((row.slide_id for _, row, _ in running.values()), "")
+                at = next((row.slide_id for _, row in running.values()), "")
                 now = done_tiles + self._ask()
                 ended = len(parts)
                 progress.advance(now, max(now, now * len(todo) / max(ended, 1)), at)
@@ -253,7 +253,7 @@ class OnRay:
             return "killed, or out of memory?"
         return next(iter(str(error).splitlines()), "") or type(error).__name__
 
-    def _give_out(self, waiting: deque[tuple[SlideRow, Wanted]], running: dict[Any, Any], deaths: Counter[str]) -> None:
+    def _give_out(self, waiting: deque[SlideRow], running: dict[Any, Any], deaths: Counter[str]) -> None:
         ready = [actor for actor in self._actors if actor.ready]
         for most in range(1, _SLIDES_EACH + 1):
             for actor in ready:
@@ -261,13 +261,13 @@ class OnRay:
                 if not waiting or len(actor.slides) >= most or (most > 1 and len(waiting) < len(ready)):
                     continue
                 # At whose side a process died is alone with the next one: it may be that slide's doing.
-                row, wanted = waiting[0]
+                row = waiting[0]
                 if actor.slides and (deaths[row.slide_id] or any(deaths[slide_id] for slide_id in actor.slides)):
                     continue
                 waiting.popleft()
                 actor.slides.add(row.slide_id)
-                ref = actor.handle.embed.options(concurrency_group="slides").remote(row, wanted)
-                running[ref] = actor, row, wanted
+                ref = actor.handle.embed.options(concurrency_group="slides").remote(row)
+                running[ref] = actor, row
 
     def _replace(self, actor: _Actor) -> None:
         if actor in self._actors:
@@ -300,7 +300,7 @@ class Embedder:
         self._encoder: Encoder | None = None
         kind = "cpu" if device == "cpu" else "cuda"
         # Two slides at a time, and no more threads that read than one would have.
-        self._turn = threading.BoundedSemaphore(work.workers or readers_beside(kind, sharing))
+        self._turn = threading.BoundedSemaphore(work.options.workers or readers_beside(kind, sharing))
 
     def load(self) -> BaseException | None:
         """Load the encoder; return what went wrong."""
@@ -311,13 +311,13 @@ class Embedder:
             return sendable(error)
         return None
 
-    def embed(self, row: SlideRow, wanted: Wanted) -> tuple[EmbedSummary, BaseException | None]:
+    def embed(self, row: SlideRow) -> tuple[EmbedSummary, BaseException | None]:
         """Embed a slide; return what came of it, and what went wrong beyond it."""
         assert self._encoder is not None
         summary, fault = EmbedSummary(store=self._work.store), None
         try:
             counting = _Counting(self._tiles, row.slide_id)
-            self._work.do([(row, wanted)], self._encoder, summary, self._stop, counting, self._sharing, self._turn)
+            self._work.do([row], self._encoder, summary, self._stop, counting, self._sharing, self._turn)
         except BaseException as error:
             fault = sendable(error)
         self._tiles.pop(row.slide_id, None)
@@ -347,7 +347,7 @@ def _weights_here(work: Work) -> Path | None:
         return None
     given = work.weights if work.weights is not None and work.weights.is_file() else None
     try:
-        found = find_weights(recipe, given, work.trust_remote_code)
+        found = find_weights(recipe, given, work.options.trust_remote_code)
     except EncoderError as error:
         raise EncoderError(f"on node {socket.gethostname()}, {work.weights} is not there, and {error}") from error
     if found.sha256 != work.contract.weights.sha256:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import stat
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from nh2st_pipe.core.errors import DamageError, RecipeError, SlideError, StoreError
+from nh2st_pipe.embedding.options import EmbedOptions
 from nh2st_pipe.embedding.summary import EmbedSummary
 from nh2st_pipe.encoders.weights import Weights
 from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision, load_encoder_recipe
@@ -19,6 +22,7 @@ from nh2st_pipe.store.format import (
     ImageSource,
     ManifestRow,
     Resolved,
+    Seen,
     SlideRecord,
     WeightsOf,
     counts_fingerprint,
@@ -33,6 +37,7 @@ from nh2st_pipe.tiles.spots import Spots
 
 __all__ = [
     "DEFAULT_ENCODER",
+    "Asked",
     "Todo",
     "Wanted",
     "auto_precision",
@@ -45,6 +50,9 @@ __all__ = [
 ]
 
 DEFAULT_ENCODER = "h-optimus-0"
+
+_OF_SEVERAL = (".mrxs", ".vms", ".dcm")
+_LOOKS_AT_ONCE = 32  # each waits for a disk, or for a request
 
 
 def choose_recipe(encoder: str | Path | EncoderRecipe | None, existing: Store | None) -> EncoderRecipe:
@@ -68,21 +76,17 @@ def make_contract(
     recipe: EncoderRecipe,
     weights: Weights,
     existing: Store | None,
-    views: int | None,
-    tile_um: float | None,
-    tile_px: float | None,
-    precision: Precision | None,
+    options: EmbedOptions,
     kind: str,
-    overlap: float | None = None,
-    min_tissue: float | None = None,
 ) -> Contract:
     """Say what all slides of the store have in common, from what was asked for, the store, or the recipe."""
     old = existing.contract if existing is not None else None
     grid = old.grid if old else GridOptions()
-    if tile_um is not None or tile_px is not None:
-        tile: dict[Any, float | None] = TileSize(tile_um, tile_px).record()
+    if options.tile_um is not None or options.tile_px is not None:
+        tile: dict[Any, float | None] = TileSize(options.tile_um, options.tile_px).record()
     else:
         tile = old.tile if old else TileSize(um=recipe.input_px * recipe.mpp).record()
+    precision = options.precision
     if precision is None:
         precision = old.precision if old else auto_precision(recipe, kind)
     assert precision is not None
@@ -95,8 +99,8 @@ def make_contract(
         weights=WeightsOf(sha256=weights.sha256, source=weights.source),
         precision=precision,
         tile=tile,
-        views=views or (old.views if old else 1),
-        grid=grid.changed(overlap, min_tissue),
+        views=options.views or (old.views if old else 1),
+        grid=grid.changed(options.overlap, options.min_tissue),
     )
 
 
@@ -117,24 +121,46 @@ class Wanted:
     """Fingerprint of samples of them, as stores of earlier formats have it; None where that is the same."""
     stain_shift: bool = False
     """Whether its embeddings' shift under other stains is wanted."""
+    seen: Mapping[str, Seen] = field(default_factory=dict)
+    """Sizes and times of the files, where those say that a file is the same."""
 
     @classmethod
-    def of(cls, row: SlideRow, stain_shift: bool = False) -> Wanted:
-        """Take the fingerprints of a manifest row's files. Raises SlideError where one cannot be read."""
-        taken = (row.slide, fingerprint), (row.tissue, fingerprint), (row.expression, counts_fingerprint)
-        found = list[str | None]()
-        for file, take in (*taken, (row.expression, sampled_fingerprint)):
+    def of(cls, row: SlideRow, stain_shift: bool = False, record: SlideRecord | None = None) -> Wanted:
+        """Take the fingerprints of a manifest row's files, or from its `record` where a file's size and time are those
+        that are kept there. Raises SlideError where one cannot be read.
+        """
+        old = {} if record is None else {"image": record.image.image, "tissue": record.image.tissue}
+        old |= {} if record is None else {"expression": record.expression}
+        found, seen, sampled = dict[str, str | None](), dict[str, Seen](), None
+        of_files = ("image", row.slide, fingerprint), ("tissue", row.tissue, fingerprint)
+        for name, file, take in (*of_files, ("expression", row.expression, counts_fingerprint)):
+            if file is None:
+                continue
             try:
-                found.append(take(file) if file else None)
+                now = _seen(file)
+                if now is not None:
+                    seen[name] = now
+                if record is not None and now is not None and record.seen.get(name) == now and old[name] is not None:
+                    found[name] = old[name]
+                    continue
+                found[name] = take(file)
+                sampled = sampled_fingerprint(file) if name == "expression" else None
             except OSError as error:
                 raise SlideError(f"{file} cannot be read: {error.strerror or error}") from error
-        image = ImageSource(image=found[0] or "", tissue=found[1], mpp=row.mpp)
+        image = ImageSource(image=found["image"] or "", tissue=found.get("tissue"), mpp=row.mpp)
         wanted = stain_shift and row.expression is not None
-        return cls(ManifestRow.model_validate(row.record()), image, found[2], found[3], wanted)
+        entry = ManifestRow.model_validate(row.record())
+        return cls(entry, image, found.get("expression"), sampled, wanted, seen)
 
     def has_counts_of(self, record: SlideRecord) -> bool:
         """Whether a record's counts are these, as far as it knows."""
         return record.expression == self.expression or (self.sampled is not None and record.expression == self.sampled)
+
+
+def _seen(file: Path) -> Seen | None:
+    """Return a file's size and time, None where those do not tell: of a folder, and of what has others beside it."""
+    at = file.stat()
+    return (at.st_size, at.st_mtime_ns) if stat.S_ISREG(at.st_mode) and file.suffix.lower() not in _OF_SEVERAL else None
 
 
 class Todo(Enum):
@@ -159,6 +185,21 @@ def decide(record: SlideRecord | None, wanted: Wanted, redo_changed: bool) -> To
     raise SlideError(_changed(differs))
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a call asks for, of every slide."""
+
+    redo_changed: bool = False
+    stain_shift: bool = False
+
+    def about(self, row: SlideRow, record: SlideRecord | None) -> tuple[Todo, Wanted | None]:
+        """Say what is to be done about a slide that may be finished, and why: nothing is read of one that is not."""
+        if record is None or not record.state.complete:
+            return Todo.embed, None
+        wanted = Wanted.of(row, self.stain_shift, record)
+        return decide(record, wanted, self.redo_changed), wanted
+
+
 def check_tiles(
     record: SlideRecord | None, spots: Spots, resolved: Resolved, wanted: Wanted, redo_changed: bool
 ) -> None:
@@ -181,24 +222,29 @@ def _changed(what: Iterable[str]) -> str:
 
 
 def pending(
-    rows: list[SlideRow], existing: Store | None, redo_changed: bool, stain_shift: bool, summary: EmbedSummary
-) -> tuple[list[tuple[SlideRow, Wanted]], list[Wanted]]:
+    rows: list[SlideRow], existing: Store | None, asked: Asked, summary: EmbedSummary
+) -> tuple[list[SlideRow], list[Wanted]]:
     """Return the slides still to embed, and those whose row alone has changed; the others go into the summary.
 
-    A first look, without leases: it saves loading an encoder for which there is nothing to do.
+    A first look, without leases: it saves loading an encoder for which there is nothing to do. It takes one request a
+    slide, several at a time, and reads no file of a slide that is not finished, or whose files are as they were.
     """
-    todo, renewed = [], []
-    for row in rows:
+
+    def look(row: SlideRow) -> tuple[Todo, Wanted | None] | str:
         try:
-            wanted = Wanted.of(row, stain_shift)
-            what = decide(existing.record(row.slide_id) if existing is not None else None, wanted, redo_changed)
+            return (Todo.embed, None) if existing is None else asked.about(row, existing.record(row.slide_id))
         except (SlideError, DamageError) as error:
-            summary.failed[row.slide_id] = str(error)
-            continue
-        if what is Todo.embed:
-            todo.append((row, wanted))
-        else:
-            summary.kept.append(row.slide_id)
-            if what is Todo.row:
-                renewed.append(wanted)
+            return str(error)
+
+    todo, renewed = [], []
+    with ThreadPoolExecutor(_LOOKS_AT_ONCE, thread_name_prefix="plan") as pool:
+        for row, found in zip(rows, pool.map(look, rows), strict=True):
+            if isinstance(found, str):
+                summary.failed[row.slide_id] = found
+            elif found[0] is Todo.embed:
+                todo.append(row)
+            else:
+                summary.kept.append(row.slide_id)
+                if found[0] is Todo.row and found[1] is not None:
+                    renewed.append(found[1])
     return todo, renewed

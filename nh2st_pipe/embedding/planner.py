@@ -11,12 +11,12 @@ from pathlib import Path
 
 from nh2st_pipe.core.errors import OF_ONE_SLIDE, listed
 from nh2st_pipe.core.lease import Lease
-from nh2st_pipe.embedding.plan import Todo, Wanted, decide
+from nh2st_pipe.embedding.plan import Asked, Todo
 from nh2st_pipe.embedding.staging import Stage, ahead
 from nh2st_pipe.store.write import StoreWriter
 from nh2st_pipe.tiles.manifest import SlideRow
 
-__all__ = ["Held", "Planner", "Task"]
+__all__ = ["Held", "Planner"]
 
 _LOOK_SECONDS = 0.2  # between looks at whether the end was asked for
 _SECONDS_AHEAD = 10.0  # in which slides may be leased beyond this process's share
@@ -24,23 +24,10 @@ _BUSY_SECONDS = 0.5  # between looks at slides that another process has leased
 
 
 @dataclass(frozen=True)
-class Task:
-    """A slide that is to be embedded."""
-
-    row: SlideRow
-    wanted: Wanted
-
-    @property
-    def key(self) -> str:
-        """Its slide_id."""
-        return self.row.slide_id
-
-
-@dataclass(frozen=True)
 class Held:
     """A slide that this process has leased."""
 
-    task: Task
+    row: SlideRow
     lease: Lease
     image: Path
     """Where it is read from: as the manifest says, or a copy."""
@@ -49,32 +36,35 @@ class Held:
     @property
     def key(self) -> str:
         """Its slide_id."""
-        return self.task.key
+        return self.row.slide_id
 
     def in_words_of_the_manifest(self, cause: str) -> str:
         """Return a cause with the manifest's own file in place of a copy of it."""
-        return cause.replace(str(self.image), str(self.task.row.slide))
+        return cause.replace(str(self.image), str(self.row.slide))
 
 
 class Planner:
     """Leases slides as there is room for them; iterating yields each, staged where a stage is given. Leaving gives back
     the leases that are left.
 
-    A slide that another process has leased is come back to. Few are leased ahead of need, so that processes that share
+    One that another process has finished meanwhile is told to `kept`, and not leased; one that another process has
+    leased is come back to. Few are leased ahead of need, so that processes that share
     a store end together.
     """
 
     def __init__(
         self,
-        tasks: Sequence[Task],
+        rows: Sequence[SlideRow],
         store: StoreWriter,
         most_open: int,
         stopped: Callable[[], bool],
-        redo_changed: bool,
+        asked: Asked,
+        kept: Callable[[str], None],
         stage: Path | None = None,
         say: Callable[[str], None] = lambda words: None,
     ) -> None:
-        self._tasks, self._store, self._stopped, self._redo, self._say = tasks, store, stopped, redo_changed, say
+        self._rows, self._store, self._stopped, self._asked = rows, store, stopped, asked
+        self._kept, self._say = kept, say
         self._open = threading.Semaphore(most_open)
         self._stage = None if stage is None else Stage(stage, stopped, most_open + 1)
         self._changed = threading.Condition()
@@ -109,18 +99,18 @@ class Planner:
 
     def __iter__(self) -> Iterator[Held]:
         if self._stage is None:
-            for task, lease in self._leases(self._open):
-                yield Held(task, lease, task.row.slide)
+            for row, lease in self._leases(self._open):
+                yield Held(row, lease, row.slide)
             return
         staged = dict[str, tuple[Path, str | None]]()
 
-        def stage(leased: tuple[Task, Lease]) -> None:
-            staged[leased[0].key] = self._staged(leased[0])
+        def stage(leased: tuple[SlideRow, Lease]) -> None:
+            staged[leased[0].slide_id] = self._staged(leased[0])
 
-        for task, lease in ahead(self._leases(self._stage.room), stage, self._stopped):
+        for row, lease in ahead(self._leases(self._stage.room), stage, self._stopped):
             self._open.acquire()
-            image, why = staged.pop(task.key)
-            yield Held(task, lease, image, () if why is None else (why,))
+            image, why = staged.pop(row.slide_id)
+            yield Held(row, lease, image, () if why is None else (why,))
 
     def opened(self, key: str, tiles: int) -> None:
         """Note that a slide was opened, and how many of its tiles are to be read."""
@@ -155,34 +145,37 @@ class Planner:
 
     def expected_tiles(self) -> float:
         """Return the tiles of the slides opened so far, and as many again on average for each of the others."""
-        return self._tiles_known * len(self._tasks) / max(self._slides_known, 1)
+        return self._tiles_known * len(self._rows) / max(self._slides_known, 1)
 
-    def _leases(self, room: threading.Semaphore) -> Iterator[tuple[Task, Lease]]:
-        """Yield the tasks as this process has their leases, each when there is room for one more."""
-        todo = list(self._tasks)
+    def _leases(self, room: threading.Semaphore) -> Iterator[tuple[SlideRow, Lease]]:
+        """Yield the slides as this process has their leases, each when there is room for one more."""
+        todo = list(self._rows)
         while todo:
-            busy = list[Task]()
-            for number, task in enumerate(todo):
+            busy = list[SlideRow]()
+            for number, row in enumerate(todo):
+                if self._is_done(row):  # one request, and a lease takes several
+                    self._kept(row.slide_id)
+                    continue
                 self._wait_to_lease(len(todo) - number)
                 room.acquire()
                 if self._stopped():
                     room.release()  # whoever waits for it next has to see the end too
                     return
-                lease = self._store.lease(task.key)
+                lease = self._store.lease(row.slide_id)
                 if lease.take():
                     with self._changed:
                         self._leased += 1
-                        self._held[task.key] = lease
-                    yield task, lease
+                        self._held[row.slide_id] = lease
+                    yield row, lease
                 else:
                     room.release()
-                    busy.append(task)
+                    busy.append(row)
             if busy and len(busy) == len(todo):
                 self.others_have_the_rest = True
                 self._pause()
                 self.others_have_the_rest = False
             elif busy:
-                self._say(f"{listed(task.key for task in busy)}: under way in another process, waited for")
+                self._say(f"{listed(row.slide_id for row in busy)}: under way in another process, waited for")
             todo = busy
 
     def _pause(self) -> None:
@@ -212,10 +205,13 @@ class Planner:
             pace = self._tiles_begun / (time.monotonic() - self._began)
             return sum(self._left.values()) / pace
 
-    def _staged(self, task: Task) -> tuple[Path, str | None]:
+    def _is_done(self, row: SlideRow) -> bool:
+        """Whether nothing is left to do for a slide; what cannot be said is for whoever opens it."""
+        with suppress(*OF_ONE_SLIDE, MemoryError):
+            return self._asked.about(row, self._store.record(row.slide_id))[0] is not Todo.embed
+        return False
+
+    def _staged(self, row: SlideRow) -> tuple[Path, str | None]:
         """Copy a slide to the stage, unless another process has embedded it meanwhile."""
         assert self._stage is not None
-        with suppress(*OF_ONE_SLIDE, MemoryError):  # as whoever opens it will see
-            if decide(self._store.record(task.key), task.wanted, self._redo) is Todo.embed:
-                return self._stage.copy(task.row.slide)
-        return task.row.slide, None
+        return (row.slide, None) if self._is_done(row) else self._stage.copy(row.slide)

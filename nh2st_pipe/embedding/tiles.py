@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import OF_ONE_SLIDE
 from nh2st_pipe.embedding.opener import Ask, Opened, Overview
-from nh2st_pipe.embedding.plan import Todo, check_tiles, decide, recipe_of
+from nh2st_pipe.embedding.plan import Asked, Todo, Wanted, check_tiles, decide, recipe_of
 from nh2st_pipe.embedding.planner import Held, Planner
 from nh2st_pipe.embedding.readers import Readers, slides_open
 from nh2st_pipe.embedding.staging import ahead
@@ -112,10 +112,10 @@ class TileReader:
         batch_size: int,
         faults: Faults,
         stop: threading.Event,
-        redo_changed: bool,
+        asked: Asked,
     ) -> None:
         self._planner, self._readers, self._store, self._faults = planner, readers, store, faults
-        self._batch_size, self._redo, self._stop = batch_size, redo_changed, stop
+        self._batch_size, self._asked, self._stop = batch_size, asked, stop
         recipe = recipe_of(store.contract)
         self._out_px, self._interpolation = recipe.input_px, recipe.interpolation
         tile = store.contract.tile
@@ -200,15 +200,16 @@ class TileReader:
 
     def _prepare(self, held: Held) -> Ready | None:
         """Open a slide and find its place in the store; None where another process has embedded it meanwhile."""
-        row, wanted = held.task.row, held.task.wanted
-        record = self._store.record(row.slide_id)
-        if decide(record, wanted, self._redo) is not Todo.embed:
+        row, record = held.row, self._store.record(held.key)
+        wanted = Wanted.of(row, self._asked.stain_shift, record)
+        if decide(record, wanted, self._asked.redo_changed) is not Todo.embed:
             return None
         ask = Ask(row, held.image, self._tile, self._store.contract.grid, self._out_px, self._interpolation)
         opened = self._readers.open(ask).result()
         spots, resolved = opened.spots, opened.resolved
-        check_tiles(record, spots, resolved, wanted, self._redo)
-        writer = self._store.slide(wanted.row, wanted.image, spots, resolved, wanted.expression, held.lease)
+        check_tiles(record, spots, resolved, wanted, self._asked.redo_changed)
+        files = wanted.expression, held.lease, wanted.seen
+        writer = self._store.slide(wanted.row, wanted.image, spots, resolved, *files)
         overview = self._readers.overview(ask)
         self._planner.opened(row.slide_id, len(spots) - writer.rows)
         notices = (*held.notices, *opened.notices)
@@ -224,7 +225,8 @@ class TileReader:
             if not self._begin(ready, rows):
                 break
             self._planner.begun(ready.key, len(rows))
-        if not ready.held.task.wanted.stain_shift or writer.has_stain_shift:
+        wanted = self._asked.stain_shift and ready.held.row.expression is not None
+        if not wanted or writer.has_stain_shift:
             return End(ready.held, ready)
         stained = tiles_for_shift(n)
         for start in range(0, len(stained), self._batch_size):
@@ -253,6 +255,6 @@ def _spot_width(held: Held, opened: Opened) -> float:
     of a grid is as wide as it is.
     """
     size = opened.resolved.tile_level0_px
-    if held.task.row.expression is None:
+    if held.row.expression is None:
         return size
     return opened.spots.diameter_px or pitch_px(opened.spots.xy) / 2 or size

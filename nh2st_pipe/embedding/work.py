@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from nh2st_pipe.core.errors import reason_of
 from nh2st_pipe.core.location import Location
@@ -21,8 +21,9 @@ from nh2st_pipe.core.machine import cores
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import Stop
 from nh2st_pipe.embedding.encoding import EncoderStation, timed
-from nh2st_pipe.embedding.plan import Wanted, recipe_of
-from nh2st_pipe.embedding.planner import Planner, Task
+from nh2st_pipe.embedding.options import EmbedOptions, ReadersKind
+from nh2st_pipe.embedding.plan import Asked, recipe_of
+from nh2st_pipe.embedding.planner import Planner
 from nh2st_pipe.embedding.readers import Readers, ThreadReaders, slides_open
 from nh2st_pipe.embedding.summary import EmbedSummary
 from nh2st_pipe.embedding.tiles import End, Faults, TileBatch, TileReader, batches_of_memory
@@ -34,11 +35,9 @@ from nh2st_pipe.tiles.manifest import SlideRow
 if TYPE_CHECKING:
     from nh2st_pipe.encoders.encoder import Encoder
 
-__all__ = ["Executor", "ReadersKind", "Slides", "Work", "readers_beside"]
+__all__ = ["Executor", "Slides", "Work", "readers_beside"]
 
-Slides = Sequence[tuple[SlideRow, Wanted]]
-
-ReadersKind = Literal["auto", "threads", "processes"]
+Slides = Sequence[SlideRow]
 
 _MOST_READERS = 16
 
@@ -50,13 +49,14 @@ class Work:
     store: str
     contract: Contract
     weights: Path | None
-    batch_size: int | None = None
-    workers: int | None = None
-    readers: ReadersKind = "auto"
-    redo_changed: bool = False
-    trust_remote_code: bool = False
-    compiled: bool = False
-    stage: Path | None = None
+    options: EmbedOptions
+
+    @classmethod
+    def of(cls, options: EmbedOptions, location: Location, contract: Contract, weights: Path | None) -> Work:
+        """Return what any process can do in its own folder: the paths in it are absolute."""
+        store = str(location if location.path is None else location.path.absolute())
+        stage = None if options.stage is None else Path(options.stage).expanduser().absolute()
+        return cls(store, contract, weights, options.model_copy(update={"stage": stage, "store": store}))
 
     def load(self, device: str, threads: int | None = None) -> Encoder:
         """Return the encoder, on `device`; on a CPU it computes with so many `threads`, None is one for each core.
@@ -76,8 +76,8 @@ class Work:
             self.weights,
             device=where,
             precision=self.contract.precision,
-            trust_remote_code=self.trust_remote_code,
-            compiled=self.compiled,
+            trust_remote_code=self.options.trust_remote_code,
+            compiled=self.options.compiled,
         )
 
     def do(
@@ -98,11 +98,11 @@ class Work:
         """
         from nh2st_pipe.encoders.batches import batch_that_fits
 
-        size = self.batch_size or batch_that_fits(encoder, self.contract.views)
-        workers = self.workers or readers_beside(encoder.device.type, processes)
+        size = self.options.batch_size or batch_that_fits(encoder, self.contract.views)
+        workers = self.options.workers or readers_beside(encoder.device.type, processes)
         progress.start("embedding", len(todo), "tiles")
         with ExitStack() as ending:
-            readers = _started(ending, self.readers, encoder, size, workers, turn, summary, progress)
+            readers = _started(ending, self.options.readers, encoder, size, workers, turn, summary, progress)
             summary.settings = {
                 "device": str(encoder.device),
                 "precision": self.contract.precision,
@@ -126,10 +126,13 @@ class _Line:
         self._faults = Faults()
         ended = threading.Event()
         store = StoreWriter(Location(work.store), work.contract)
-        tasks = [Task(row, wanted) for row, wanted in todo]
+        options = work.options
+        asked = Asked(options.redo_changed, options.stain_shift == "auto")
+        stage = None if options.stage is None else Path(options.stage)
         most_open = slides_open(readers.workers)
-        self._planner = Planner(tasks, store, most_open, ended.is_set, work.redo_changed, work.stage, progress.say)
-        self._tiles = TileReader(self._planner, readers, store, size, self._faults, ended, work.redo_changed)
+        told = summary.kept.append, stage, progress.say
+        self._planner = Planner(todo, store, most_open, ended.is_set, asked, *told)
+        self._tiles = TileReader(self._planner, readers, store, size, self._faults, ended, asked)
         self._writer = Writer(self._faults, self._close)
 
     def run(self, encoder: Encoder, stop: Stop) -> None:
@@ -230,9 +233,7 @@ class Executor(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
-    def do(
-        self, todo: Sequence[tuple[SlideRow, Wanted]], summary: EmbedSummary, stop: Stop, progress: Progress
-    ) -> None:
+    def do(self, todo: Slides, summary: EmbedSummary, stop: Stop, progress: Progress) -> None:
         """Embed the slides `todo`, and put down in `summary` what came of each; raise what ends more than one."""
 
 

@@ -215,6 +215,9 @@ class SlideState(Strict):
     complete: bool = False
 
 
+Seen = tuple[Count, int]
+
+
 class SlideRecord(Strict):
     """All that a store knows of one slide besides its data."""
 
@@ -232,6 +235,9 @@ class SlideRecord(Strict):
     """On `thumbnail.png`; None until the slide is complete."""
     lease: str | None = None
     """The fence of whoever is writing the slide; None when it is complete."""
+    seen: dict[str, Seen] = Field(default_factory=dict)
+    """Size and time (ns) of the files whose fingerprints are here, when those were taken: `image`, `tissue`,
+    `expression`. A file that has both still is not read anew; without them it is."""
     state: SlideState
     files: dict[str, tuple[Count, str]] = Field(default_factory=dict)
     """Every file of a complete slide below its folder: size in bytes and CRC-32C."""

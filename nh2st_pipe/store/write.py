@@ -39,6 +39,7 @@ from nh2st_pipe.store.format import (
     ManifestRow,
     Picture,
     Resolved,
+    Seen,
     SlideRecord,
     SlideState,
     signed,
@@ -111,15 +112,17 @@ class StoreWriter(Store):
         resolved: Resolved,
         expression: str | None = None,
         lease: Lease | None = None,
+        seen: Mapping[str, Seen] | None = None,
     ) -> SlideWriter:
         """Return the writer of a slide whose lease is held: where it was left, if whatever decides its tiles is the
         same: image, spots, and what they were `resolved` to.
 
         `expression` is the fingerprint of the file the counts are from: where it alone has changed, the counts are
-        written anew and the embeddings kept. `lease` is looked at before each write: it may be lost.
+        written anew and the embeddings kept. `seen` are the files' sizes and times. `lease` is looked at before each
+        write: it may be lost.
         """
         with written_to(self.location):
-            return self._slide(row, image, spots, resolved, expression, lease)
+            return self._slide(row, image, spots, resolved, expression, lease, dict(seen or {}))
 
     def _slide(
         self,
@@ -129,6 +132,7 @@ class StoreWriter(Store):
         resolved: Resolved,
         expression: str | None,
         lease: Lease | None,
+        seen: dict[str, Seen],
     ) -> SlideWriter:
         self.check_there()
         if lease is not None:
@@ -139,6 +143,7 @@ class StoreWriter(Store):
             image=image,
             spots=spots_fingerprint(spots.barcodes, spots.xy),
             resolved=resolved,
+            seen=seen,
             lease=secrets.token_hex(8) if lease is None else lease.fence,
             state=SlideState(tiles=len(spots)),
         )
@@ -147,7 +152,7 @@ class StoreWriter(Store):
         if old is not None and old.state.ready and _may_go_on(old, wanted):
             within = self.location.zarr_store(alone_under=path)
             group = self.group(path, within)
-            same = {"row": row, "files": {}, "lease": wanted.lease}
+            same = {"row": row, "files": {}, "lease": wanted.lease, "seen": seen}
             record = old.model_copy(update=same).with_state(complete=False)
             if old.expression != expression:
                 record = record.model_copy(update={"expression": None})

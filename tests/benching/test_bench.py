@@ -73,6 +73,38 @@ def test_encoders_are_compared_on_the_same_spots(make_study: Callable[..., Study
     assert json.loads((tmp_path / "b" / "bench.json").read_text())["rows"] == found.rows
 
 
+def test_the_best_encoder_is_first_and_one_without_a_figure_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from nh2st_pipe.benching import run
+    from nh2st_pipe.evaluation.compare import Comparison
+
+    pcc: dict[str, float | None] = {"worse": 0.1, "none": None, "best": 0.3}
+
+    def compared(paths: list[Path]) -> Comparison:
+        rows = [{"head": p.name, "pcc": pcc[p.name], "interval": None, "verdict": ""} for p in paths]
+        return Comparison("", "slide", 3, 5, rows)
+
+    monkeypatch.setattr(run, "compare", compared)
+    found = run.Benched(tmp_path)
+    assert (found.spots, found.slides, found.rows) == (0, 0, [])
+    run._compare(found, {name: Path(name) for name in pcc})
+    assert [row["encoder"] for row in found.rows] == ["best", "worse", "none"]
+
+
+def test_an_interval_is_said_where_there_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from nh2st_pipe.benching.run import Benched
+    from nh2st_pipe.cli.benching import _say
+
+    row = {"encoder": "a", "dim": 8, "pcc": 0.25, "low": 0.2, "high": 0.3, "behind": 0.0, "verdict": "best"}
+    row |= {"behind_low": None, "behind_high": None, "tiles_per_second": None, "hours": None, "commercial": True}
+    other = {**row, "encoder": "b", "low": None, "high": None}
+    _say(Benched(tmp_path, rows=[row, other]))
+    one, two = capsys.readouterr().out.splitlines()[2:4]
+    assert one.split()[:5] == ["a", "8", "0.2500", "0.2000", "to"]
+    assert two.split()[:4] == ["b", "8", "0.2500", "–"]
+
+
 def test_what_is_there_is_not_done_again_and_a_failure_is_named(
     make_study: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

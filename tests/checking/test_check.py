@@ -268,6 +268,22 @@ def test_a_way_of_laying_spots_is_proposed_by_a_clear_margin_alone(slides: Path)
     assert found.correction is None or found.correction.way is None
 
 
+@pytest.mark.parametrize("unfit", [False, True])
+def test_the_files_own_factor_is_no_evidence_where_spots_fit_as_they_are(unfit: bool) -> None:
+    from nh2st_pipe.checking.examine import Examined, _propose
+    from nh2st_pipe.tiles.spots import Spots
+
+    mask = np.zeros((100, 100), np.bool_)
+    mask[45:95, 45:95] = True
+    xy = np.array([[x, y] for x in range(34, 84, 5) for y in range(34, 84, 5)], np.float64)
+    spots = Spots([f"b{i}" for i in range(len(xy))], xy, scales={"hires": 0.8})
+    found = Examined("s")
+    _propose(found, spots, mask, (100, 100), unfit=unfit)
+    shares = {way: found.on_tissue[way] for way in ("as they are", "÷ tissue_hires_scalef (0.8)")}
+    assert list(shares.values()) == [0.49, 0.64]
+    assert (found.correction is not None and found.correction.way is not None) == unfit
+
+
 def test_whether_a_model_can_predict_slides_is_known_before_they_are_embedded(study: Study, tmp_path: Path) -> None:
     lines = study.manifest.read_text().splitlines()
     at = lines[0].split(",")

@@ -337,12 +337,13 @@ def test_code_of_a_hub_runs_nowhere_unless_that_is_said() -> None:
 
     import nh2st_pipe
     from nh2st_pipe.benching.hest import benchmark_hest
+    from nh2st_pipe.embedding.options import EmbedOptions
     from nh2st_pipe.embedding.repair import repair
     from nh2st_pipe.encoders.check import check_encoder
     from nh2st_pipe.encoders.load import load_encoder
     from nh2st_pipe.encoders.weights import find_weights
 
-    verbs = [nh2st_pipe.embed, nh2st_pipe.predict, nh2st_pipe.bench, benchmark_hest, repair, check_encoder]
+    verbs = [EmbedOptions, nh2st_pipe.predict, nh2st_pipe.bench, benchmark_hest, repair, check_encoder]
     commands = [command.callback for command in get_command(cli.app).commands.values()]  # type: ignore[attr-defined]
     seen = 0
     for verb in (*verbs, load_encoder, find_weights, *commands):

@@ -144,6 +144,9 @@ def test_slides_of_spared_are_put_together_from_their_patches(tmp_path: Path) ->
         for i in (0, 17, 59):
             tile = read_tile(slide, tuple(data.obsm["spatial"][i]), 224, 224, "bicubic")
             assert np.array_equal(tile, own[i].reshape(224, 224, 3))
+            x, y = (int(place) for place in tissue.xy[i])
+            drawn = np.asarray(tissue.drawn().crop((x - 8, y - 8, x + 8, y + 8)), np.float64)
+            assert np.abs(tile.mean(axis=(0, 1)) - drawn.mean(axis=(0, 1))).max() < 5
         step = np.diff(data.obsm["spatial"][:2], axis=0)[0]
         assert step.tolist() == [40 * 224 / 16, 0]
     assert [row.slide_id for row in bring("spared", folder, where={"split": "test"}, look=False).rows] == ["C_1"]

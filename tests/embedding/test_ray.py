@@ -126,10 +126,10 @@ def test_a_slide_that_kills_its_process_is_passed_over(
 
 
 class Deadly(_embedder()):  # type: ignore[misc]
-    def embed(self, row: Any, wanted: Any) -> Any:
+    def embed(self, row: Any) -> Any:
         if row.slide_id == "s1":
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().embed(row, wanted)
+        return super().embed(row)
 
 
 def test_when_the_end_is_asked_for_the_actors_keep_what_they_have(

@@ -11,7 +11,7 @@ import pytest
 
 from nh2st_pipe.core.lease import lease_on
 from nh2st_pipe.embedding import opener, planner, tiles
-from nh2st_pipe.embedding.plan import Wanted
+from nh2st_pipe.embedding.plan import Asked
 from nh2st_pipe.embedding.readers import slides_open
 from nh2st_pipe.slides.base import read_tile
 from nh2st_pipe.store.read import open_store
@@ -132,8 +132,8 @@ def test_a_slide_that_cannot_be_prepared_fails_alone(
 def test_as_many_tiles_are_expected_of_slides_to_come_as_of_those_that_are_known(study: Study) -> None:
     study.embed()
     store = open_store(study.folder / "store.zarr")
-    tasks = [planner.Task(row, Wanted.of(row)) for row in read_manifest(study.manifest)]
-    made = planner.Planner(tasks, StoreWriter(store.location, store.contract), 2, lambda: False, False)
+    rows = read_manifest(study.manifest)
+    made = planner.Planner(rows, StoreWriter(store.location, store.contract), 2, lambda: False, Asked(), print)
     assert made.expected_tiles() == 0
     made.opened("s0", 10)
     made.opened("s1", 20)

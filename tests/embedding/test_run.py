@@ -751,3 +751,87 @@ def test_a_slide_without_spots_has_its_thumbnail_with_its_scale_and_says_what_wa
     uns = open_store(study.folder / "store.zarr").read("s0").uns["spatial"]["s0"]
     assert uns["images"]["hires"].shape == (461, 768, 3)
     assert uns["scalefactors"]["tissue_hires_scalef"] == pytest.approx(0.768)
+
+
+def _noting(plain: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:
+    def noted(*given: Any) -> Any:
+        note(*given)
+        return plain(*given)
+
+    return noted
+
+
+def test_nothing_is_read_of_slides_that_are_finished_and_as_they_were(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nh2st_pipe.embedding import plan
+    from nh2st_pipe.store.read import Store
+
+    taken, records = list[str](), list[str]()
+    for name in ("fingerprint", "counts_fingerprint"):
+        monkeypatch.setattr(plan, name, _noting(getattr(plan, name), lambda path: taken.append(path.name)))
+    monkeypatch.setattr(Store, "record_tagged", _noting(Store.record_tagged, lambda _, name: records.append(name)))
+    study.embed()
+    assert sorted(taken) == ["s0.h5ad", "s0.png", "s1.h5ad", "s1.png", "s2.h5ad", "s2.png"]  # once, under the lease
+    taken.clear()
+    records.clear()
+    assert study.embed().kept == ["s0", "s1", "s2"]
+    assert taken == []
+    assert sorted(records) == ["s0", "s1", "s2"]
+    os.utime(study.folder / "s1.png")  # another time alone is no change, and is looked at
+    assert study.embed().kept == ["s0", "s1", "s2"]
+    assert taken == ["s1.png"]
+    at = (study.folder / "s2.h5ad").stat()
+    content = bytearray((study.folder / "s2.h5ad").read_bytes())
+    content[-1] ^= 1  # another file of the same size
+    (study.folder / "s2.h5ad").write_bytes(content)
+    assert (study.folder / "s2.h5ad").stat().st_mtime_ns != at.st_mtime_ns
+    assert "s2" not in study.embed().kept
+
+
+def test_a_slide_that_another_process_finished_takes_no_lease(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nh2st_pipe.embedding import run
+    from nh2st_pipe.store.write import StoreWriter
+
+    study.embed(only=["s1"])
+    leased = list[str]()
+    monkeypatch.setattr(StoreWriter, "lease", _noting(StoreWriter.lease, lambda _, name: leased.append(name)))
+    monkeypatch.setattr(run, "pending", lambda rows, *_: (rows, []))  # as it looked before the other had finished
+    summary = study.embed()
+    assert (summary.done, summary.kept) == (["s0", "s2"], ["s1"])
+    assert leased == ["s0", "s2"]
+
+
+def test_shards_are_all_of_the_manifest_and_each_slide_once(make_study: Callable[..., Study]) -> None:
+    study = make_study(7, side=2)
+    parts = [study.embed(shard=f"{part}/3", store=study.folder / f"{part}.zarr").done for part in (1, 2, 3)]
+    assert sorted(each for part in parts for each in part) == [f"s{i}" for i in range(7)]
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"shard": "4/3"}, "--shard takes a part and how many there are, 1/8 to 8/8, not 4/3"),
+        ({"shard": "0/3"}, "--shard takes a part"),
+        ({"shard": "a"}, "--shard takes no 'a'"),
+        ({"readers": "many"}, "--readers takes auto, threads or processes, not many"),
+        ({"views": 3}, "--views takes 1 or 8, not 3"),
+        ({"batch_size": 0}, "--batch-size takes no 0: input should be greater than 0"),
+        ({"tile_um": 3.0, "tile_px": 48}, "in µm or in px, not both"),
+        ({"overlap": 2.0}, "--overlap takes a share"),
+        ({"vews": 8}, "embed has no option vews; did you mean views"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_named(study: Study, asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        study.embed(**{"tile_px": None, **asked})
+
+
+def test_options_are_a_value_that_may_be_changed(study: Study) -> None:
+    from nh2st_pipe.embedding.options import EmbedOptions
+
+    options = EmbedOptions(encoder="fake", store=study.folder / "store.zarr", tile_px=48, views=8)
+    assert embed(study.manifest, options, only=["s1"]).done == ["s1"]
+    assert open_store(study.folder / "store.zarr").contract.views == 8
+    assert EmbedOptions.of(options, tile_px=None, tile_um=100).tile_um == 100

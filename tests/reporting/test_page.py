@@ -498,6 +498,37 @@ def test_predictions_are_reported_with_what_to_trust(study: Study, tmp_path: Pat
     assert call("report", out).stdout.strip() == str(out / "report.html")
 
 
+@pytest.mark.parametrize(
+    ("side", "mean", "said"),
+    [
+        ("few", 0.1, "ahead on 2 of 3 patients of"),
+        ("few", None, ""),
+        ("more", 0.1, "better than"),
+        ("less", -0.1, "worse than"),
+        ("unclear", 0.1, "not distinguishable from"),
+    ],
+)
+def test_how_heads_stand_to_each_other_is_said_as_far_as_it_can_be(side: str, mean: float | None, said: str) -> None:
+    from nh2st_pipe.evaluation.compare import Comparison
+    from nh2st_pipe.reporting.words import _standing
+
+    difference = {"side": side, "mean": mean, "ahead": 2, "behind": 1, "units": 3}
+    assert _standing(difference, True, Comparison("ridge", "patient", 3, 5, [])) == said
+
+
+@pytest.mark.parametrize(("diameter", "square", "radius"), [(None, True, 5.0), (6.0, False, 2.88), (30.0, True, 5.0)])
+def test_spots_are_drawn_as_wide_as_they_are_and_never_overlap(
+    diameter: float | None, square: bool, radius: float
+) -> None:
+    from nh2st_pipe.reporting.maps import _background
+
+    xy = np.array([[x, y] for x in (100.0, 110.0, 120.0) for y in (100.0, 110.0)])
+    factors = {"tissue_lowres_scalef": 1.0} | ({} if diameter is None else {"spot_diameter_fullres": diameter})
+    uns = {"spatial": {"s": {"images": {"lowres": np.zeros((200, 200, 3), np.uint8)}, "scalefactors": factors}}}
+    drawn = _background(uns, "s", xy)
+    assert (drawn["square"], drawn["radius"]) == (square, radius)
+
+
 def test_a_judged_run_says_which_differences_are_more_than_chance(study: Study) -> None:
     study.stored(views=8)
     settings = ["baselines=[mean, ridge-context]"]
