@@ -116,10 +116,17 @@ class OpenSlides:
         near = nearest_spots(layout.spots.xy, NEIGHBOURS)
         return Overview(picture, scale, tuple(doubts), tissue_files(tissue, slide), near)
 
-    def read(self, ask: Ask, size_level0_px: float, xy: NDArray[np.float64], tiles: NDArray[np.uint8]) -> None:
-        """Read the tiles around n × 2 centres `xy` (level-0 px) into `tiles`, n × h × w × 3."""
+    def read(
+        self,
+        ask: Ask,
+        size_level0_px: float,
+        xy: NDArray[np.float64],
+        tiles: NDArray[np.uint8],
+        at: NDArray[np.int64],
+    ) -> None:
+        """Read the tiles around n × 2 centres `xy` (level-0 px) into the places `at` of `tiles`, b × h × w × 3."""
         slide = self._slide(ask)
-        for i, (x, y) in enumerate(xy):
+        for i, (x, y) in zip(at, xy, strict=True):
             tiles[i] = read_tile(slide, (float(x), float(y)), size_level0_px, ask.out_px, ask.interpolation)
 
     def close(self, key: str) -> None:

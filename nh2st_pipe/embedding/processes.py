@@ -38,12 +38,13 @@ __all__ = ["ProcessReaders"]
 Shape = tuple[int, int, int, int, int]
 
 _MOST_DEATHS = 3  # of processes at the same slide, or of one after another before it can begin
+_BEHIND = 2  # orders that may wait for a process before others take some of them, and decode once more
 _END_SECONDS = 5.0  # for a process to end by itself
 _PRELOADED = ["nh2st_pipe.embedding.processes", "torch"]
 _one_at_a_time = threading.Lock()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Order:
     """Something that a process is to do."""
 
@@ -53,10 +54,12 @@ class _Order:
     of: Ask | None = None
     only: int | None = None
     """The one process that can do it; None: any."""
+    best: int | None = None
+    """The one that has what it takes at hand."""
     future: Future[Any] = field(default_factory=Future)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Seat:
     """A process, and the one in its place when it is gone."""
 
@@ -78,6 +81,7 @@ class ProcessReaders:
     """
 
     kind = "processes"
+    apart = True
 
     def __init__(
         self,
@@ -91,6 +95,7 @@ class ProcessReaders:
         self._orders: deque[_Order] = deque()
         self._changed = threading.Condition()
         self._ending = False
+        self._broken: BaseException | None = None
         self._waited = Waited()
         self._deaths: Counter[str] = Counter()
         self._homes: dict[str, tuple[int, bool]] = {}
@@ -148,11 +153,13 @@ class ProcessReaders:
         home = self._homes.get(ask.key)
         return self._have_done(_Order(ask.key, "overview", (ask,), ask, None if home is None else home[0]))
 
-    def read(self, ask: Ask, size_level0_px: float, xy: NDArray[np.float64], batch: int, rows: slice) -> Future[None]:
+    def read(
+        self, ask: Ask, size_level0_px: float, xy: NDArray[np.float64], batch: int, at: NDArray[np.int64], by: int
+    ) -> Future[None]:
         """See Readers."""
         home, alone = self._homes.get(ask.key, (None, False))
-        given = ask, size_level0_px, xy, batch, rows.start, rows.stop
-        return self._have_done(_Order(ask.key, "read", given, ask, home if alone else None))
+        given = ask, size_level0_px, xy, batch, at
+        return self._have_done(_Order(ask.key, "read", given, ask, home if alone else None, by % self.workers))
 
     def close(self, key: str) -> None:
         """See Readers."""
@@ -172,7 +179,9 @@ class ProcessReaders:
     def _have_done(self, order: _Order) -> Future[Any]:
         self._waited.add(order.key, order.future)
         with self._changed:
-            if self._ending:
+            if self._broken is not None:
+                order.future.set_exception(self._broken)
+            elif self._ending:
                 order.future.cancel()
             else:
                 self._orders.append(order)
@@ -180,7 +189,21 @@ class ProcessReaders:
         return order.future
 
     def _attend(self, seat: _Seat) -> None:
-        """Hand orders to a process, one at a time, in a thread of its own."""
+        """Attend to a process, in a thread of its own. What goes wrong here ends everything: nobody is left to wait."""
+        try:
+            self._hand_orders_to(seat)
+        except BaseException as error:
+            with self._changed:
+                self._broken = error
+                left = list(self._orders)
+                self._orders.clear()
+            for order in left:
+                if not order.future.cancel():
+                    order.future.set_exception(error)
+        finally:
+            self._end(seat)
+
+    def _hand_orders_to(self, seat: _Seat) -> None:
         while (order := self._next(seat)) is not None:
             future = order.future
             if not future.running() and not future.set_running_or_notify_cancel():
@@ -206,19 +229,27 @@ class ProcessReaders:
                 future.set_result(value)
             else:
                 future.set_exception(value)
-        self._end(seat)
 
     def _next(self, seat: _Seat) -> _Order | None:
-        """Wait for what this process can do, best with a slide that it has open; None: nothing more will come."""
+        """Wait for what this process is to do: what it alone can do, or can do best, what anyone can do, and the work
+        of one that is behind. None: nothing more will come.
+        """
         with self._changed:
             while not self._ending:
-                fit = [order for order in self._orders if order.only in (None, seat.number)][: self.workers]
-                if fit:
-                    order = next((order for order in fit if order.key in seat.slides), fit[0])
+                order = self._fitting(seat.number)
+                if order is not None:
                     self._orders.remove(order)
                     return order
                 self._changed.wait()
         return None
+
+    def _fitting(self, number: int) -> _Order | None:
+        can = [order for order in self._orders if order.only in (None, number)]
+        for order in can:
+            if number in (order.only, order.best) or order.best is None:
+                return order
+        waiting = Counter(order.best for order in can)
+        return next((order for order in can if waiting[order.best] > _BEHIND), None)
 
     def _start(self, seat: _Seat) -> None:
         """Start a process, if there is none. Raises OSError where it ends before it can begin."""
@@ -232,7 +263,7 @@ class ProcessReaders:
         for _ in range(_MOST_DEATHS):
             here, there = context.Pipe()
             given = there, _Shared(self._file), self._shape
-            process = context.Process(target=_serve, args=given, daemon=True)
+            process = context.Process(target=serve, args=given, daemon=True)
             with _one_at_a_time, without_main():
                 process.start()
             there.close()
@@ -294,7 +325,7 @@ def _received(duplicate: Any) -> _Shared:
     return _Shared(duplicate.detach())
 
 
-def _serve(pipe: Connection, shared: _Shared, shape: Shape) -> None:
+def serve(pipe: Connection, shared: _Shared, shape: Shape) -> None:
     """Do what is asked for, until nobody is there to ask."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal it comes to all; whoever asks decides
     import torch
@@ -303,8 +334,8 @@ def _serve(pipe: Connection, shared: _Shared, shape: Shape) -> None:
     tiles = np.frombuffer(mmap.mmap(shared.file, prod(shape)), np.uint8).reshape(shape)
     slides = OpenSlides()
 
-    def read(ask: Ask, size: float, xy: NDArray[np.float64], batch: int, start: int, stop: int) -> None:
-        slides.read(ask, size, xy, tiles[batch, start:stop])
+    def read(ask: Ask, size: float, xy: NDArray[np.float64], batch: int, at: NDArray[np.int64]) -> None:
+        slides.read(ask, size, xy, tiles[batch], at)
 
     verbs: dict[str, Callable[..., Any]] = {
         "open": slides.open,

@@ -31,6 +31,8 @@ class Readers(Protocol):
     """How many read at once."""
     kind: str
     """threads or processes."""
+    apart: bool
+    """Whether each decodes for itself: then parts of a slide are best read by the same one, from top to bottom."""
 
     def __enter__(self) -> Readers: ...
 
@@ -45,8 +47,10 @@ class Readers(Protocol):
     def overview(self, ask: Ask) -> Future[Overview]:
         """Have a slide that is open looked at as a whole."""
 
-    def read(self, ask: Ask, size_level0_px: float, xy: NDArray[np.float64], batch: int, rows: slice) -> Future[None]:
-        """Have the tiles around `xy` (n × 2) read into `rows` of a batch of the memory."""
+    def read(
+        self, ask: Ask, size_level0_px: float, xy: NDArray[np.float64], batch: int, at: NDArray[np.int64], by: int
+    ) -> Future[None]:
+        """Have the tiles around n × 2 `xy` read into the places `at` of a batch of the memory, best by reader `by`."""
 
     def close(self, key: str) -> None:
         """Close a slide when nothing reads from it any more; what has not begun to is left out."""
@@ -87,6 +91,7 @@ class ThreadReaders:
     """Threads of this process. `turn` is entered while tiles are read, where several share a process."""
 
     kind = "threads"
+    apart = False
 
     def __init__(
         self,
@@ -124,15 +129,19 @@ class ThreadReaders:
         self._waited.add(ask.key, future)  # type: ignore[arg-type]
         return future
 
-    def read(self, ask: Ask, size_level0_px: float, xy: NDArray[np.float64], batch: int, rows: slice) -> Future[None]:
+    def read(
+        self, ask: Ask, size_level0_px: float, xy: NDArray[np.float64], batch: int, at: NDArray[np.int64], by: int
+    ) -> Future[None]:
         """See Readers."""
-        future = self._pool.submit(self._read, ask, size_level0_px, xy, self._memory[batch][rows])
+        future = self._pool.submit(self._read, ask, size_level0_px, xy, self._memory[batch], at)
         self._waited.add(ask.key, future)  # type: ignore[arg-type]
         return future
 
-    def _read(self, ask: Ask, size: float, xy: NDArray[np.float64], tiles: NDArray[np.uint8]) -> None:
+    def _read(
+        self, ask: Ask, size: float, xy: NDArray[np.float64], tiles: NDArray[np.uint8], at: NDArray[np.int64]
+    ) -> None:
         with self._turn:
-            self._slides.read(ask, size, xy, tiles)
+            self._slides.read(ask, size, xy, tiles, at)
 
     def close(self, key: str) -> None:
         """See Readers."""

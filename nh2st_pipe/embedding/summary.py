@@ -76,18 +76,15 @@ def merge(into: EmbedSummary, parts: Sequence[EmbedSummary]) -> None:
     """Add what processes did side by side: what one finished the others kept, and times are their mean."""
     for part in parts:
         into.encoded_tiles += part.encoded_tiles
-        for mine, theirs in (
-            (into.done, part.done),
-            (into.stain_shifts, part.stain_shifts),
-            (into.notices, part.notices),
-        ):
-            mine += [each for each in theirs if each not in mine]
         into.settings = into.settings or {**part.settings, "processes": len(parts)}
         for name, busy in part.busy.items():
             into.busy.setdefault(name, []).extend(busy)
+    for name in ("done", "stain_shifts", "notices"):  # each once, and in time that is linear: parts may be thousands
+        mine: list[str] = getattr(into, name)
+        mine[:] = dict.fromkeys([*mine, *(each for part in parts for each in getattr(part, name))])
     known = set(into.done)
-    for part in parts:
-        into.kept += [each for each in part.kept if each not in known and each not in into.kept]
+    kept = dict.fromkeys([*into.kept, *(each for part in parts for each in part.kept)])
+    into.kept[:] = [each for each in kept if each not in known]
     known.update(into.kept)
     for part in parts:
         into.failed |= {each: cause for each, cause in part.failed.items() if each not in known}

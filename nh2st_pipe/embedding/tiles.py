@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -23,9 +24,11 @@ from nh2st_pipe.slides.resolution import TileSize
 from nh2st_pipe.store.write import SlideWriter, StoreWriter
 from nh2st_pipe.tiles.lattice import pitch_px
 
-__all__ = ["End", "Faults", "Ready", "TileBatch", "TileReader", "batches_of_memory"]
+__all__ = ["End", "Faults", "Ready", "TileBatch", "TileReader", "batches_of_memory", "stripes"]
 
 _TILES_AHEAD = 256
+
+_LEAST_STRIPE = 128  # tiles; opening a slide once more takes as long as reading about so many
 
 _PART = 32  # tiles of a batch that one thread or process reads
 
@@ -62,6 +65,8 @@ class Ready:
     ask: Ask
     xy: NDArray[np.float64]
     """Centres of its n tiles, n × 2, level-0 px."""
+    by: NDArray[np.int64]
+    """Which reader each tile is best read by."""
     tile_level0_px: float
     spot_px: float
     """How wide a spot is drawn, level-0 px."""
@@ -214,7 +219,8 @@ class TileReader:
         self._planner.opened(row.slide_id, len(spots) - writer.rows)
         notices = (*held.notices, *opened.notices)
         size = resolved.tile_level0_px
-        ready = Ready(held, ask, spots.xy, size, _spot_width(held, opened), writer, overview, notices)
+        by = stripes(spots.xy, self._readers.workers, row.slide_id)
+        ready = Ready(held, ask, spots.xy, by, size, _spot_width(held, opened), writer, overview, notices)
         self._active[ready.key] = ready
         return ready
 
@@ -242,12 +248,28 @@ class TileReader:
                 return False
             with suppress(queue.Empty):
                 number = self._free.get(timeout=_LOOK_SECONDS)
-        parts = [slice(start, min(start + _PART, len(rows))) for start in range(0, len(rows), _PART)]
+        at, by = np.arange(len(rows)), ready.by[rows]
+        groups = [at[by == reader] for reader in np.unique(by)] if self._readers.apart else [at]
+        parts = [group[start : start + _PART] for group in groups for start in range(0, len(group), _PART)]
+        size = ready.tile_level0_px
         reads = [
-            self._readers.read(ready.ask, ready.tile_level0_px, ready.xy[rows[part]], number, part) for part in parts
+            self._readers.read(ready.ask, size, ready.xy[rows[part]], number, part, int(by[part[0]])) for part in parts
         ]
         self._items.put(TileBatch(ready, rows, number, tuple(reads), to_stain))
         return True
+
+
+def stripes(xy: NDArray[np.float64], readers: int, key: str) -> NDArray[np.int64]:
+    """Return which of so many readers each of n tiles (n × 2 centres) is best read by.
+
+    Each has a stripe of the slide from top to bottom, with as many tiles as the others': tiles beside and below each
+    other share pieces of the image, which are then decoded once. A slide of few tiles is for few of them, and the next
+    slide for others.
+    """
+    n = min(readers, max(1, len(xy) // _LEAST_STRIPE))
+    rank = np.empty(len(xy), np.int64)
+    rank[np.argsort(xy[:, 0], kind="stable")] = np.arange(len(xy))
+    return (rank * n // max(len(xy), 1) + zlib.crc32(key.encode())) % readers
 
 
 def _spot_width(held: Held, opened: Opened) -> float:

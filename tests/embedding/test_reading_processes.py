@@ -21,6 +21,7 @@ from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.embedding import processes
 from nh2st_pipe.embedding.opener import Ask
 from nh2st_pipe.embedding.processes import ProcessReaders
+from nh2st_pipe.embedding.tiles import stripes
 from nh2st_pipe.slides.resolution import TileSize
 from nh2st_pipe.tiles.manifest import read_manifest
 from nh2st_pipe.tiles.options import GridOptions
@@ -58,7 +59,9 @@ def test_the_store_is_that_of_threads(mixed: Study) -> None:
     assert summary.notices == plain.notices
     assert len(summary.busy["readers"]) == 2
     assert same(mixed.folder / "plain.zarr", mixed.folder / "store.zarr")
-    assert not [child for child in psutil.Process().children(recursive=True) if "_serve" in " ".join(child.cmdline())]
+    servers = [child for child in psutil.Process().children() if "forkserver" in " ".join(child.cmdline())]
+    assert len(servers) == 1
+    assert servers[0].children() == []
 
 
 @pytest.fixture
@@ -90,11 +93,11 @@ def test_what_a_killed_process_had_to_do_is_done_by_another(asking: Asking) -> N
         opened = readers.open(ask(name)).result()
         assert opened.in_memory == (name == "s1")
         xy = opened.spots.xy
-        readers.read(ask(name), 48.0, xy, 0, slice(0, len(xy))).result()
+        readers.read(ask(name), 48.0, xy, 0, np.arange(len(xy)), 0).result()
         before = readers.memory()[0][: len(xy)].copy()
         _killed(readers)
         readers.memory()[0][:] = 0
-        readers.read(ask(name), 48.0, xy, 0, slice(0, len(xy))).result()
+        readers.read(ask(name), 48.0, xy, 0, np.arange(len(xy)), 0).result()
         np.testing.assert_array_equal(readers.memory()[0][: len(xy)], before)
         told = f"a process that read {name} was killed by signal 9; another goes on"
         assert told in said or name == "s0"  # of which another process may have been asked
@@ -112,7 +115,7 @@ def test_a_slide_that_ends_its_processes_is_given_up_by_name(asking: Asking) -> 
     ):
         future.result(60)
     assert len(said) == 2
-    readers.read(ask("s2"), 48.0, opened.spots.xy[:3], 1, slice(0, 3)).result()  # others go on
+    readers.read(ask("s2"), 48.0, opened.spots.xy[:3], 1, np.arange(3), 0).result()  # others go on
 
 
 class _Deadly:
@@ -125,7 +128,7 @@ class _Deadly:
 def test_a_slide_is_closed_where_it_was_open_and_what_waits_is_left_out(asking: Asking) -> None:
     readers, ask, _ = asking
     xy = readers.open(ask("s1")).result().spots.xy
-    reads = [readers.read(ask("s1"), 48.0, xy, 0, slice(0, len(xy))) for _ in range(200)]
+    reads = [readers.read(ask("s1"), 48.0, xy, 0, np.arange(len(xy)), 0) for _ in range(200)]
     readers.close("s1")
     assert all(read.done() for read in reads)
     assert any(read.cancelled() for read in reads)
@@ -133,6 +136,45 @@ def test_a_slide_is_closed_where_it_was_open_and_what_waits_is_left_out(asking: 
     while any("s1" in seat.slides for seat in readers._seats) and time.monotonic() < until:
         time.sleep(0.01)
     assert not any("s1" in seat.slides for seat in readers._seats)
+
+
+def test_each_reader_has_a_stripe_and_small_slides_are_for_few() -> None:
+    x, y = (axis.ravel() for axis in np.mgrid[:40, :50])
+    xy = np.column_stack((x, y)) * 224.0
+    by = stripes(xy, 4, "s0")
+    assert np.bincount(by).tolist() == [500] * 4
+    for reader in range(4):  # whole columns, beside each other
+        own = np.unique(x[by == reader])
+        assert len(own) == 10
+        assert own.max() - own.min() == 9
+    assert len(np.unique(stripes(xy[:200], 4, "s0"))) == 1
+    assert len({int(stripes(xy[:20], 4, f"s{i}")[0]) for i in range(40)}) == 4
+    assert stripes(xy[:1], 16, "a").shape == (1,)
+
+
+def test_a_process_takes_what_is_its_own_and_of_others_only_when_they_are_behind() -> None:
+    readers = ProcessReaders(3, (1, 1, 1, 1, 3), lambda _: nullcontext())
+    orders = [processes._Order("s", "read", (), only=only, best=best) for only, best in ((2, 2), (None, 1), (None, 0))]
+    readers._orders.extend(orders)
+    assert [readers._fitting(number) for number in range(3)] == [orders[2], orders[1], orders[0]]
+    readers._orders.remove(orders[2])
+    assert readers._fitting(0) is None  # one order is not enough to be behind
+    more = [processes._Order("s", "read", (), best=1) for _ in range(2)]
+    readers._orders.extend(more)
+    assert readers._fitting(0) is orders[1]
+    anyone = processes._Order("t", "open", ())
+    readers._orders.append(anyone)
+    assert readers._fitting(0) is anyone
+
+
+@pytest.mark.timeout(60)
+def test_a_fault_of_the_readers_themselves_ends_the_run(mixed: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: ProcessReaders, number: int) -> Any:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(ProcessReaders, "_fitting", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        mixed.embed(readers="processes", workers=2)
 
 
 def test_faults_of_a_slide_are_as_in_this_process(asking: Asking) -> None:
@@ -155,7 +197,7 @@ def test_where_there_can_be_no_processes_threads_read_and_that_is_said(
     if fault == "memory":
         monkeypatch.setattr(os, "posix_fallocate", none)
     else:
-        monkeypatch.setattr(processes, "_serve", _ends)
+        monkeypatch.setattr(processes, "serve", _ends)
     summary = study.embed(readers="processes", workers=2)
     assert summary.done == ["s0", "s1", "s2"]
     assert summary.settings["readers"] == "threads"
