@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from nh2st_pipe.core.errors import OF_ONE_SLIDE
 from nh2st_pipe.slides import Slide, open_slide
@@ -26,7 +28,7 @@ from nh2st_pipe.tiles.spots import Spots, read_spots
 __all__ = ["AS_THEY_ARE", "Correction", "Examined", "examine"]
 
 AS_THEY_ARE = "as they are"
-_THUMBNAIL_PX = 1024
+_THUMBNAIL_PX, _JPEG_QUALITY = 1024, 85
 _USUAL_PX = 224
 _TILES_READ = 24
 _ENOUGH, _HALF = 0.9, 0.5  # of the spots on tissue: a way of laying them that is written down, or is the file's own
@@ -77,8 +79,10 @@ class Examined:
     seconds: float = 0.0
     shows_doubts: bool = False
     """Whether the picture shows where something was taken off the tissue that may be some."""
-    picture: NDArray[np.uint8] | None = field(default=None, repr=False)
-    """The slide's thumbnail h × w × 3, its tissue and its tiles drawn on it."""
+    picture: bytes | None = field(default=None, repr=False)
+    """The slide's thumbnail, its tissue and its tiles drawn on it, as a JPEG: thousands of slides are held."""
+    picture_px: tuple[int, int] = (0, 0)
+    """Width and height of that."""
 
     @property
     def good(self) -> bool:
@@ -87,7 +91,7 @@ class Examined:
 
     def record(self) -> dict[str, Any]:
         """Return it as JSON values, without the picture."""
-        values = {key: value for key, value in vars(self).items() if key not in ("picture", "correction")}
+        values = {key: value for key, value in vars(self).items() if key not in ("picture", "picture_px", "correction")}
         made = self.correction
         return {**values, "correction": None if made is None else {"mpp": made.mpp, "way": made.way}}
 
@@ -173,7 +177,10 @@ def _look_at(
 
     doubted = None if layout is None else layout.doubted
     found.shows_doubts = doubted is not None
-    found.picture = overlay(picture, mask, slide.size, None if spots is None else spots.xy, found.tile_px, doubted)
+    drawn = overlay(picture, mask, slide.size, None if spots is None else spots.xy, found.tile_px, doubted)
+    data = io.BytesIO()
+    Image.fromarray(drawn).save(data, "JPEG", quality=_JPEG_QUALITY)
+    found.picture, found.picture_px = data.getvalue(), (drawn.shape[1], drawn.shape[0])
 
 
 def _spots_alone(row: SlideRow) -> Spots | None:

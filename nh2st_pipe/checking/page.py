@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-
-from PIL import Image
 
 import nh2st_pipe
 from nh2st_pipe.checking.examine import AS_THEY_ARE, Examined
@@ -16,7 +13,6 @@ from nh2st_pipe.core.whole import written_whole
 
 __all__ = ["write_page"]
 
-_JPEG_QUALITY = 85
 _SHOWN = 0.005  # share of the spots; less is 0 %
 
 
@@ -82,10 +78,8 @@ def _slide(found: Examined, header: str, line: str | None) -> str:
 def _picture(found: Examined) -> str:
     if found.picture is None:
         return '<p class="soft">There is no picture: the slide could not be read.</p>'
-    data = io.BytesIO()
-    Image.fromarray(found.picture).save(data, "JPEG", quality=_JPEG_QUALITY)
-    height, width = found.picture.shape[:2]
-    text = base64.b64encode(data.getvalue()).decode()
+    width, height = found.picture_px
+    text = base64.b64encode(found.picture).decode()
     alt = escape(f"{found.slide_id} with its tissue and tiles")
     return f'<img width="{width}" height="{height}" alt="{alt}" src="data:image/jpeg;base64,{text}">'
 

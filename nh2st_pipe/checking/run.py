@@ -13,6 +13,8 @@ from nh2st_pipe.checking.examine import Examined, examine
 from nh2st_pipe.checking.page import write_page
 from nh2st_pipe.core.errors import UsageError
 from nh2st_pipe.core.h5ad import read_h5ad, write_h5ad
+from nh2st_pipe.core.machine import cores
+from nh2st_pipe.core.pool import in_order
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.recipes.encoder import EncoderRecipe, load_encoder_recipe
@@ -23,6 +25,7 @@ from nh2st_pipe.tiles.options import GridOptions
 __all__ = ["Checked", "check"]
 
 DEFAULT_TILE_UM = 112.0
+_AT_ONCE = 8  # slides; a plain image is in memory as a whole
 
 
 @dataclass
@@ -91,9 +94,11 @@ def check(
         recipe, tile, refusal = _needs(model)
     found = Checked()
     progress.start("checking", len(rows), "slides")
-    for number, row in enumerate(rows):
-        progress.advance(number, len(rows), row.slide_id)
-        found.slides.append(examine(row, tile, grid, None if recipe is None else recipe.input_px, refusal))
+    input_px = None if recipe is None else recipe.input_px
+    looked = in_order(lambda row: examine(row, tile, grid, input_px, refusal), rows, min(cores(), _AT_ONCE))
+    for number, each in enumerate(looked):
+        progress.advance(number, len(rows), each.slide_id)
+        found.slides.append(each)
     folder = Path(slides).parent if fix is None else Path(fix)
     right = [_corrected(row, each, folder) for row, each in zip(rows, found.slides, strict=True)]
     found.header, *lines = manifest_lines(right, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from math import ceil, sqrt
 from pathlib import Path
@@ -43,7 +44,7 @@ def look_at(manifest: Path, picture: Path) -> dict[str, list[str]]:
 
 def _strip(slides: Sequence[Examined], columns: int) -> Image.Image:
     """Return slides beside each other, as high as the highest of them, each with its name and how its spots lie."""
-    images = [Image.fromarray(slide.picture) for slide in slides if slide.picture is not None]
+    images = [Image.open(io.BytesIO(slide.picture)) for slide in slides if slide.picture is not None]
     for image in images:
         image.thumbnail((_SIDE - 8, _SIDE - 8))
     strip = Image.new("RGB", (columns * _SIDE, max(image.height for image in images) + _LABEL + 8), "white")

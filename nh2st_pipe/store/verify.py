@@ -10,11 +10,14 @@ from typing import Any
 from nh2st_pipe.core.errors import DamageError
 from nh2st_pipe.core.lease import lease_on
 from nh2st_pipe.core.location import Location
+from nh2st_pipe.core.pool import in_order
 from nh2st_pipe.store.files import faults_of
 from nh2st_pipe.store.read import Store, open_store
 from nh2st_pipe.store.write import RecordFile
 
 __all__ = ["Verified", "encoded_anew", "set_aside", "verify"]
+
+_AT_ONCE = 8  # slides, whose files are read one after another
 
 _PARTS = {"expression/": "expression", "stain_shift/": "stain_shift"}
 """What of a slide can be made anew alone: where it lies, and the record's field that says it is there."""
@@ -46,12 +49,16 @@ def verify(where: str | Path | Location, say: Callable[[str], None] = lambda wor
     """
     store = open_store(where)
     found = Verified(str(store.location), incomplete=store.incomplete())
-    for slide_id in [*store.slides(), *store.damaged()]:
+
+    def read(slide_id: str) -> tuple[str, list[str], int]:
         faults = _faults(store, slide_id)
+        return slide_id, faults, sum(store.location.files(f"slides/{slide_id}").values())
+
+    for slide_id, faults, size in in_order(read, [*store.slides(), *store.damaged()], _AT_ONCE):
         found.slides += 1
         if faults:
             found.damaged[slide_id] = faults
-        found.bytes += sum(store.location.files(f"slides/{slide_id}").values())
+        found.bytes += size
         say(slide_id)
     return found
 
