@@ -17,6 +17,7 @@ from nh2st_pipe.data.targets import targets
 from nh2st_pipe.encoders.batches import batch_that_fits
 from nh2st_pipe.encoders.encoder import Encoder
 from nh2st_pipe.encoders.load import build_backbone
+from nh2st_pipe.encoders.transfer import transfer_of
 from nh2st_pipe.evaluation.metrics import gene_metrics
 from nh2st_pipe.heads import registry, repeated
 from nh2st_pipe.prediction import predict
@@ -113,6 +114,26 @@ def test_a_store_made_on_a_gpu_is_that_of_the_cpu(study: Study) -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
+def test_tiles_that_processes_read_go_to_the_gpu_from_their_memory(study: Study) -> None:
+    study.embed(
+        device="cuda", readers="threads", precision="float32", batch_size=4, store=study.folder / "threads.zarr"
+    )
+    summary = study.embed(device="cuda", precision="float32", workers=2, batch_size=4)
+    assert summary.settings["readers"] == "processes"
+    for name in ("s0", "s1", "s2"):
+        one, two = (open_store(study.folder / store).read(name) for store in ("threads.zarr", "store.zarr"))
+        assert np.array_equal(one.views, two.views)
+
+
+def test_memory_of_others_is_page_locked_while_it_is_lent() -> None:
+    values = np.zeros((4, 8, 8, 3), np.uint8)
+    transfer = transfer_of(GPU)
+    with transfer.pinned(values):
+        assert torch.from_numpy(values).is_pinned()
+        assert torch.from_numpy(values[1:3]).is_pinned()
+    assert not torch.from_numpy(values).is_pinned()
+
+
 def test_a_head_learns_on_a_gpu_what_it_learns_on_a_cpu(
     make_study: Callable[..., Study], tmp_path: Path, head: str
 ) -> None:

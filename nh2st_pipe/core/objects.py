@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import google_crc32c
 from obstore.exceptions import BaseError
 from obstore.store import MemoryStore, from_url
 from zarr.abc.store import ByteRequest
@@ -80,13 +81,30 @@ class ZarrObjects(WrapperStore[ObjectStore[Any]]):
     times there and above it, which groups and arrays there are, is asked of the object store once.
     """
 
-    def __init__(self, store: ObjectStore[Any], where: str, alone_under: str | None = None) -> None:
+    def __init__(
+        self,
+        store: ObjectStore[Any],
+        where: str,
+        alone_under: str | None = None,
+        written: dict[str, tuple[int, int]] | None = None,
+    ) -> None:
         super().__init__(store)
         self._where, self._alone_under = where, alone_under
         self._known: dict[str, Buffer | None] = {}
+        self.written: dict[str, tuple[int, int]] = {} if written is None else written
+        """Size and CRC-32C of what was written in that folder by this object, by key: nobody needs to read it back."""
 
     def _with_store(self, store: ObjectStore[Any]) -> ZarrObjects:
-        return type(self)(store, self._where, self._alone_under)
+        return type(self)(store, self._where, self._alone_under, self.written)
+
+    def _note(self, key: str, value: Buffer | None) -> None:
+        if self._alone_under is None or not key.startswith(f"{self._alone_under}/"):
+            return
+        if value is None:
+            self.written.pop(key, None)
+        else:
+            data = value.to_bytes()
+            self.written[key] = len(data), google_crc32c.value(data)
 
     def _is_mine(self, key: str) -> bool:
         folder, _, name = key.rpartition("/")
@@ -121,8 +139,10 @@ class ZarrObjects(WrapperStore[ObjectStore[Any]]):
 
     async def set(self, key: str, value: Buffer) -> None:
         """See zarr's Store."""
+        self._note(key, None)  # until it is there
         with refusals(self._where):
             await self._store.set(key, value)
+        self._note(key, value)
         if self._is_mine(key):
             self._known[key] = value
 
@@ -130,6 +150,7 @@ class ZarrObjects(WrapperStore[ObjectStore[Any]]):
         """See zarr's Store."""
         if self._is_mine(key) and await self.exists(key):
             return
+        self._note(key, None)  # another's may be there
         with refusals(self._where):
             await self._store.set_if_not_exists(key, value)
         if self._is_mine(key):
@@ -142,12 +163,15 @@ class ZarrObjects(WrapperStore[ObjectStore[Any]]):
     async def delete(self, key: str) -> None:
         """See zarr's Store."""
         self._known.pop(key, None)
+        self._note(key, None)
         with refusals(self._where):
             await self._store.delete(key)
 
     async def delete_dir(self, prefix: str) -> None:
         """See zarr's Store."""
         self._known.clear()
+        for key in [key for key in self.written if key.startswith(f"{prefix.rstrip('/')}/")]:
+            del self.written[key]
         with refusals(self._where):
             await self._store.delete_dir(prefix)
 

@@ -2,7 +2,7 @@
 
 One Python interpreter cuts about 2,400 tiles a second, however many cores there are; a GPU takes more. Each process has
 slides open of its own, and does one thing at a time. One that ends before it has done that is replaced, and another
-does it; a slide at which three have ended is passed over.
+does it; a slide at the same tiles of which three have ended is passed over.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["ProcessReaders"]
 
 Shape = tuple[int, int, int, int, int]
 
-_MOST_DEATHS = 3  # of processes at the same slide, or of one after another before it can begin
+_MOST_DEATHS = 3  # of processes at the same tiles, or of one after another before it can begin
 _BEHIND = 2  # orders that may wait for a process before others take some of them, and decode once more
 _END_SECONDS = 5.0  # for a process to end by itself
 _PRELOADED = ["nh2st_pipe.embedding.processes", "torch"]
@@ -54,6 +54,8 @@ class _Order:
     of: Ask | None = None
     only: int | None = None
     """The one process that can do it; None: any."""
+    deaths: int = 0
+    """Of processes, while they did it."""
     best: int | None = None
     """The one that has what it takes at hand."""
     future: Future[Any] = field(default_factory=Future)
@@ -97,7 +99,6 @@ class ProcessReaders:
         self._ending = False
         self._broken: BaseException | None = None
         self._waited = Waited()
-        self._deaths: Counter[str] = Counter()
         self._homes: dict[str, tuple[int, bool]] = {}
         """Which process opened a slide, and whether it alone can read from it: all of its px are in its memory."""
         self._seats = [_Seat(number) for number in range(workers)]
@@ -283,19 +284,19 @@ class ProcessReaders:
         self._end(seat)
         how = "is gone" if process is None else how_it_ended(process)
         with self._changed:
-            self._deaths[order.key] += order.of is not None
+            order.deaths += 1
             if self._ending or order.of is None:
                 order.future.set_exception(error)
                 return
-            if self._deaths[order.key] < _MOST_DEATHS:
+            if order.deaths < _MOST_DEATHS:
                 self._orders.appendleft(order)
                 self._changed.notify_all()
-        if self._deaths[order.key] < _MOST_DEATHS:
+        if order.deaths < _MOST_DEATHS:
             self._say(f"a process that read {order.key} {how}; another goes on")
             return
         order.future.set_exception(
             SlideError(
-                f"{order.of.image}: {_MOST_DEATHS} processes ended while they read it (the last {how}); is the file "
+                f"{order.of.image}: {_MOST_DEATHS} processes ended at the same place of it (the last {how}); is it "
                 "damaged, or too little memory left? With --readers threads its decoder runs in the main process"
             )
         )

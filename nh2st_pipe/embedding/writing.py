@@ -28,7 +28,7 @@ class Writer:
 
     The end of a slide waits for its picture without holding up the tiles of the next. A fault of one slide is noted,
     and whatever is handed over for it later is left alone but for its end. Any other fault ends everything: from then
-    on nothing is written, and the next call raises it. `closed` is called with each slide's end, when it has its
+    on nothing is taken, and the next call raises it. `closed` is called with each slide's end, when it has its
     completion mark or will have none.
     """
 
@@ -98,7 +98,7 @@ class Writer:
             elif self._faults.of(key) is None:
                 self._do(key, what)
             self._finish_those_with_pictures()
-        while self._ends and self._fatal is None:
+        while self._ends:  # all of their tiles are written, whatever came up after them
             self._finish(self._ends.popleft())
 
     def _finish_those_with_pictures(self) -> None:
@@ -112,8 +112,7 @@ class Writer:
         ready = end.ready
         if ready is not None and self._faults.of(ready.key) is None:
             self._do(ready.key, lambda: finish(ready))
-        if self._fatal is None:
-            self._do(end.held.key, lambda: self._closed_slide(end))
+        self._do(end.held.key, lambda: self._closed_slide(end))
 
     def _do(self, key: str, what: Callable[[], None]) -> None:
         try:
@@ -121,7 +120,7 @@ class Writer:
         except BaseException as error:
             cause = fault_of_slide(error)
             if cause is None:
-                self._fatal = error
+                self._fatal = self._fatal or error
             else:
                 self._faults.put(key, cause)
 

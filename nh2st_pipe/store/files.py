@@ -8,11 +8,16 @@ from collections.abc import Mapping
 from nh2st_pipe.core.location import LEFT_BEHIND, Location
 from nh2st_pipe.store.format import crc32c
 
-__all__ = ["faults_of", "list_files"]
+__all__ = ["checksums", "faults_of", "list_files"]
 
 # Chunks that carry a checksum of their own, which is checked as they are decoded; they are the bulk of a store.
 _CHECKED_WHEN_READ = re.compile(r"embedding/(X|obsm/views)/c/|expression/X/(data|indices|indptr)/c/")
 _OWN_RECORD = "zarr.json"  # holds the list, and a checksum of itself
+
+
+def checksums(files: Mapping[str, bytes]) -> dict[str, tuple[int, str]]:
+    """Return size and CRC-32C of files, by name, from their content."""
+    return {name: (len(data), crc32c(data)) for name, data in files.items()}
 
 
 def list_files(

@@ -29,7 +29,7 @@ from nh2st_pipe.core.errors import LeaseError, StoreError, written_to
 from nh2st_pipe.core.lease import Lease, lease_on
 from nh2st_pipe.core.location import Location, Tag
 from nh2st_pipe.core.quiet import quiet_warnings
-from nh2st_pipe.store.files import list_files
+from nh2st_pipe.store.files import checksums, list_files
 from nh2st_pipe.store.format import (
     FORMAT,
     KEY,
@@ -296,7 +296,8 @@ class SlideWriter:
         with self._unless_broken():
             store, location = self._store, self._store.location
             write_graph(store.group(f"{self._path}/embedding", self._within), neighbours, distances)
-            for name, data in {THUMBNAIL: as_png(thumbnail), **(files or {})}.items():
+            beside = {THUMBNAIL: as_png(thumbnail), **(files or {})}
+            for name, data in beside.items():
                 location.write(f"{self._path}/{name}", data)
             for name in location.folders(self._path):
                 if name.startswith("partial_"):
@@ -305,9 +306,17 @@ class SlideWriter:
                 if name in self._group:
                     consolidate(self._group, name)
             location.sweep(self._path, deep=True)
-            listed = list_files(location, self._path)
+            listed = list_files(location, self._path, self._written() | checksums(beside))
             self._record = self._record.model_copy(update={"files": listed, "picture": picture, "lease": None})
             self._mark(partial=0, complete=True)
+
+    def _written(self) -> dict[str, tuple[int, str]]:
+        """Return size and checksum of what was written here by way of zarr, as far as that is known without reading it
+        back: of an object store, where that would double the traffic.
+        """
+        written: dict[str, tuple[int, int]] = getattr(self._within, "written", {})
+        start = len(self._path) + 1
+        return {key[start:]: (size, f"{checksum:08x}") for key, (size, checksum) in written.items()}
 
     def _mark(self, **changes: Any) -> None:
         """Write the record with its state changed, then believe it."""

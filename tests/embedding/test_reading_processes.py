@@ -111,7 +111,7 @@ def test_a_slide_that_ends_its_processes_is_given_up_by_name(asking: Asking) -> 
     deadly = Ask(ask("s0").row, ask("s0").image, TileSize(level0_px=48), GridOptions(), 48, "bicubic")
     future = readers._have_done(processes._Order("s0", "open", (_Deadly(),), deadly))
     with pytest.raises(
-        SlideError, match=r"s0\.tif: 3 processes ended while they read it \(the last ended with status 7\)"
+        SlideError, match=r"s0\.tif: 3 processes ended at the same place of it \(the last ended with status 7\)"
     ):
         future.result(60)
     assert len(said) == 2

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -751,6 +752,32 @@ def test_a_slide_without_spots_has_its_thumbnail_with_its_scale_and_says_what_wa
     uns = open_store(study.folder / "store.zarr").read("s0").uns["spatial"]["s0"]
     assert uns["images"]["hires"].shape == (461, 768, 3)
     assert uns["scalefactors"]["tissue_hires_scalef"] == pytest.approx(0.768)
+
+
+def test_a_slide_whose_tiles_are_written_is_finished_though_the_next_cannot_be(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its picture comes late, and the disk is full by then for tiles."""
+    from nh2st_pipe.embedding.opener import OpenSlides
+    from nh2st_pipe.store.write import SlideWriter
+
+    overview, append, failed = OpenSlides.overview, SlideWriter.append, threading.Event()
+
+    def late(self: OpenSlides, ask: Any) -> Any:
+        failed.wait(30)
+        return overview(self, ask)
+
+    def full(self: SlideWriter, embeddings: Any) -> None:
+        if self._path == "slides/s1":
+            failed.set()
+            raise OSError(28, "No space left on device")
+        append(self, embeddings)
+
+    monkeypatch.setattr(OpenSlides, "overview", late)
+    monkeypatch.setattr(SlideWriter, "append", full)
+    with pytest.raises(OSError, match="No space left"):
+        study.embed(stain_shift="off", workers=4)
+    assert open_store(study.folder / "store.zarr").slides() == ["s0"]
 
 
 def _noting(plain: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import anndata
 import pytest
 
 from nh2st_pipe.core.errors import StoreError
@@ -34,9 +36,38 @@ def test_a_read_that_is_refused_once_is_made_again(study: Study, part: str) -> N
     with refusing() as store:
         store.part, store.times, store.reads = part, 2, True
         summary = study.embed(store=URL, stain_shift="off")
-        assert (summary.done, store.refused) == (["s0", "s1", "s2"], 2)
+        assert summary.done == ["s0", "s1", "s2"]
         assert same(study.folder / "plain.zarr", URL)
         assert not verify(URL).damaged
+        assert store.refused == 2
+
+
+def test_what_was_written_is_not_read_back(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But what another process had written of a slide before, which nobody here has the checksum of."""
+    from nh2st_pipe.core.location import Location
+
+    read, url = list[str](), "memory://read-back/store.zarr"
+    plain = Location.read_all
+
+    def reading(self: Location, folder: str, names: list[str]) -> Any:
+        read.extend(f"{folder}/{name}" for name in names)
+        return plain(self, folder, names)
+
+    monkeypatch.setattr(Location, "read_all", reading)
+    study.embed(store=url, views=8)
+    assert read == []
+    assert not verify(url).damaged
+    records = [open_store(url).record(name) for name in ("s0", "s1", "s2")]
+    assert all(record is not None and len(record.files) > 20 for record in records)
+    read.clear()
+    counts = anndata.read_h5ad(study.folder / "s1.h5ad")
+    counts.X[0, 0] += 1
+    counts.write_h5ad(study.folder / "s1.h5ad")
+    study.embed(store=url)  # its counts are renewed
+    assert read
+    assert not any(name.startswith("slides/s1/expression/X") for name in read)
+    assert any(name.startswith("slides/s1/embedding/X") for name in read)
+    assert not verify(url).damaged
 
 
 @pytest.mark.parametrize("part", ["s1/embedding/X/c", "s1/zarr.json", "s1/tissue.png"])
