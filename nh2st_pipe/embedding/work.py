@@ -26,7 +26,7 @@ from nh2st_pipe.embedding.plan import Asked, recipe_of
 from nh2st_pipe.embedding.planner import Planner
 from nh2st_pipe.embedding.readers import Readers, ThreadReaders, slides_open
 from nh2st_pipe.embedding.summary import EmbedSummary
-from nh2st_pipe.embedding.tiles import End, Faults, TileBatch, TileReader, batches_of_memory
+from nh2st_pipe.embedding.tiles import End, Faults, Ready, TileBatch, TileReader, batches_of_memory
 from nh2st_pipe.embedding.writing import Writer
 from nh2st_pipe.store.format import Contract
 from nh2st_pipe.store.write import StoreWriter
@@ -145,11 +145,19 @@ class _Line:
                     self._encode(EncoderStation(encoder, self._views, *parts), stop)
             finally:
                 for slide in self._tiles.unfinished():
-                    if self._faults.of(slide.key) is None:
-                        slide.writer.checkpoint()
-                    self._readers.close(slide.key)
+                    self._keep(slide)
         wall = max(time.perf_counter() - began, 1e-9)
         self._summary.busy = {"main": [(time.process_time() - cpu) / wall], "readers": self._readers.busy()}
+
+    def _keep(self, slide: Ready) -> None:
+        """Keep what was encoded of a slide that does not come to its end. What ends the run is not this."""
+        try:
+            if self._faults.of(slide.key) is None:
+                slide.writer.checkpoint()
+        except Exception as error:
+            self._progress.say(f"{slide.key}: the tiles that were encoded last could not be kept ({reason_of(error)})")
+        finally:
+            self._readers.close(slide.key)
 
     def _encode(self, station: EncoderStation, stop: Stop) -> None:
         def check() -> None:

@@ -780,6 +780,40 @@ def test_a_slide_whose_tiles_are_written_is_finished_though_the_next_cannot_be(
     assert open_store(study.folder / "store.zarr").slides() == ["s0"]
 
 
+def test_each_slide_is_kept_though_another_cannot_be(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nh2st_pipe.core.progress import Progress
+    from nh2st_pipe.embedding.tiles import TileReader
+    from nh2st_pipe.store.write import SlideWriter
+
+    said, kept = list[str](), list[str]()
+
+    class Said(Progress):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    def checkpoint(self: SlideWriter) -> None:
+        kept.append(self._path)
+        raise OSError(28, "No space left on device")
+
+    def interrupted(self: Encoder, tiles: Any, views: int = 1) -> Any:
+        until = time.monotonic() + 30
+        while len(opened[0].unfinished()) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    opened = list[TileReader]()
+    entered = TileReader.__enter__
+    monkeypatch.setattr(TileReader, "__enter__", _noting(entered, opened.append))
+    monkeypatch.setattr(SlideWriter, "checkpoint", checkpoint)
+    monkeypatch.setattr(Encoder, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study.embed(batch_size=4, workers=4, progress=Said())
+    assert len(kept) >= 2
+    assert [words for words in said if "could not be kept (No space left on device)" in words]
+    monkeypatch.undo()
+    assert study.embed().done == ["s0", "s1", "s2"]
+
+
 def _noting(plain: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:
     def noted(*given: Any) -> Any:
         note(*given)
