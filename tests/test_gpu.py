@@ -113,7 +113,6 @@ def test_a_store_made_on_a_gpu_is_that_of_the_cpu(study: Study) -> None:
         assert apart(there.read(name).views, here.read(name).views) < 2e-3
 
 
-@pytest.mark.parametrize("head", HEADS)
 def test_tiles_that_processes_read_go_to_the_gpu_from_their_memory(study: Study) -> None:
     study.embed(
         device="cuda", readers="threads", precision="float32", batch_size=4, store=study.folder / "threads.zarr"
@@ -134,6 +133,7 @@ def test_memory_of_others_is_page_locked_while_it_is_lent() -> None:
     assert not torch.from_numpy(values).is_pinned()
 
 
+@pytest.mark.parametrize("head", HEADS)
 def test_a_head_learns_on_a_gpu_what_it_learns_on_a_cpu(
     make_study: Callable[..., Study], tmp_path: Path, head: str
 ) -> None:
