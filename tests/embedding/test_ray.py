@@ -150,11 +150,11 @@ def test_faults_are_those_of_a_local_run(study: Study, cluster: dict[str, str], 
     from nh2st_pipe.recipes.encoder import load_encoder_recipe
 
     with pytest.raises(EncoderError, match="does not fit encoder resnet18"):
-        study.embed(encoder="resnet18", weights=lite0_weights, engine="ray")
+        study.embed(encoder="resnet18", weights=lite0_weights, engine="ray", actors=1)
     assert not (study.folder / "store.zarr").exists()
     wrong = load_encoder_recipe("fake").model_copy(update={"dim": 7})
     with pytest.raises(NH2STError, match="its recipe says 7"):
-        study.embed(encoder=wrong, store=study.folder / "other.zarr", engine="ray")
+        study.embed(encoder=wrong, store=study.folder / "other.zarr", engine="ray", actors=1)
     (study.folder / "s1.png").write_text("no image")
     summary = study.embed(engine="ray", actors=1)
     assert sorted(summary.done) == ["s0", "s2"]

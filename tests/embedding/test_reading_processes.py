@@ -57,7 +57,7 @@ def test_the_store_is_that_of_threads(mixed: Study) -> None:
     assert summary.done == plain.done == ["s0", "s1", "s2"]
     assert summary.failed == plain.failed
     assert summary.notices == plain.notices
-    assert len(summary.busy["readers"]) == 2
+    assert 1 <= len(summary.busy["readers"]) <= 2  # the other may have had nothing to do
     assert same(mixed.folder / "plain.zarr", mixed.folder / "store.zarr")
     servers = [child for child in psutil.Process().children() if "forkserver" in " ".join(child.cmdline())]
     assert len(servers) == 1
