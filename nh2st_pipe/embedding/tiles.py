@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -129,6 +129,8 @@ class TileReader:
         self._preparing = ThreadPoolExecutor(slides_open(readers.workers), thread_name_prefix="preparing")
         self._thread = threading.Thread(target=self._run, name="tiles", daemon=True)
         self._active: dict[str, Ready] = {}
+        self._turns = itertools.count()
+        """Which reader has the first stripe of the next slide: each has its turn."""
 
     def __enter__(self) -> TileReader:
         self._memory = self._readers.memory()
@@ -219,7 +221,7 @@ class TileReader:
         self._planner.opened(row.slide_id, len(spots) - writer.rows)
         notices = (*held.notices, *opened.notices)
         size = resolved.tile_level0_px
-        by = stripes(spots.xy, self._readers.workers, row.slide_id)
+        by = stripes(spots.xy, self._readers.workers, next(self._turns))
         ready = Ready(held, ask, spots.xy, by, size, _spot_width(held, opened), writer, overview, notices)
         self._active[ready.key] = ready
         return ready
@@ -259,17 +261,17 @@ class TileReader:
         return True
 
 
-def stripes(xy: NDArray[np.float64], readers: int, key: str) -> NDArray[np.int64]:
+def stripes(xy: NDArray[np.float64], readers: int, first: int) -> NDArray[np.int64]:
     """Return which of so many readers each of n tiles (n × 2 centres) is best read by.
 
     Each has a stripe of the slide from top to bottom, with as many tiles as the others': tiles beside and below each
-    other share pieces of the image, which are then decoded once. A slide of few tiles is for few of them, and the next
-    slide for others.
+    other share pieces of the image, which are then decoded once. A slide of few tiles is for few of them, from the
+    `first` on.
     """
     n = min(readers, max(1, len(xy) // _LEAST_STRIPE))
     rank = np.empty(len(xy), np.int64)
     rank[np.argsort(xy[:, 0], kind="stable")] = np.arange(len(xy))
-    return (rank * n // max(len(xy), 1) + zlib.crc32(key.encode())) % readers
+    return (rank * n // max(len(xy), 1) + first) % readers
 
 
 def _spot_width(held: Held, opened: Opened) -> float:

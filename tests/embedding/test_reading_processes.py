@@ -141,15 +141,16 @@ def test_a_slide_is_closed_where_it_was_open_and_what_waits_is_left_out(asking: 
 def test_each_reader_has_a_stripe_and_small_slides_are_for_few() -> None:
     x, y = (axis.ravel() for axis in np.mgrid[:40, :50])
     xy = np.column_stack((x, y)) * 224.0
-    by = stripes(xy, 4, "s0")
+    by = stripes(xy, 4, 3)
     assert np.bincount(by).tolist() == [500] * 4
     for reader in range(4):  # whole columns, beside each other
         own = np.unique(x[by == reader])
         assert len(own) == 10
         assert own.max() - own.min() == 9
-    assert len(np.unique(stripes(xy[:200], 4, "s0"))) == 1
-    assert len({int(stripes(xy[:20], 4, f"s{i}")[0]) for i in range(40)}) == 4
-    assert stripes(xy[:1], 16, "a").shape == (1,)
+    assert by[0] == 3
+    assert len(np.unique(stripes(xy[:200], 4, 0))) == 1
+    assert [int(stripes(xy[:20], 4, turn)[0]) for turn in range(5)] == [0, 1, 2, 3, 0]
+    assert stripes(xy[:1], 16, 2).shape == (1,)
 
 
 def test_a_process_takes_what_is_its_own_and_of_others_only_when_they_are_behind() -> None:
