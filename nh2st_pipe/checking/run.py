@@ -96,7 +96,7 @@ def check(
     progress.start("checking", len(rows), "slides")
     input_px = None if recipe is None else recipe.input_px
     looked = in_order(lambda row: examine(row, tile, grid, input_px, refusal), rows, min(cores(), _AT_ONCE))
-    for number, each in enumerate(looked):
+    for number, each in enumerate(looked, start=1):
         progress.advance(number, len(rows), each.slide_id)
         found.slides.append(each)
     folder = Path(slides).parent if fix is None else Path(fix)

@@ -138,6 +138,11 @@ class OpenSlides:
         if slide is not None:
             slide.close()
 
+    def close_all(self) -> None:
+        """Close what is open still, as where a run was ended while it was opened."""
+        for key in list(self._slides):
+            self.close(key)
+
     def _slide(self, ask: Ask) -> Slide:
         slide = self._slides.get(ask.key)
         if slide is not None:

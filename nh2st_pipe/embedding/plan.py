@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from nh2st_pipe.core.errors import DamageError, RecipeError, SlideError, StoreError
+from nh2st_pipe.core.pool import in_order
 from nh2st_pipe.embedding.options import EmbedOptions
 from nh2st_pipe.embedding.summary import EmbedSummary
 from nh2st_pipe.encoders.weights import Weights
@@ -192,6 +192,11 @@ class Asked:
     redo_changed: bool = False
     stain_shift: bool = False
 
+    @classmethod
+    def of(cls, options: EmbedOptions) -> Asked:
+        """Take it from the options."""
+        return cls(options.redo_changed, options.stain_shift == "auto")
+
     def about(self, row: SlideRow, record: SlideRecord | None) -> tuple[Todo, Wanted | None]:
         """Say what is to be done about a slide that may be finished, and why: nothing is read of one that is not."""
         if record is None or not record.state.complete:
@@ -237,14 +242,13 @@ def pending(
             return str(error)
 
     todo, renewed = [], []
-    with ThreadPoolExecutor(_LOOKS_AT_ONCE, thread_name_prefix="plan") as pool:
-        for row, found in zip(rows, pool.map(look, rows), strict=True):
-            if isinstance(found, str):
-                summary.failed[row.slide_id] = found
-            elif found[0] is Todo.embed:
-                todo.append(row)
-            else:
-                summary.kept.append(row.slide_id)
-                if found[0] is Todo.row and found[1] is not None:
-                    renewed.append(found[1])
+    for row, found in zip(rows, in_order(look, rows, _LOOKS_AT_ONCE), strict=True):
+        if isinstance(found, str):
+            summary.failed[row.slide_id] = found
+        elif found[0] is Todo.embed:
+            todo.append(row)
+        else:
+            summary.kept.append(row.slide_id)
+            if found[0] is Todo.row and found[1] is not None:
+                renewed.append(found[1])
     return todo, renewed

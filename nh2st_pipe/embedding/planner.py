@@ -48,8 +48,7 @@ class Planner:
     the leases that are left.
 
     One that another process has finished meanwhile is told to `kept`, and not leased; one that another process has
-    leased is come back to. Few are leased ahead of need, so that processes that share
-    a store end together.
+    leased is come back to. Few are leased ahead of need, so that processes that share a store end together.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class Planner:
         self._changed = threading.Condition()
         self._held: dict[str, Lease] = {}
         self.others_have_the_rest = False
-        """Whether nothing can be done but to wait for other processes."""
+        """Whether nothing can be done but to wait for other processes: none of ours is left to be read."""
         self._leased = 0
         """Slides that are leased, and not yet with the readers to their last tile."""
         self._left: dict[str, int] = {}
@@ -171,7 +170,7 @@ class Planner:
                     room.release()
                     busy.append(row)
             if busy and len(busy) == len(todo):
-                self.others_have_the_rest = True
+                self.others_have_the_rest = self._leased == 0
                 self._pause()
                 self.others_have_the_rest = False
             elif busy:

@@ -7,17 +7,14 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nh2st_pipe.embedding.opener import Ask, Opened, OpenSlides, Overview
 
-__all__ = ["Blank", "Readers", "ThreadReaders", "Waited", "slides_open"]
-
-Blank = Callable[[tuple[int, ...]], NDArray[np.uint8]]
-"""What gives memory for tiles, from which the way to the device is short."""
+__all__ = ["Readers", "ThreadReaders", "Waited", "slides_open"]
 
 
 class Readers(Protocol):
@@ -71,9 +68,9 @@ class Waited:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._under_way: defaultdict[str, list[Future[object]]] = defaultdict(list)
+        self._under_way: defaultdict[str, list[Future[Any]]] = defaultdict(list)
 
-    def add(self, key: str, future: Future[object]) -> None:
+    def add(self, key: str, future: Future[Any]) -> None:
         """Note what is under way for a slide."""
         with self._lock:
             left = [each for each in self._under_way[key] if not each.done()]
@@ -112,6 +109,7 @@ class ThreadReaders:
     def __exit__(self, *_: object) -> None:
         self._openers.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._slides.close_all()
 
     def memory(self) -> list[NDArray[np.uint8]]:
         """See Readers."""
@@ -120,13 +118,13 @@ class ThreadReaders:
     def open(self, ask: Ask) -> Future[Opened]:
         """See Readers."""
         future = self._openers.submit(self._slides.open, ask)
-        self._waited.add(ask.key, future)  # type: ignore[arg-type]
+        self._waited.add(ask.key, future)
         return future
 
     def overview(self, ask: Ask) -> Future[Overview]:
         """See Readers."""
         future = self._pool.submit(self._slides.overview, ask)
-        self._waited.add(ask.key, future)  # type: ignore[arg-type]
+        self._waited.add(ask.key, future)
         return future
 
     def read(
@@ -134,7 +132,7 @@ class ThreadReaders:
     ) -> Future[None]:
         """See Readers."""
         future = self._pool.submit(self._read, ask, size_level0_px, xy, self._memory[batch], at)
-        self._waited.add(ask.key, future)  # type: ignore[arg-type]
+        self._waited.add(ask.key, future)
         return future
 
     def _read(

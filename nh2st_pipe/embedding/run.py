@@ -71,8 +71,7 @@ def embed(
         found = known or find_weights(recipe, given, options.trust_remote_code)
         contract = contract_of(found)
 
-        asked = Asked(options.redo_changed, options.stain_shift == "auto")
-        todo, renewed = pending(rows, existing, asked, summary)
+        todo, renewed = pending(rows, existing, Asked.of(options), summary)
         if todo and existing is not None:
             _warn_of_time(recipe, where.kind, summary, progress)
             here = auto_precision(recipe, where.kind)

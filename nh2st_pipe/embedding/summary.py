@@ -35,7 +35,7 @@ class EmbedSummary:
     """How many processors each process kept at work (CPU ÷ wall): `main`, which encodes, and `readers`."""
 
     settings: dict[str, Any] = field(default_factory=dict)
-    """What decided the speed: device, precision, batch_size, workers, cores; empty where nothing was encoded."""
+    """What decided the speed: device, precision, batch_size, workers, readers, cores; empty where none was encoded."""
 
     def record(self) -> dict[str, Any]:
         """Return the summary as JSON values."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -103,7 +103,7 @@ class End:
 
 
 class TileReader:
-    """Opens the slides that a planner has leased and has their tiles read; iterating gives batches and ends, in order.
+    """Opens the slides that a planner has leased and has their tiles read; `next` gives batches and ends, in order.
 
     A thread of its own, and a few that prepare slides. The readers' memory bounds how far they read ahead: whoever has
     done with a batch gives it back.
@@ -146,15 +146,12 @@ class TileReader:
         self._thread.join()
         self._preparing.shutdown(wait=True, cancel_futures=True)
 
-    def next(self, check: Callable[[], None]) -> TileBatch | End | None:
-        """Return what comes next, None when all slides have ended; `check` raises what is to end the wait."""
-        while True:
-            check()
-            with suppress(queue.Empty):
-                item = self._items.get(timeout=_LOOK_SECONDS)
-                if isinstance(item, BaseException):
-                    raise item
-                return item
+    def next(self) -> TileBatch | End | None:
+        """Return what comes next, None when all slides have ended. Raises queue.Empty where nothing comes soon."""
+        item = self._items.get(timeout=_LOOK_SECONDS)
+        if isinstance(item, BaseException):
+            raise item
+        return item
 
     def result(self, batch: TileBatch) -> NDArray[np.uint8]:
         """Wait for a batch's tiles, b × h × w × 3. Raises what came up while they were read."""
@@ -215,8 +212,9 @@ class TileReader:
         opened = self._readers.open(ask).result()
         spots, resolved = opened.spots, opened.resolved
         check_tiles(record, spots, resolved, wanted, self._asked.redo_changed)
-        files = wanted.expression, held.lease, wanted.seen
-        writer = self._store.slide(wanted.row, wanted.image, spots, resolved, *files)
+        writer = self._store.slide(
+            wanted.row, wanted.image, spots, resolved, wanted.expression, lease=held.lease, seen=wanted.seen
+        )
         overview = self._readers.overview(ask)
         self._planner.opened(row.slide_id, len(spots) - writer.rows)
         notices = (*held.notices, *opened.notices)

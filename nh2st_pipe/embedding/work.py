@@ -7,6 +7,7 @@ was done kept.
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -126,12 +127,17 @@ class _Line:
         self._faults = Faults()
         ended = threading.Event()
         store = StoreWriter(Location(work.store), work.contract)
-        options = work.options
-        asked = Asked(options.redo_changed, options.stain_shift == "auto")
-        stage = None if options.stage is None else Path(options.stage)
-        most_open = slides_open(readers.workers)
-        told = summary.kept.append, stage, progress.say
-        self._planner = Planner(todo, store, most_open, ended.is_set, asked, *told)
+        asked, stage = Asked.of(work.options), work.options.stage
+        self._planner = Planner(
+            todo,
+            store,
+            slides_open(readers.workers),
+            ended.is_set,
+            asked,
+            kept=summary.kept.append,
+            stage=None if stage is None else Path(stage),
+            say=progress.say,
+        )
         self._tiles = TileReader(self._planner, readers, store, size, self._faults, ended, asked)
         self._writer = Writer(self._faults, self._close)
 
@@ -141,8 +147,10 @@ class _Line:
         with self._planner:
             try:
                 with self._tiles, self._writer:
-                    parts = self._tiles, self._writer, self._faults, self._summary
-                    self._encode(EncoderStation(encoder, self._views, *parts), stop)
+                    station = EncoderStation(
+                        encoder, self._views, self._tiles, self._writer, self._faults, self._summary
+                    )
+                    self._encode(station, stop)
             finally:
                 for slide in self._tiles.unfinished():
                     self._keep(slide)
@@ -177,12 +185,19 @@ class _Line:
             self._writer.close()
 
     def _next(self, check: Callable[[], None]) -> TileBatch | End | None:
-        """Return what comes next; waiting for it is for slides to be opened, or for other processes to end theirs."""
-        began = time.perf_counter()
-        item = self._tiles.next(check)
-        if not self._planner.others_have_the_rest:
-            self._summary.seconds["opening"] += time.perf_counter() - began
-        return item
+        """Return what comes next. Waiting for it is for slides to be opened; where it is for other processes, which
+        have all that is left, it counts for nothing here.
+        """
+        while True:
+            check()
+            began, others = time.perf_counter(), self._planner.others_have_the_rest
+            try:
+                return self._tiles.next()
+            except queue.Empty:
+                continue
+            finally:
+                if not others:
+                    self._summary.seconds["opening"] += time.perf_counter() - began
 
     def _close(self, end: End) -> None:
         """Put down what came of a slide, in the writer's thread."""

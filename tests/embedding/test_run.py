@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from nh2st_pipe.core.errors import EncoderError, HubError, StoreError, UsageError
+from nh2st_pipe.core.lease import lease_on
 from nh2st_pipe.embedding.plan import decide
 from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.embedding.summary import EmbedSummary
@@ -812,6 +813,41 @@ def test_each_slide_is_kept_though_another_cannot_be(study: Study, monkeypatch: 
     assert [words for words in said if "could not be kept (No space left on device)" in words]
     monkeypatch.undo()
     assert study.embed().done == ["s0", "s1", "s2"]
+
+
+def test_waiting_for_other_processes_is_no_waiting_for_slides(study: Study) -> None:
+    study.embed(only=["s0"])
+    lease = lease_on(open_store(study.folder / "store.zarr").location, "slide-s1")
+    assert lease.take()
+    waited = threading.Timer(3, lease.release)
+    waited.start()
+    summary = study.embed(only=["s0", "s1"], stain_shift="off")
+    waited.join()
+    assert summary.done == ["s1"]
+    assert summary.seconds["total"] > 2
+    assert summary.seconds["opening"] < summary.seconds["total"] - 1.5
+
+
+def test_what_was_open_when_a_run_was_ended_is_closed(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nh2st_pipe.embedding import opener, tiles
+    from nh2st_pipe.slides.raster import RasterSlide
+
+    opened, closed = list[Path](), list[Path]()
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("broken")  # of more than one slide, after it was opened
+
+    def opening(path: Path) -> Any:
+        opened.append(path)
+        return open_slide(path)
+
+    monkeypatch.setattr(RasterSlide, "close", _noting(RasterSlide.close, lambda slide: closed.append(slide.path)))
+    monkeypatch.setattr(opener, "open_slide", opening)
+    monkeypatch.setattr(tiles, "check_tiles", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        study.embed()
+    assert opened
+    assert sorted(set(closed)) == sorted(set(opened))
 
 
 def _noting(plain: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:
