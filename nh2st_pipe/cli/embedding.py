@@ -89,8 +89,8 @@ def embed(
     shard: Annotated[
         str | None,
         typer.Option(
-            help="2/8: the second of eight parts of the manifest, for tasks that share no file system; others share "
-            "the slides by leases."
+            help="2/8: the second of eight parts of the manifest and nothing else; without it, processes share the "
+            "slides of a store by leases."
         ),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,

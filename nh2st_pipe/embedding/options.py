@@ -69,7 +69,7 @@ class EmbedOptions(BaseModel):
     only: Collection[str] | None = None
     """Slides to embed, the others being left out."""
     shard: str | None = Field(default=None, pattern=r"^\d+/\d+$")
-    """"2/8": the second of eight parts of the manifest, for processes that do not see each other's leases."""
+    """"2/8": the second of eight parts of the manifest; without it, processes share a store's slides by leases."""
     trust_remote_code: bool = False
     """Whether an encoder's repository may run the code it brings along."""
     compiled: bool = False
