@@ -124,6 +124,15 @@ def test_tiles_that_processes_read_go_to_the_gpu_from_their_memory(study: Study)
         assert np.array_equal(one.views, two.views)
 
 
+def test_two_processes_on_a_gpu_make_the_store_of_one(study: Study) -> None:
+    study.embed(device="cuda:0", precision="float32", batch_size=4, store=study.folder / "one.zarr")
+    summary = study.embed(device="cuda:0,cuda:0", precision="float32", batch_size=4)
+    assert len(summary.busy["encoders"]) == 2
+    for name in ("s0", "s1", "s2"):
+        one, two = (open_store(study.folder / store).read(name) for store in ("one.zarr", "store.zarr"))
+        assert np.array_equal(one.views, two.views)
+
+
 def test_memory_of_others_is_page_locked_while_it_is_lent() -> None:
     values = np.zeros((4, 8, 8, 3), np.uint8)
     transfer = transfer_of(GPU)

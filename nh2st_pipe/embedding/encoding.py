@@ -17,7 +17,7 @@ from nh2st_pipe.embedding.writing import Writer, fault_of_slide
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from nh2st_pipe.encoders.encoder import Encoder, Underway
+    from nh2st_pipe.encoders.encoder import Coming, TileEncoder
 
 __all__ = ["EncoderStation", "timed"]
 
@@ -30,7 +30,7 @@ class EncoderStation:
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: TileEncoder,
         views: int,
         tiles: TileReader,
         writer: Writer,
@@ -39,7 +39,7 @@ class EncoderStation:
     ) -> None:
         self._encoder, self._views, self._tiles, self._writer = encoder, views, tiles, writer
         self._faults, self._summary = faults, summary
-        self._underway: deque[tuple[TileBatch, Underway] | End] = deque()
+        self._underway: deque[tuple[TileBatch, Coming] | End] = deque()
         self._stained: defaultdict[str, list[NDArray[np.uint8]]] = defaultdict(list)
         """Tiles of each slide that are to be stained anew."""
 
@@ -56,17 +56,26 @@ class EncoderStation:
     def settle(self, most: int) -> None:
         """Hand on to the writer whatever is more than `most`."""
         while len(self._underway) > most:
-            item = self._underway.popleft()
-            if isinstance(item, End):
-                self._end(item)
-                continue
-            batch, underway = item
-            with timed(self._summary, "encoder"):
-                embeddings = underway.result()
-            self._tiles.give_back(batch)
-            with timed(self._summary, "writing"):
-                self._writer.append(batch.slide, embeddings)
-            self._summary.encoded_tiles += len(embeddings)
+            self._hand_on(self._underway.popleft())
+
+    def settle_one(self) -> bool:
+        """Hand on to the writer what came first, where there is any; say whether there was."""
+        if self._underway:
+            self._hand_on(self._underway.popleft())
+            return True
+        return False
+
+    def _hand_on(self, item: tuple[TileBatch, Coming] | End) -> None:
+        if isinstance(item, End):
+            self._end(item)
+            return
+        batch, underway = item
+        with timed(self._summary, "encoder"):
+            embeddings = underway.result()
+        self._tiles.give_back(batch)
+        with timed(self._summary, "writing"):
+            self._writer.append(batch.slide, embeddings)
+        self._summary.encoded_tiles += len(embeddings)
 
     def _begin(self, batch: TileBatch) -> None:
         try:

@@ -1,10 +1,10 @@
-"""Who does the work of `embed`: this process, a process for each device of this machine, or a Ray cluster."""
+"""Who does the work of `embed`: this process, with the encoder on one or several devices, or a Ray cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Protocol
 
 from nh2st_pipe.core.errors import UsageError
 from nh2st_pipe.core.progress import Progress
@@ -13,7 +13,10 @@ from nh2st_pipe.embedding.options import EngineName
 from nh2st_pipe.embedding.summary import EmbedSummary
 from nh2st_pipe.embedding.work import Executor, Slides, Work
 
-__all__ = ["Engine", "SingleDevice", "engine"]
+if TYPE_CHECKING:
+    from nh2st_pipe.encoders.encoder import TileEncoder
+
+__all__ = ["Engine", "OnThisMachine", "engine"]
 
 
 class Engine(Protocol):
@@ -26,21 +29,33 @@ class Engine(Protocol):
         """Return who does `work` on so many slides."""
 
 
-class SingleDevice:
-    """This process, on one device."""
+class OnThisMachine:
+    """This process, with the encoder on one device; on several, a process for each has it."""
 
-    def __init__(self, work: Work, device: str) -> None:
-        self._work, self._device = work, device
+    def __init__(self, work: Work, devices: Sequence[str]) -> None:
+        self._work, self._devices = work, devices
+        self._ending = ExitStack()
+        self._encoder: TileEncoder | None = None
+        self._say: Callable[[str], None] = lambda words: None
 
-    def __enter__(self) -> SingleDevice:
-        self._encoder = self._work.load(self._device)
+    def __enter__(self) -> OnThisMachine:
+        if len(self._devices) == 1:
+            self._encoder = self._work.load(self._devices[0])
+        else:
+            from nh2st_pipe.embedding.devices import DeviceEncoders
+
+            several = DeviceEncoders(self._work, self._devices, lambda words: self._say(words))
+            self._encoder = self._ending.enter_context(several)
         return self
 
     def __exit__(self, *_: object) -> None:
-        del self._encoder
+        self._encoder = None
+        self._ending.close()
 
     def do(self, todo: Slides, summary: EmbedSummary, stop: Stop, progress: Progress) -> None:
         """See Executor."""
+        assert self._encoder is not None
+        self._say = progress.say
         self._work.do(todo, self._encoder, summary, stop, progress)
 
 
@@ -53,12 +68,7 @@ class _Local:
 
     def executor(self, work: Work, slides: int) -> Executor:
         """See Engine."""
-        devices = self._devices[:slides]
-        if len(devices) == 1:
-            return SingleDevice(work, devices[0])
-        from nh2st_pipe.embedding.devices import Devices
-
-        return Devices(work, devices)
+        return OnThisMachine(work, self._devices)
 
 
 @contextmanager

@@ -7,9 +7,7 @@ does it; a slide at the same tiles of which three have ended is passed over.
 
 from __future__ import annotations
 
-import mmap
 import multiprocessing
-import os
 import signal
 import threading
 import time
@@ -18,10 +16,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
-from math import prod
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from multiprocessing.reduction import DupFd
 from typing import Any
 
 import numpy as np
@@ -29,7 +25,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.children import how_it_ended, without_main
 from nh2st_pipe.core.errors import SlideError, sendable
-from nh2st_pipe.core.memory import require
+from nh2st_pipe.core.shared import SharedArray
 from nh2st_pipe.embedding.opener import Ask, Opened, OpenSlides, Overview
 from nh2st_pipe.embedding.readers import Waited
 
@@ -89,7 +85,7 @@ class ProcessReaders:
         self,
         workers: int,
         shape: Shape,
-        pinned: Callable[[NDArray[np.uint8]], AbstractContextManager[object]],
+        pinned: Callable[[SharedArray], AbstractContextManager[object]],
         say: Callable[[str], None] = lambda words: None,
     ) -> None:
         self.workers = workers
@@ -108,18 +104,12 @@ class ProcessReaders:
         ]
 
     def __enter__(self) -> ProcessReaders:
-        if not hasattr(os, "memfd_create"):
-            raise OSError("this system has no memory that processes share")
-        size = prod(self._shape)
-        require(size, f"memory for {self._shape[0]} batches of {self._shape[1]} tiles")
-        self._file = os.memfd_create("nh2st-tiles")
+        self._tiles = SharedArray(self._shape)
         try:
-            os.posix_fallocate(self._file, 0, size)
-            self._tiles = np.frombuffer(mmap.mmap(self._file, size), np.uint8).reshape(self._shape)
             self._start(self._seats[0])
         except BaseException:
             self._end(self._seats[0])
-            os.close(self._file)
+            self._tiles.close()
             raise
         self._pin = self._pinned(self._tiles)
         self._pin.__enter__()
@@ -139,11 +129,11 @@ class ProcessReaders:
         for thread in self._threads:
             thread.join()
         self._pin.__exit__(None, None, None)
-        os.close(self._file)
+        self._tiles.close()
 
     def memory(self) -> list[NDArray[np.uint8]]:
         """See Readers."""
-        return list(self._tiles)
+        return list(self._tiles.array)
 
     def open(self, ask: Ask) -> Future[Opened]:
         """See Readers."""
@@ -263,8 +253,7 @@ class ProcessReaders:
         how = "none"
         for _ in range(_MOST_DEATHS):
             here, there = context.Pipe()
-            given = there, _Shared(self._file), self._shape
-            process = context.Process(target=serve, args=given, daemon=True)
+            process = context.Process(target=serve, args=(there, self._tiles), daemon=True)
             with _one_at_a_time, without_main():
                 process.start()
             there.close()
@@ -312,31 +301,16 @@ class ProcessReaders:
         seat.process, seat.pipe, seat.slides = None, None, set()
 
 
-class _Shared:
-    """A file that a process has open and hands to another, which it starts."""
-
-    def __init__(self, file: int) -> None:
-        self.file = file
-
-    def __reduce__(self) -> Any:
-        return _received, (DupFd(self.file),)
-
-
-def _received(duplicate: Any) -> _Shared:
-    return _Shared(duplicate.detach())
-
-
-def serve(pipe: Connection, shared: _Shared, shape: Shape) -> None:
+def serve(pipe: Connection, tiles: SharedArray) -> None:
     """Do what is asked for, until nobody is there to ask."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal it comes to all; whoever asks decides
     import torch
 
     torch.set_num_threads(1)
-    tiles = np.frombuffer(mmap.mmap(shared.file, prod(shape)), np.uint8).reshape(shape)
     slides = OpenSlides()
 
     def read(ask: Ask, size: float, xy: NDArray[np.float64], batch: int, at: NDArray[np.int64]) -> None:
-        slides.read(ask, size, xy, tiles[batch], at)
+        slides.read(ask, size, xy, tiles.array[batch], at)
 
     verbs: dict[str, Callable[..., Any]] = {
         "open": slides.open,

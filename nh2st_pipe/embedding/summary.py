@@ -32,7 +32,8 @@ class EmbedSummary:
     """Where the time of the calling thread went: in the encoder, waiting for slides to be opened, for tiles to be read,
     for what is written; and `total`."""
     busy: dict[str, list[float]] = field(default_factory=dict)
-    """How many processors each process kept at work (CPU ÷ wall): `main`, which encodes, and `readers`."""
+    """How many processors each process kept at work (CPU ÷ wall): `main`; `readers`; `encoders`, where
+    there is one for each of several devices."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     """What decided the speed: device, precision, batch_size, workers, readers, cores; empty where none was encoded."""
@@ -60,7 +61,7 @@ class EmbedSummary:
             return f"the encoder waits for {what}: {more}slides on a faster disk would shorten it{self._how_busy()}"
         if share["writing"] > _MUCH:
             return "writing takes long: a faster disk for the store would shorten it"
-        if self.settings.get("device") == "cpu":
+        if str(self.settings.get("device")).startswith("cpu"):
             return "the encoder takes the time: a GPU or a smaller encoder would shorten it"
         return "the encoder takes the time, as it should: a faster GPU or a smaller encoder would shorten it"
 

@@ -146,9 +146,11 @@ class TileReader:
         self._thread.join()
         self._preparing.shutdown(wait=True, cancel_futures=True)
 
-    def next(self) -> TileBatch | End | None:
-        """Return what comes next, None when all slides have ended. Raises queue.Empty where nothing comes soon."""
-        item = self._items.get(timeout=_LOOK_SECONDS)
+    def next(self, wait: bool = True) -> TileBatch | End | None:
+        """Return what comes next, None when all slides have ended. Raises queue.Empty where nothing comes soon, or
+        where nothing is there and there is no `wait`.
+        """
+        item = self._items.get(wait, _LOOK_SECONDS)
         if isinstance(item, BaseException):
             raise item
         return item

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -34,13 +34,13 @@ from nh2st_pipe.store.write import StoreWriter
 from nh2st_pipe.tiles.manifest import SlideRow
 
 if TYPE_CHECKING:
-    from nh2st_pipe.encoders.encoder import Encoder
+    from nh2st_pipe.encoders.encoder import Encoder, TileEncoder
 
 __all__ = ["Executor", "Slides", "Work", "readers_beside"]
 
 Slides = Sequence[SlideRow]
 
-_MOST_READERS = 16
+_MOST_READERS = 16  # of a device
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Work:
     def do(
         self,
         todo: Slides,
-        encoder: Encoder,
+        encoder: TileEncoder,
         summary: EmbedSummary,
         stop: Stop,
         progress: Progress,
@@ -97,15 +97,13 @@ class Work:
 
         A fault of one slide is put down and the others go on; any other is raised, with what was done kept.
         """
-        from nh2st_pipe.encoders.batches import batch_that_fits
-
-        size = self.options.batch_size or batch_that_fits(encoder, self.contract.views)
-        workers = self.options.workers or readers_beside(encoder.device.type, processes)
+        size = self.options.batch_size or encoder.fits(self.contract.views)
+        workers = self.options.workers or readers_beside(encoder.kind, processes, len(encoder.devices))
         progress.start("embedding", len(todo), "tiles")
         with ExitStack() as ending:
             readers = _started(ending, self.options.readers, encoder, size, workers, turn, summary, progress)
             summary.settings = {
-                "device": str(encoder.device),
+                "device": ",".join(encoder.devices),
                 "precision": self.contract.precision,
                 "batch_size": size,
                 "workers": workers,
@@ -141,7 +139,7 @@ class _Line:
         self._tiles = TileReader(self._planner, readers, store, size, self._faults, ended, asked)
         self._writer = Writer(self._faults, self._close)
 
-    def run(self, encoder: Encoder, stop: Stop) -> None:
+    def run(self, encoder: TileEncoder, stop: Stop) -> None:
         """Take every slide from one end to the other. Whatever ends it early leaves what was encoded in the store."""
         began, cpu = time.perf_counter(), time.process_time()
         with self._planner:
@@ -155,7 +153,8 @@ class _Line:
                 for slide in self._tiles.unfinished():
                     self._keep(slide)
         wall = max(time.perf_counter() - began, 1e-9)
-        self._summary.busy = {"main": [(time.process_time() - cpu) / wall], "readers": self._readers.busy()}
+        main = (time.process_time() - cpu) / wall
+        self._summary.busy = {"main": [main], "readers": self._readers.busy(), "encoders": encoder.busy()}
 
     def _keep(self, slide: Ready) -> None:
         """Keep what was encoded of a slide that does not come to its end. What ends the run is not this."""
@@ -173,7 +172,7 @@ class _Line:
             self._writer.check()
 
         try:
-            while (item := self._next(check)) is not None:
+            while (item := self._next(station, check)) is not None:
                 station.take(item)
                 at = item.held.key if isinstance(item, End) else item.slide.key
                 self._progress.advance(self._summary.encoded_tiles, self._planner.expected_tiles(), at)
@@ -184,12 +183,19 @@ class _Line:
         with timed(self._summary, "writing"):
             self._writer.close()
 
-    def _next(self, check: Callable[[], None]) -> TileBatch | End | None:
-        """Return what comes next. Waiting for it is for slides to be opened; where it is for other processes, which
-        have all that is left, it counts for nothing here.
+    def _next(self, station: EncoderStation, check: Callable[[], None]) -> TileBatch | End | None:
+        """Return what comes next. What is under way is handed on before that is waited for: it may come only when a
+        slide has ended.
+
+        Waiting for it is for slides to be opened; where it is for other processes, which have all that is left, it
+        counts for nothing here.
         """
         while True:
             check()
+            with suppress(queue.Empty):
+                return self._tiles.next(wait=False)
+            if station.settle_one():
+                continue
             began, others = time.perf_counter(), self._planner.others_have_the_rest
             try:
                 return self._tiles.next()
@@ -219,7 +225,7 @@ class _Line:
 def _started(
     ending: ExitStack,
     kind: ReadersKind,
-    encoder: Encoder,
+    encoder: TileEncoder,
     batch_size: int,
     workers: int,
     turn: AbstractContextManager[object] | None,
@@ -234,7 +240,7 @@ def _started(
     px = encoder.recipe.input_px
     shape = batch_size, px, px, 3
     batches = batches_of_memory(batch_size, encoder.batches_ahead)
-    if kind == "processes" or (kind == "auto" and encoder.device.type == "cuda" and turn is None and workers > 1):
+    if kind == "processes" or (kind == "auto" and encoder.kind == "cuda" and turn is None and workers > 1):
         from nh2st_pipe.embedding.processes import ProcessReaders
 
         try:
@@ -260,8 +266,8 @@ class Executor(Protocol):
         """Embed the slides `todo`, and put down in `summary` what came of each; raise what ends more than one."""
 
 
-def readers_beside(device: str, processes: int = 1) -> int:
-    """Return how many read tiles where nobody says: on a GPU its share of the cores but one, since one core decodes a
-    thousand tiles a second; beside an encoder on the CPU two.
+def readers_beside(device: str, processes: int = 1, devices: int = 1) -> int:
+    """Return how many read tiles where nobody says: beside GPUs a process's share of the cores but one, since one core
+    decodes a thousand tiles a second; beside an encoder on the CPU two.
     """
-    return 2 if device == "cpu" else min(max(cores() // processes - 1, 2), _MOST_READERS)
+    return 2 if device == "cpu" else min(max(cores() // processes - 1, 2), _MOST_READERS * devices)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -24,9 +24,54 @@ from nh2st_pipe.encoders.views import dihedral
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from nh2st_pipe.core.shared import SharedArray
     from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision
 
-__all__ = ["Encoder", "Underway"]
+__all__ = ["Coming", "Encoder", "TileEncoder", "Underway"]
+
+
+class Coming(Protocol):
+    """Embeddings that are being made."""
+
+    def result(self) -> NDArray[np.float16]:
+        """Wait for the embeddings b × V × d. Raises EncoderError where a value is not finite in float16."""
+
+
+class TileEncoder(Protocol):
+    """What stage one needs of an encoder: it is on one device, or on several that share its batches."""
+
+    recipe: EncoderRecipe
+    batches_ahead: int
+    """Batches that may still be at work when the next is begun."""
+
+    @property
+    def kind(self) -> str:
+        """What kind of device it is on: cpu, cuda or mps."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that it is on."""
+
+    def blank(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Return an array of `shape` to read tiles into, from which the way to the device is shortest."""
+
+    def pinned(self, memory: SharedArray) -> AbstractContextManager[None]:
+        """Make the way to the device short from memory that others have made, while entered."""
+
+    def busy(self) -> list[float]:
+        """Return how many processors (CPU ÷ wall) each process of its own kept at work."""
+
+    def fits(self, views: int) -> int:
+        """Return how many tiles of `views` views to encode at once."""
+
+    def start(self, tiles_bhwc: NDArray[np.uint8], views: int = 1, view: int | None = None) -> Coming:
+        """Begin with what `encode` does. `tiles_bhwc` stay as they are until its result is there."""
+
+    def encode(self, tiles_bhwc: NDArray[np.uint8], views: int = 1, view: int | None = None) -> NDArray[np.float16]:
+        """Return the embeddings b × V × d of uint8 RGB tiles b × h × w × 3, h = w = the recipe's `input_px`.
+
+        The first `views` dihedral views, or `view` alone (V is 1 then).
+        """
 
 
 class Underway:
@@ -93,9 +138,29 @@ class Encoder(nn.Module):
         """Return an array of `shape` to read tiles into, from which the way to the device is shortest."""
         return self._transfer.blank(shape)
 
-    def pinned(self, values: NDArray[np.uint8]) -> AbstractContextManager[None]:
-        """Make the way to the device short from memory that others have made, while entered."""
-        return self._transfer.pinned(values)
+    @property
+    def kind(self) -> str:
+        """See TileEncoder."""
+        return self.device.type
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """See TileEncoder."""
+        return (str(self.device),)
+
+    def pinned(self, memory: SharedArray) -> AbstractContextManager[None]:
+        """See TileEncoder."""
+        return self._transfer.pinned(memory.array)
+
+    def busy(self) -> list[float]:
+        """See TileEncoder."""
+        return []
+
+    def fits(self, views: int) -> int:
+        """See TileEncoder."""
+        from nh2st_pipe.encoders.batches import batch_that_fits
+
+        return batch_that_fits(self, views)
 
     def encode(self, tiles_bhwc: NDArray[np.uint8], views: int = 1, view: int | None = None) -> NDArray[np.float16]:
         """Return the embeddings b × V × d of uint8 RGB tiles b × h × w × 3, h = w = the recipe's `input_px`.

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from nh2st_pipe.encoders.encoder import Encoder
+    from nh2st_pipe.encoders.encoder import TileEncoder
 
 __all__ = ["STAINS", "VERSION", "restain", "stain_shift", "stained", "tiles_for_shift"]
 
@@ -57,7 +57,7 @@ def stained(pixels: NDArray[np.uint8], gain: NDArray[np.float64], offset: NDArra
 
 
 def stain_shift(
-    encoder: Encoder, tiles_bhwc: NDArray[np.uint8], embeddings_bvd: NDArray[np.float16]
+    encoder: TileEncoder, tiles_bhwc: NDArray[np.uint8], embeddings_bvd: NDArray[np.float16]
 ) -> NDArray[np.float32]:
     """Return S × d: the mean over tiles of each stain's embedding less the tile's own.
 

@@ -1,4 +1,4 @@
-"""Several devices, a process each: here two of the CPU."""
+"""An encoder on several devices, a process each: here two of the CPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class Striking(Progress):
         self.said.append(text)
 
 
-def test_slides_are_shared_and_every_tile_is_encoded_once(make_study: Callable[..., Study]) -> None:
+def test_tiles_are_shared_and_every_one_is_encoded_once(
+    make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = make_study(5)
     study.embed(store=study.folder / "alone.zarr", views=8)
     (study.folder / "s3.png").write_text("no image")
@@ -48,19 +50,22 @@ def test_slides_are_shared_and_every_tile_is_encoded_once(make_study: Callable[.
     assert sorted(summary.done) == ["s0", "s1", "s2", "s4"]
     assert summary.kept == []
     assert set(summary.failed) == {"s3"}
-    assert summary.settings["processes"] == 2
+    assert summary.settings["device"] == "cpu,cpu"
+    assert len(summary.busy["encoders"]) == 2
+    assert min(summary.busy["encoders"]) > 0
     again = study.embed(views=8, device="cpu,cpu")
     assert (again.encoded_tiles, sorted(again.kept)) == (0, ["s0", "s1", "s2", "s4"])
     (study.folder / "s3.png").write_bytes((study.folder / "s2.png").read_bytes())
-    assert study.embed(views=8).done == ["s3"]
+    monkeypatch.delattr(os, "memfd_create")  # without memory that processes share, tiles are sent
+    assert study.embed(views=8, device="cpu,cpu").done == ["s3"]
     assert same(study.folder / "alone.zarr", study.folder / "store.zarr", but=("s3",))
 
 
-def test_a_process_that_is_killed_is_taken_over_from(make_study: Callable[..., Study]) -> None:
-    study = make_study(6)
+def test_a_process_that_is_killed_is_taken_over_from_within_a_slide(make_study: Callable[..., Study]) -> None:
+    study = make_study(1)
     study.embed(store=study.folder / "alone.zarr")
     progress = Striking(lambda pid: os.kill(pid, signal.SIGKILL))
-    summary = study.embed(device="cpu,cpu", batch_size=1, progress=progress)
+    summary = study.embed(device="cpu,cpu", batch_size=1, readers="processes", progress=progress)
     assert progress.struck
     assert [words for words in progress.said if "was killed by signal 9" in words and "the others take over" in words]
     assert summary.failed == {}
@@ -81,6 +86,23 @@ def test_when_the_end_is_asked_for_all_processes_keep_what_they_have(make_study:
     assert kept >= 10
     assert study.embed().encoded_tiles == 6 * 25 - kept
     assert multiprocessing.active_children() == []
+
+
+def test_when_all_processes_are_gone_what_was_encoded_is_kept(make_study: Callable[..., Study]) -> None:
+    study = make_study(1)
+
+    def strike(_: int) -> None:
+        for child in psutil.Process().children():
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+
+    with pytest.raises(EncoderError, match=r"no process with the encoder is left: that for cpu was killed by signal 9"):
+        study.embed(device="cpu,cpu", batch_size=1, progress=Striking(strike))
+    record = open_store(study.folder / "store.zarr").record("s0")
+    assert record is not None
+    kept = record.state.rows + record.state.partial
+    assert kept >= 10
+    assert study.embed().encoded_tiles == 25 - kept
 
 
 def test_what_no_process_can_do_is_raised_before_there_is_a_store(study: Study, lite0_weights: Path) -> None:
