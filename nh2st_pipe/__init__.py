@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nh2st_pipe.prediction import predict
     from nh2st_pipe.reporting.page import report
     from nh2st_pipe.runs.model import load_model
+    from nh2st_pipe.store.arrays import SlideArrays, write_store
     from nh2st_pipe.store.read import open_store
     from nh2st_pipe.training.repeat import repeat
     from nh2st_pipe.training.run import train
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "NH2ST",
+    "SlideArrays",
     "__version__",
     "bench",
     "check",
@@ -41,10 +43,12 @@ __all__ = [
     "report",
     "sweep",
     "train",
+    "write_store",
 ]
 
 _HOME = {
     "NH2ST": "nh2st_pipe.heads.nh2st",
+    "SlideArrays": "nh2st_pipe.store.arrays",
     "bench": "nh2st_pipe.benching.run",
     "check": "nh2st_pipe.checking.run",
     "compare": "nh2st_pipe.evaluation.compare",
@@ -57,6 +61,7 @@ _HOME = {
     "report": "nh2st_pipe.reporting.page",
     "sweep": "nh2st_pipe.training.sweep",
     "train": "nh2st_pipe.training.run",
+    "write_store": "nh2st_pipe.store.arrays",
 }
 
 

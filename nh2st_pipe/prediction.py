@@ -130,6 +130,11 @@ def predict(
     differences = about.store.differences(store.contract, one_store=False)
     if differences:
         raise StoreError(f"{model} was trained on embeddings of {'; '.join(differences)}, as in {store.location}")
+    if about.store.across(store.contract):
+        summary.notices.append(
+            f"the head was trained on {about.store.made_by()}, and these are {store.contract.made_by()}: encoder, "
+            "pooling, input and tile size agree; whether the weights are the same cannot be told"
+        )
     names = store.slides() if wanted is None else [name for name in wanted if name not in summary.failed]
     if wanted is None:
         _not_whole(store, summary)
@@ -396,7 +401,7 @@ def _embed(
     there = None if Location(path).is_empty() else open_store(path).contract
     overlap = overlap_for(pitch) if there is None else None
     found = known_weights(recipe, given, there) or find_weights(recipe, given, trust_remote_code)
-    if found.sha256 != trained_on.weights.sha256:
+    if trained_on.imported is None and found.sha256 != trained_on.weights.sha256:
         raise StoreError(
             f"the model was trained on embeddings of {trained_on.weights.source} (SHA-256 "
             f"{trained_on.weights.sha256[:12]}…), and {found.source} is another file ({found.sha256[:12]}…); give that "

@@ -264,6 +264,9 @@ def inspect(store: Annotated[str, typer.Argument(help="Store to look at.")], as_
     def say() -> None:
         typer.echo(opened.in_words(len(whole)))
         typer.echo(f"weights: {contract.weights.source}, SHA-256 {contract.weights.sha256}; {contract.precision}")
+        if contract.imported is not None:
+            assumed = f"; assumed, for its files do not tell: {listed(contract.imported.assumed)}"
+            typer.echo(f"{contract.made_by()}{assumed if contract.imported.assumed else ''}")
         for name, slide in slides.items():
             what = "with expression" if slide["expression"] else "without expression"
             made = whole[name].resolved

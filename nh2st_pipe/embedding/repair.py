@@ -44,6 +44,11 @@ def repair(
             f"{found.store} has format {store.format}, in which no slide can be made anew; delete the folders of "
             f"{listed(found.damaged)} in it, nh2st-pipe upgrade it, and embed them again. Nothing was changed"
         )
+    if store.contract.imported is not None:
+        raise StoreError(
+            f"{found.store} holds {store.contract.made_by()}, which cannot be made anew from slides: delete the "
+            f"folders of {listed(found.damaged)} in it, and import them again. Nothing was changed"
+        )
     for slide_id in found.damaged:
         _check_image(store, rows[slide_id])
     if any(encoded_anew(faults) for faults in found.damaged.values()):

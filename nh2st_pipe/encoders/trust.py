@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nh2st_pipe.core.errors import UsageError
+from nh2st_pipe.core.errors import EncoderError, UsageError
 
 if TYPE_CHECKING:
     from nh2st_pipe.recipes.encoder import EncoderRecipe
@@ -13,7 +13,14 @@ __all__ = ["check_pinned", "check_trust"]
 
 
 def check_trust(recipe: EncoderRecipe, trust_remote_code: bool) -> None:
-    """Raise UsageError where an encoder runs code of its repository, and nobody has said that it may."""
+    """Raise UsageError where an encoder runs code of its repository, and nobody has said that it may; EncoderError
+    where nothing can be run, for its name alone is known.
+    """
+    if recipe.kind == "imported":
+        raise EncoderError(
+            f"encoder {recipe.name} is known by its name alone, from features that were imported: nothing can be "
+            "encoded with it here; give a recipe of it with --encoder FILE.yaml"
+        )
     if recipe.kind == "remote" and not trust_remote_code:
         raise UsageError(
             f"encoder {recipe.name} runs the code in its repository {recipe.repo}: read it there, and allow it with "

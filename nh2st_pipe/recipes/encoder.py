@@ -109,9 +109,10 @@ class EncoderRecipe(Strict):
 
     name: str
     """What a store calls it."""
-    kind: Literal["timm", "transformers", "remote", "package", "fake"] = "timm"
+    kind: Literal["timm", "transformers", "remote", "package", "fake", "imported"] = "timm"
     """`timm` builds `architecture`, and so does `transformers`; `remote` runs the code in `repo`, where that is
-    allowed; `package` calls the authors' own; `fake` is the weightless encoder used in tests and dry runs."""
+    allowed; `package` calls the authors' own; `fake` is the weightless encoder used in tests and dry runs; `imported`
+    is known by its name alone, from a tool whose features were imported: nothing can be encoded with it."""
     architecture: str = Field("", pattern=_ARCHITECTURE)
     """timm's name of the architecture (small letters, digits and _; never a place to fetch it from); of transformers,
     `vit`, `dinov2` or `dinov2_with_registers`."""

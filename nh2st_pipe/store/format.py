@@ -29,6 +29,7 @@ __all__ = [
     "THUMBNAIL",
     "Contract",
     "ImageSource",
+    "Imported",
     "ManifestRow",
     "Picture",
     "Resolved",
@@ -50,6 +51,7 @@ FORMAT = 3
 KEY = "nh2st_pipe"
 THUMBNAIL = "thumbnail.png"
 _MPP_TOLERANCE = 1e-3  # as far as an estimate may move between two versions; a tile of 224 px by less than a quarter px
+_TILE_TOLERANCE = 0.02  # between tools, which round to px of the slide
 Count = Annotated[int, Field(ge=0)]
 Value = TypeVar("Value", bound=BaseModel)
 
@@ -62,6 +64,25 @@ class WeightsOf(BaseModel):
     """Of the file, and of the code beside it where that runs; "none" for an encoder without weights."""
     source: str
     """Where they are from, in words."""
+
+
+class Imported(BaseModel):
+    """What is known of embeddings that another tool made."""
+
+    model_config = ConfigDict(frozen=True)
+    tool: str
+    version: str = ""
+    """Of the tool, as its files say; empty where they do not."""
+    encoder: str
+    """What the tool calls it."""
+    stored: str
+    """Type in which the tool keeps values: float16, float32 …"""
+    assumed: tuple[str, ...] = ()
+    """What of the contract its files do not tell and was taken from what the tool does by default."""
+
+    def in_words(self) -> str:
+        """Return it in words."""
+        return f"{self.tool} (its encoder {self.encoder}, values in {self.stored})"
 
 
 class Contract(BaseModel):
@@ -78,10 +99,21 @@ class Contract(BaseModel):
     views: Literal[1, 8]
     grid: GridOptions = GridOptions()
     """How tiles lie on slides without spots: which they are, and not what their embeddings are."""
+    origin: Literal["embedded", "imported"] = "embedded"
+    """Whether the embeddings were made by `embed`, or by another tool."""
+    imported: Imported | None = None
+    """Of those by another tool."""
+
+    @pydantic.model_validator(mode="after")
+    def _says_where_from(self) -> Contract:
+        if (self.origin == "imported") != (self.imported is not None):
+            raise ValueError("origin and imported contradict each other")
+        return self
 
     def attributes(self) -> dict[str, Any]:
         """Return the contract as JSON values, with the format's number."""
-        return {"format": FORMAT, **self.model_dump(mode="json")}
+        own = {"origin", "imported"} if self.origin == "embedded" else set[str]()
+        return {"format": FORMAT, **self.model_dump(mode="json", exclude=own)}
 
     @property
     def dim(self) -> int:
@@ -91,9 +123,15 @@ class Contract(BaseModel):
     def differences(self, other: Contract, *, one_store: bool = True) -> list[str]:
         """Return in words where `other` differs, so that both values are named.
 
-        What has to be the same within `one_store` alone, and not for a model of another one, is views and grid.
+        What has to be the same within `one_store` alone, and not for a model of another one, is views and grid. There
+        a tool's embeddings mix with its own alone; a model of one may be applied to another's where what decides their
+        meaning agrees (see `across`).
         """
         found = []
+        if one_store and self._tool() != other._tool():
+            found.append(f"{self.made_by()}, not {other.made_by()}")
+        if not one_store and self.across(other):
+            return self._differences_across(other)
         mine, theirs = self.identity, other.identity
         if mine["name"] != theirs["name"]:
             found.append(f"encoder {mine['name']}, not {theirs['name']}")
@@ -113,6 +151,33 @@ class Contract(BaseModel):
         if one_store and self.views != other.views:
             found.append(f"{self.views} views, not {other.views}")
         return found
+
+    def across(self, other: Contract) -> bool:
+        """Whether the two were made by different tools: their weights cannot be held against each other then."""
+        return self._tool()[:2] != other._tool()[:2]
+
+    def _differences_across(self, other: Contract) -> list[str]:
+        """Return where encoder, pooling, dimension, input or tile size differ, as far as both know them."""
+        found = []
+        for key in ("name", "pooling", "dim", "input_px"):
+            one, two = self.identity.get(key), other.identity.get(key)
+            if one != two:
+                found.append(f"{'encoder' if key == 'name' else key} {one}, not {two}")
+        if not _same_tile(self.tile, other.tile):
+            found.append(f"tiles of {tile_words(self.tile)}, not {tile_words(other.tile)}")
+        return found
+
+    def _tool(self) -> tuple[str, ...]:
+        made = self.imported
+        return (self.origin,) if made is None else (self.origin, made.tool, made.encoder, made.stored)
+
+    def made_by(self) -> str:
+        """Return in words what made the embeddings."""
+        return "embeddings of embed" if self.imported is None else f"features imported from {self.imported.in_words()}"
+
+
+def _same_tile(one: dict[Any, float | None], two: dict[Any, float | None]) -> bool:
+    return all(_alike(one[side], two[side], _TILE_TOLERANCE) for side in ("size_um", "size_level0_px"))
 
 
 def grid_words(grid: GridOptions) -> str:
@@ -146,6 +211,8 @@ class ImageSource(Strict):
     """Fingerprint of the tissue mask's file."""
     mpp: float | None = None
     """The manifest's, where it has one."""
+    features: str | None = None
+    """Fingerprint of the file of another tool from which the embeddings were imported."""
 
     def same(self, other: ImageSource) -> bool:
         """Whether embeddings of the two are the same; an mpp that differs by less than 0.1 % is."""
@@ -153,7 +220,7 @@ class ImageSource(Strict):
 
     def differences(self, other: ImageSource) -> list[str]:
         """Return the names of what differs."""
-        found = [name for name in ("image", "tissue") if getattr(self, name) != getattr(other, name)]
+        found = [name for name in ("image", "tissue", "features") if getattr(self, name) != getattr(other, name)]
         return found if _alike(self.mpp, other.mpp) else [*found, "mpp"]
 
 
@@ -189,8 +256,8 @@ class Resolved(Strict):
         return not self.differences(other) and (self.reader == other.reader or not self.reader)
 
 
-def _alike(one: float | None, two: float | None) -> bool:
-    return one == two or (one is not None and two is not None and abs(one / two - 1) < _MPP_TOLERANCE)
+def _alike(one: float | None, two: float | None, tolerance: float = _MPP_TOLERANCE) -> bool:
+    return one == two or (one is not None and two is not None and abs(one / two - 1) < tolerance)
 
 
 class Picture(Strict):
@@ -235,9 +302,11 @@ class SlideRecord(Strict):
     """On `thumbnail.png`; None until the slide is complete."""
     lease: str | None = None
     """The fence of whoever is writing the slide; None when it is complete."""
+    slide_embeddings: tuple[str, ...] = ()
+    """Names of the vectors of the whole slide in `slide_embedding/`."""
     seen: dict[str, Seen] = Field(default_factory=dict)
     """Size and time (ns) of the files whose fingerprints are here, when those were taken: `image`, `tissue`,
-    `expression`. A file that has both still is not read anew; without them it is."""
+    `expression`, `features`. A file that has both still is not read anew; without them it is."""
     state: SlideState
     files: dict[str, tuple[Count, str]] = Field(default_factory=dict)
     """Every file of a complete slide below its folder: size in bytes and CRC-32C."""

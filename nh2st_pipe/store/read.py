@@ -62,7 +62,9 @@ class SlideData:
     block: int | None = None
     """Which block of the slide these spots are (`data.blocks`); None for all of it."""
     slide_vector: NDArray[np.float32] | None = None
-    """What an encoder of whole slides says of it; None where the store has no such vector."""
+    """What an encoder of whole slides says of it; None where the store has no such vector, or several."""
+    slide_vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """All such vectors, by the encoders' names."""
 
     def __len__(self) -> int:
         return len(self.barcodes)
@@ -291,6 +293,7 @@ class Store:
             use_views = "views" in emb["obsm"] and not first_view_only
             views = _read_embeddings(emb["obsm/views"] if use_views else emb["X"], into)
             xy, uns = emb["obsm/spatial"][:], self._uns(record, emb)
+            vectors = {name: group[f"slide_embedding/{name}"][:] for name in record.slide_embeddings}
             shift = group["stain_shift"][:] if record.stain_shift is not None else None
             barcodes = [str(name) for name in obs.index]
             if DISTANCES in emb.get("obsp", ()):
@@ -316,6 +319,9 @@ class Store:
             raise self._damage(slide_id, "its neighbours are not spots of it")
         if shift is not None and not (shift.shape[1:] == views.shape[2:] and np.isfinite(shift).all()):
             raise self._damage(slide_id, "its stain shift is not one of its embeddings")
+        for name, vector in vectors.items():
+            if vector.ndim != 1 or not np.isfinite(vector).all():
+                raise self._damage(slide_id, f"slide_embedding/{name} is no vector of numbers")
         if not np.isfinite(xy).all():
             raise self._damage(slide_id, "places of its spots are not numbers")
         return SlideData(
@@ -332,6 +338,8 @@ class Store:
             genes=genes,
             uns=uns,
             stain_shift=shift,
+            slide_vector=next(iter(vectors.values())) if len(vectors) == 1 else None,
+            slide_vectors=vectors,
         )
 
     def _uns(self, record: SlideRecord, embedding: Any) -> dict[str, Any]:

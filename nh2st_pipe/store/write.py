@@ -245,6 +245,17 @@ class SlideWriter:
             self._kept.write(record)
             self._record = record
 
+    def write_slide_embeddings(self, vectors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Write what encoders of whole slides say of it: vectors of any length, by the encoders' names."""
+        with self._unless_broken():
+            for name, vector in vectors.items():
+                path = f"slide_embedding/{name}"
+                array = self._group.create_array(path, shape=vector.shape, dtype="float32", overwrite=True)
+                array[:] = vector
+            record = self._record.model_copy(update={"slide_embeddings": tuple(sorted(vectors))})
+            self._kept.write(record)
+            self._record = record
+
     def append(self, embeddings: NDArray[np.float16]) -> None:
         """Take the embeddings (b × V × d) of the next b tiles."""
         with self._unless_broken():

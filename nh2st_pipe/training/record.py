@@ -159,6 +159,7 @@ def setting_of(recipe: TrainRecipe, study: Study) -> dict[str, Any]:
             "encoder": contract.identity["name"],
             "weights_sha256": contract.weights.sha256,
             "weights_source": contract.weights.source,
+            "origin": contract.origin,
             "precision": contract.precision,
             "tile": contract.tile,
             "views": contract.views,

@@ -146,6 +146,8 @@ def train(
         for slide_id, words in own.cautions.items():
             notes.append(f"{slide_id}, held out: {words}")
         notes += _about_tiles(store.contract.tile["size_level0_px"], records)
+        if store.contract.imported is not None:
+            notes.append(f"trained on {store.contract.made_by()}: its files do not tell which weights made them")
         metrics = {**metrics_of(resolved, study, outcomes, final, notes), "jobs": jobs}
         if not splits:
             write_in_sample(folder, study, resolved, final.model)
