@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,8 @@ Asking = tuple[ProcessReaders, Callable[[str], Ask], list[str]]
 def _killed(readers: ProcessReaders) -> None:
     for seat in readers._seats:
         if seat.process is not None:
-            os.kill(seat.process.pid or 0, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # killed before, and asked for nothing since
+                os.kill(seat.process.pid or 0, signal.SIGKILL)
             seat.process.join()
 
 
