@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nh2st_pipe.evaluation.compare import compare
     from nh2st_pipe.evaluation.judge import evaluate
     from nh2st_pipe.heads.nh2st import NH2ST
+    from nh2st_pipe.importing.run import import_features
     from nh2st_pipe.prediction import predict
     from nh2st_pipe.reporting.page import report
     from nh2st_pipe.runs.model import load_model
@@ -36,6 +37,7 @@ __all__ = [
     "compare",
     "embed",
     "evaluate",
+    "import_features",
     "load_model",
     "open_store",
     "predict",
@@ -54,6 +56,7 @@ _HOME = {
     "compare": "nh2st_pipe.evaluation.compare",
     "embed": "nh2st_pipe.embedding.run",
     "evaluate": "nh2st_pipe.evaluation.judge",
+    "import_features": "nh2st_pipe.importing.run",
     "load_model": "nh2st_pipe.runs.model",
     "open_store": "nh2st_pipe.store.read",
     "predict": "nh2st_pipe.prediction",

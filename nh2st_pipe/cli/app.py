@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 import nh2st_pipe
-from nh2st_pipe.cli import benching, datasets, embedding, training
+from nh2st_pipe.cli import benching, datasets, embedding, importing, training
 from nh2st_pipe.cli.entry import INTERRUPTED
 
 __all__ = ["app", "main"]
@@ -53,6 +53,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     benching.bench,
     benching.benchmark,
     embedding.embed,
+    importing.import_features,
     training.train,
     training.sweep,
     training.predict,

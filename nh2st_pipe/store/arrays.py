@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import RecipeError, StoreError, UsageError, listed, nearest
+from nh2st_pipe.core.errors import RecipeError, SlideError, StoreError, UsageError, listed, nearest
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.recipes import files
 from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision, load_encoder_recipe
@@ -107,7 +107,7 @@ class Laid:
 def lay_down(store: StoreWriter, laid: Laid, *, redo_changed: bool = False) -> bool:
     """Write a slide, under its lease; say whether there was something to do. One that was cut short is gone on with.
 
-    Raises StoreError where a complete slide of another source is there, unless `redo_changed`.
+    Raises SlideError where a complete slide of another source is there, unless `redo_changed`.
     """
     slide_id = laid.row.slide_id
     with store.lease(slide_id) as lease:
@@ -117,7 +117,7 @@ def lay_down(store: StoreWriter, laid: Laid, *, redo_changed: bool = False) -> b
             if not differs and record.expression == laid.expression:
                 return False
             if differs and not redo_changed:
-                raise StoreError(
+                raise SlideError(
                     f"{slide_id}: {' and '.join(differs)} changed since it was written; write it anew with "
                     "redo_changed (--redo-changed), or give the changed slide another slide_id"
                 )
@@ -152,7 +152,8 @@ def write_store(
     the next is asked for.
 
     Raises StoreError, naming the slide and the row, where arrays do not belong together, hold what is no number in
-    float16, or the store was made in another way; UsageError for options that contradict each other.
+    float16, or the store was made in another way; SlideError where a slide changed since it was written; UsageError for
+    options that contradict each other.
     """
     if (tile_um is None) == (tile_px is None):
         raise UsageError("write_store takes either tile_um or tile_px: the side of a tile")

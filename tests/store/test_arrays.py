@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse as sp
 
 import nh2st_pipe
-from nh2st_pipe.core.errors import EncoderError, NH2STError, StoreError, UsageError
+from nh2st_pipe.core.errors import EncoderError, NH2STError, SlideError, StoreError, UsageError
 from nh2st_pipe.embedding.plan import recipe_of
 from nh2st_pipe.encoders.weights import find_weights
 from nh2st_pipe.store.arrays import SlideArrays, write_store
@@ -74,7 +74,7 @@ def test_writing_again_keeps_what_is_the_same_and_refuses_what_is_not(tmp_path: 
     again = write(tmp_path / "s.zarr", arrays(), arrays("b"))
     assert (again.kept, again.done) == (["a"], ["b"])
     other = replace(arrays(), features=arrays().features + 1)
-    with pytest.raises(StoreError, match="a: features changed since it was written"):
+    with pytest.raises(SlideError, match="a: features changed since it was written"):
         write(tmp_path / "s.zarr", other)
     assert write(tmp_path / "s.zarr", other, redo_changed=True).done == ["a"]
     assert np.array_equal(open_store(tmp_path / "s.zarr").read("a").views[:, 0], other.features.astype(np.float16))

@@ -1,0 +1,1 @@
+"""Features that other tools made, brought into a store: one module a tool, on shared parts."""
