@@ -66,6 +66,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     datasets.manifest,
     datasets.reproduce,
     embedding.encoders,
+    training.heads,
     datasets.demo,
 )
 for _command in _COMMANDS:

@@ -14,7 +14,7 @@ from nh2st_pipe.core.errors import UsageError, listed
 if TYPE_CHECKING:
     from nh2st_pipe.training.run import Run
 
-__all__ = ["KEY", "aligned", "compare", "evaluate", "predict", "report", "say_run", "sweep", "table", "train"]
+__all__ = ["KEY", "aligned", "compare", "evaluate", "heads", "predict", "report", "say_run", "sweep", "table", "train"]
 
 
 Genes = Annotated[
@@ -395,3 +395,12 @@ def report(
     from nh2st_pipe.reporting.page import report as write
 
     typer.echo(str(write(run, out)))
+
+
+def heads(as_json: Json = False) -> None:
+    """List the heads that can be trained, ours and those that packages register."""
+    from nh2st_pipe.heads.registry import every_head
+
+    every = every_head()
+    lines = [f"{each['name']:<16} {each['about']}" for each in every]
+    show({"heads": every}, as_json, lambda: typer.echo("\n".join(lines)))

@@ -222,19 +222,19 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
         """Whether predictions are smoothed as the target is. Models of earlier versions do not say, and did so where
         they learnt from what was not smoothed.
         """
-        from nh2st_pipe.recipes.train import HEADS
+        from nh2st_pipe.recipes.train import head_recipe
 
         known = self.about.get("smooth_predictions")
-        return bool(HEADS[self.kind].learns_raw) if known is None else bool(known)
+        return bool(head_recipe(self.kind).learns_raw) if known is None else bool(known)
 
     def predict_spots(self, samples: Samples) -> Prediction:
         """Return predictions with what the head can say about them, smoothed over a slide's spots as the target is.
 
         This is the one place for that, so that a head and its baselines are smoothed alike.
         """
-        from nh2st_pipe.recipes.train import HEADS
+        from nh2st_pipe.recipes.train import head_recipe
 
-        HEADS[self.kind].check_slides(samples.parts, training=False)
+        head_recipe(self.kind).check_slides(samples.parts, training=False)
         said = self.predict_unsmoothed(samples)
         if self.smooths and samples.smoothed:
             # The mean of neighbours' spreads is never less than the spread of their mean.

@@ -6,6 +6,7 @@ Every field is checked when the value is made and saved with the run. Defaults a
 from __future__ import annotations
 
 import itertools
+import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from nh2st_pipe.core.errors import TrainError, UsageError, listed
-from nh2st_pipe.recipes import files
+from nh2st_pipe.core.errors import RecipeError, TrainError, UsageError, listed, nearest
+from nh2st_pipe.recipes import files, plugins
 from nh2st_pipe.recipes.values import Strict, faults_in_words, validate
 
 if TYPE_CHECKING:
@@ -31,12 +32,15 @@ __all__ = [
     "MeanHead",
     "NBHead",
     "NH2STHead",
+    "PlugInHead",
     "RetrievalPart",
     "RidgeHead",
     "TargetRecipe",
     "TrainRecipe",
     "as_kept",
+    "head_recipe",
     "load_train_recipe",
+    "train_recipe_names",
     "with_settings",
 ]
 
@@ -402,6 +406,13 @@ class ContextHead(HeadRecipe):
         return self
 
 
+class PlugInHead(HeadRecipe):
+    """What the fields of every head of others have in common: a subclass has more, typed and with their defaults."""
+
+    kind: str
+    """By which it is known: the name it is registered by, "package.module:Class" or "file.py:Class"."""
+
+
 class NBHead(HeadRecipe):
     """nh2st-nb: raw counts as they are, negative binomial, on the features of nh2st-context."""
 
@@ -448,16 +459,78 @@ class NBHead(HeadRecipe):
         return self
 
 
-Head = Annotated[
-    MeanHead | RidgeHead | HestRidgeHead | KNNHead | MLPHead | DeepSpotHead | NH2STHead | ContextHead | NBHead,
-    Field(discriminator="kind"),
-]
+Ours = MeanHead | RidgeHead | HestRidgeHead | KNNHead | MLPHead | DeepSpotHead | NH2STHead | ContextHead | NBHead
 _OWN_SPOT = "it looks at the spot's own embedding alone; ridge-context and nh2st-context look around it"
 
 HEADS: dict[str, type[HeadRecipe]] = {
-    typing.get_args(head.model_fields["kind"].annotation)[0]: head for head in typing.get_args(typing.get_args(Head)[0])
+    typing.get_args(head.model_fields["kind"].annotation)[0]: head for head in typing.get_args(Ours)
 }
-"""Every head by its kind."""
+"""Every head of ours by its kind."""
+
+_PLUG_IN = "plug-in"
+
+
+def head_recipe(kind: str) -> type[HeadRecipe]:
+    """Return the recipe of heads of `kind`: ours, or those of others (`recipes.plugins`).
+
+    Raises RecipeError where there is none, or it cannot be loaded.
+    """
+    if kind in HEADS:
+        return HEADS[kind]
+    found = plugins.plugged(plugins.HEADS, kind, HEADS)
+    if found is None:
+        known = [*HEADS, *plugins.registered(plugins.HEADS, HEADS)]
+        raise RecipeError(f"no head is called '{kind}'{nearest(kind, known)} (there are {', '.join(known)})")
+    recipe = getattr(found.what, "recipe", None)
+    if not (isinstance(recipe, type) and issubclass(recipe, PlugInHead)):
+        raise RecipeError(
+            f"{kind} has no `recipe`, a subclass of nh2st_pipe.recipes.train.PlugInHead with its fields; "
+            "docs/templates/head.py shows one"
+        )
+    return recipe
+
+
+def _kind(value: Any) -> str:
+    """Return which part of the union a head is."""
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return kind if kind in HEADS else _PLUG_IN
+
+
+def _of_others(value: Any) -> HeadRecipe:
+    """Return the recipe of a head of others, checked by its own class."""
+    if isinstance(value, PlugInHead):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"should be a group of keys (got {value!r})")
+    kind = value.get("kind")
+    if not isinstance(kind, str):
+        raise ValueError("kind: is missing" if kind is None else f"kind: should be a name (got {kind!r})")
+    try:
+        recipe = head_recipe(kind)
+        return recipe.model_validate(value)
+    except pydantic.ValidationError as error:
+        raise ValueError(faults_in_words(error, recipe)) from None
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
+
+
+if TYPE_CHECKING:
+    Head = Ours  # a head of others has a kind that is no literal, by which mypy could tell ours apart
+else:
+    Head = Annotated[
+        Annotated[MeanHead, Tag("mean")]
+        | Annotated[RidgeHead, Tag("ridge")]
+        | Annotated[HestRidgeHead, Tag("hest-ridge")]
+        | Annotated[KNNHead, Tag("knn")]
+        | Annotated[MLPHead, Tag("mlp")]
+        | Annotated[DeepSpotHead, Tag("deepspot")]
+        | Annotated[NH2STHead, Tag("nh2st")]
+        | Annotated[ContextHead, Tag("nh2st-context")]
+        | Annotated[NBHead, Tag("nh2st-nb")]
+        | Annotated[pydantic.SerializeAsAny[PlugInHead], pydantic.BeforeValidator(_of_others), Tag(_PLUG_IN)],
+        Discriminator(_kind),
+    ]
+"""A head of ours, or of others."""
 
 
 class RetrievalPart(Strict):
@@ -592,6 +665,12 @@ class TrainRecipe(Strict):
             raise ValueError("trust_from has no effect without folds: no gene is judged")
         return self
 
+    def __reduce__(self) -> Any:
+        """Be made again from values where a head is of others: its class may not be there yet in another process."""
+        if isinstance(self.head, PlugInHead):
+            return TrainRecipe.model_validate, (self.model_dump(),)
+        return super().__reduce__()
+
     def protocol_in_words(self) -> str:
         """Say what the run of this recipe chooses and on what, and what is fixed."""
         named = isinstance(self.targets.genes, tuple)
@@ -656,11 +735,15 @@ class TrainRecipe(Strict):
         """Give heads trained by steps their defaults, and refuse `fit` where nothing would read it."""
         head = values.get("head") if isinstance(values, dict) else None
         kind = head.get("kind") if isinstance(head, dict) else getattr(head, "kind", None)
-        if kind not in HEADS:
+        try:
+            by_epochs = head_recipe(kind).by_epochs if isinstance(kind, str) else None
+        except RecipeError:
+            by_epochs = None
+        if by_epochs is None:  # the head's own check says what is wrong
             return values
-        if HEADS[kind].by_epochs and values.get("fit") is None:
+        if by_epochs and values.get("fit") is None:
             return {**values, "fit": {}}
-        if not HEADS[kind].by_epochs and values.get("fit") is not None:
+        if not by_epochs and values.get("fit") is not None:
             if values["fit"] == FitRecipe().model_dump():  # as recipe.yaml of earlier versions has it
                 return {**values, "fit": None}
             raise ValueError(f"fit has no effect on a head of kind {kind}, whose numbers stand in head; leave it out")
@@ -669,8 +752,24 @@ class TrainRecipe(Strict):
 
 def load_train_recipe(name: str | Path, settings: Iterable[str] = ()) -> TrainRecipe:
     """Return the training recipe called `name` (or in the file `name`) with `settings` applied; see `with_settings`."""
+    if (data := _of_head_alone(str(name))) is not None:
+        return validate(TrainRecipe, with_settings(data, settings), str(name))
     path = files.find("stages/train", name)
     return validate(TrainRecipe, with_settings(files.load_yaml(path), settings), path.name)
+
+
+def _of_head_alone(name: str) -> dict[str, Any] | None:
+    """Return a recipe of the head of others called `name`, with our baselines; None where that is a recipe."""
+    ours = name in files.names("stages/train") or name.endswith((".yaml", ".yml"))
+    if ours or (not plugins.by_reference(name) and name not in plugins.registered(plugins.HEADS, HEADS)):
+        return None
+    called = re.sub("[^A-Za-z0-9._-]", "-", name.rpartition(":")[2])
+    return {"name": called, "head": {"kind": name}, "baselines": ["mean", "ridge", "ridge-context"]}
+
+
+def train_recipe_names() -> list[str]:
+    """Return the names that `load_train_recipe` knows: our recipes, and heads that packages register."""
+    return [*files.names("stages/train"), *plugins.registered(plugins.HEADS, HEADS)]
 
 
 def as_kept(targets: Any) -> Any:

@@ -7,11 +7,12 @@ import io
 import json
 from pathlib import Path
 
-from nh2st_pipe.core.errors import HubError, RunError, fault_of, nearest, reason_of
+from nh2st_pipe.core.errors import HubError, RecipeError, RunError, fault_of, nearest, reason_of
 from nh2st_pipe.evaluation.reference import REFERENCE, Reference
 from nh2st_pipe.heads.base import HeadModel
 from nh2st_pipe.heads.carry import CARRY
 from nh2st_pipe.heads.registry import head_class
+from nh2st_pipe.recipes.plugins import by_reference
 from nh2st_pipe.runs.checksums import SUMS, check_files, write_sums
 
 __all__ = ["HUB", "load_model", "load_reference", "model_files", "model_folder", "save_model"]
@@ -33,11 +34,15 @@ def load_model(where: str | Path) -> HeadModel:
     beside = [CARRY] if (folder / CARRY).is_file() else []
     check_files(folder, ("config.json", "model.safetensors", *beside))  # its card may be edited
     with fault_of(RunError, f"{config_file} is damaged"):
-        kind = json.loads(config_file.read_text(encoding="utf-8")).get("kind")
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        kind, made_by = config.get("kind"), (config.get("about") or {}).get("plug_in")
+    if str(where).startswith(HUB) and by_reference(str(kind)):
+        raise RunError(f"{where} names its code by {kind}: from a hub, only heads that a package registers are loaded")
     try:
         kind_of_head = head_class(kind)
-    except RunError as error:
-        raise RunError(f"{config_file} describes {error}") from None
+    except (RunError, RecipeError) as error:
+        needs = f"; it was trained with {made_by}: install that, or lay it where it was" if made_by else ""
+        raise RunError(f"{config_file} describes {error}{needs}") from None
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the mixin announces itself on stdout
             model = kind_of_head.from_pretrained(str(folder))

@@ -14,7 +14,7 @@ from nh2st_pipe.data.study import Study
 from nh2st_pipe.evaluation.statistics import gene_figures, intervals_of
 from nh2st_pipe.evaluation.trust import Trust
 from nh2st_pipe.heads.base import HeadModel
-from nh2st_pipe.heads.registry import Trained
+from nh2st_pipe.heads.registry import Trained, source_of
 from nh2st_pipe.recipes.train import TrainRecipe
 from nh2st_pipe.runs.about import RUN_FORMAT, About, Seen, TrainedOn
 from nh2st_pipe.runs.folder import RunFolder
@@ -171,5 +171,6 @@ def setting_of(recipe: TrainRecipe, study: Study) -> dict[str, Any]:
             "numpy": np.__version__,
             "python": platform.python_version(),
             "device": str(study.device),
+            **({} if (plug_in := source_of(recipe.head.kind)) is None else {"plug_in": plug_in}),
         },
     }
