@@ -21,12 +21,14 @@ def test_public_names_are_there_and_no_others() -> None:
     assert sorted(nh2st_pipe.__all__) == sorted(
         [
             "NH2ST",
+            "SlideArrays",
             "__version__",
             "bench",
             "check",
             "compare",
             "embed",
             "evaluate",
+            "import_features",
             "load_model",
             "open_store",
             "predict",
@@ -34,6 +36,7 @@ def test_public_names_are_there_and_no_others() -> None:
             "report",
             "sweep",
             "train",
+            "write_store",
         ]
     )
     for name in nh2st_pipe.__all__:

@@ -18,7 +18,7 @@ from nh2st_pipe.importing.found import Values
 
 __all__ = ["ROW_BYTES", "attribute", "dataset", "h5_file", "names_of", "stem", "table_xy", "tensor_of", "values_of"]
 
-ROW_BYTES = 64 << 20
+ROW_BYTES = 16 << 20
 """Of features read at once."""
 
 _COMPOUND = (".ome.tif", ".ome.tiff", ".ome.zarr")

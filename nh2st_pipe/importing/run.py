@@ -31,7 +31,7 @@ from nh2st_pipe.recipes.encoder import Precision
 from nh2st_pipe.slides import Slide, open_slide
 from nh2st_pipe.slides.base import thumbnail
 from nh2st_pipe.slides.resolution import Resolution
-from nh2st_pipe.store.arrays import UNKNOWN, Laid, encoder_named, lay_down, rows_at_fault
+from nh2st_pipe.store.arrays import UNKNOWN, Laid, encoder_named, in_half, lay_down
 from nh2st_pipe.store.format import (
     Contract,
     ImageSource,
@@ -413,23 +413,28 @@ class _Importer:
     def _blocks(
         self, features: Features, rows: NDArray[np.int64], start: int, at: str
     ) -> Iterator[NDArray[np.float16]]:
-        """Yield the features of `rows`, which grow, from the one numbered `start` on; memory is that of a few MB."""
+        """Yield the features of `rows`, which grow, from the one numbered `start` on; the next is read meanwhile."""
         dim, size = features.values.shape[1], features.values.dtype.itemsize
-        step = max(1, ROW_BYTES // (dim * size))
+        step, parts = max(1, ROW_BYTES // (dim * size)), list[tuple[int, int]]()
         while start < len(rows):
+            stop = int(np.searchsorted(rows, int(rows[start]) + step))
+            parts.append((start, stop))
+            start = stop
+
+        def read(part: tuple[int, int]) -> NDArray[np.float16]:
             self._stop.check()
-            first = int(rows[start])
-            stop = int(np.searchsorted(rows, first + step))
-            values = features.values[first : int(rows[stop - 1]) + 1]
-            wrong = rows_at_fault(values)
+            own = rows[slice(*part)]
+            first = int(own[0])
+            half, wrong = in_half(features.values[first : int(own[-1]) + 1])
             if len(wrong):
                 named = listed(str(first + each) for each in wrong)
                 raise SlideError(
                     f"{at}: features are no numbers in float16 (infinite, not a number or too large) in {len(wrong):,} "
                     f"rows: {named}"
                 )
-            yield values[rows[start:stop] - first].astype(np.float16)[:, None]
-            start = stop
+            return (half if len(half) == len(own) else half[own - first])[:, None]
+
+        yield from in_order(read, parts, 1)
 
 
 def _shape(features: Features, path: Path) -> tuple[int, int]:

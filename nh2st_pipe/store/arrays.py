@@ -26,7 +26,7 @@ from nh2st_pipe.tiles.neighbours import nearest_spots
 from nh2st_pipe.tiles.options import GridOptions
 from nh2st_pipe.tiles.spots import Spots
 
-__all__ = ["UNKNOWN", "Laid", "SlideArrays", "Written", "encoder_named", "lay_down", "rows_at_fault", "write_store"]
+__all__ = ["UNKNOWN", "Laid", "SlideArrays", "Written", "encoder_named", "in_half", "lay_down", "write_store"]
 
 UNKNOWN = "unknown"
 """SHA-256 of weights that no file tells."""
@@ -216,15 +216,18 @@ def encoder_named(encoder: str | Path | EncoderRecipe, dim: int) -> tuple[Encode
     return recipe, notices
 
 
-def rows_at_fault(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the rows of features (n × …) that are no numbers in float16."""
+def in_half(values: NDArray[Any]) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
+    """Return features (n × …) in float16, and the rows that are no numbers in it: infinite, not a number, too large."""
     flat = values.reshape(len(values), -1)
-    with np.errstate(invalid="ignore"):
-        return np.flatnonzero(~(np.abs(flat) <= _LARGEST).all(axis=1))
+    with np.errstate(invalid="ignore", over="ignore"):
+        half = values.astype(np.float16, copy=False)
+        if flat.min(initial=0) >= -_LARGEST and flat.max(initial=0) <= _LARGEST:  # neither holds of what is no number
+            return half, np.empty(0, np.int64)
+        return half, np.flatnonzero(~(np.abs(flat) <= _LARGEST).all(axis=1))
 
 
-def _checked(slide: SlideArrays) -> NDArray[Any]:
-    """Return a slide's features as n × V × d. Raises StoreError naming what is wrong with its arrays."""
+def _checked(slide: SlideArrays) -> NDArray[np.float16]:
+    """Return a slide's features as n × V × d, in float16. Raises StoreError naming what is wrong with its arrays."""
     at, features, xy = slide.slide_id, np.asarray(slide.features), np.asarray(slide.xy)
     if features.ndim == 2:
         features = features[:, None]
@@ -239,7 +242,7 @@ def _checked(slide: SlideArrays) -> NDArray[Any]:
         raise StoreError(f"{at}: xy should be {n:,} × 2, a centre for each row of features, and is {xy.shape}")
     if not np.issubdtype(features.dtype, np.floating):
         raise StoreError(f"{at}: features are {features.dtype}; floating point numbers are expected")
-    wrong = rows_at_fault(features)
+    half, wrong = in_half(features)
     if len(wrong):
         raise StoreError(
             f"{at}: features are no numbers in float16 (infinite, not a number, or beyond {_LARGEST:,.0f}) in "
@@ -258,10 +261,10 @@ def _checked(slide: SlideArrays) -> NDArray[Any]:
             raise StoreError(f"{at}: {name} has {len(values):,} values, and features {n:,} rows")
     if (slide.counts is None) != (slide.genes is None):
         raise StoreError(f"{at}: counts and genes are given together, or neither")
-    return features
+    return half
 
 
-def _laid(slide: SlideArrays, views: NDArray[Any], tile_um: float | None, tile_px: float | None) -> Laid:
+def _laid(slide: SlideArrays, views: NDArray[np.float16], tile_um: float | None, tile_px: float | None) -> Laid:
     side = slide.tile_level0_px or tile_px
     if side is None:
         if slide.mpp is None:
@@ -298,7 +301,7 @@ def _laid(slide: SlideArrays, views: NDArray[Any], tile_um: float | None, tile_p
 
     def blocks(start: int) -> Iterator[NDArray[np.float16]]:
         for at in range(start, len(views), _BLOCK_TILES):
-            yield views[at : at + _BLOCK_TILES].astype(np.float16)
+            yield views[at : at + _BLOCK_TILES]
 
     vectors = {name: np.asarray(vector, np.float32).ravel() for name, vector in slide.slide_embeddings.items()}
     source = ImageSource(image="", mpp=slide.mpp, features=seen.hexdigest())
