@@ -20,6 +20,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import ExpressionError, NH2STError, fault_of
+from nh2st_pipe.core.hdf5 import check_skeleton
 from nh2st_pipe.core.memory import require
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.core.whole import written_whole
@@ -71,6 +72,10 @@ def require_h5(path: Path, kind: type[NH2STError] = ExpressionError) -> None:
     """
     import h5py
 
+    try:
+        check_skeleton(path)
+    except ValueError as error:
+        raise kind(f"{path} is damaged: {error}") from None
     heaps = _Heaps(path, kind)
     total, largest = 0, ("", 0)
     said = set[str]()  # the names of attributes that are texts

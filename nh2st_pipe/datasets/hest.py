@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import ExpressionError, listed, reason_of
 from nh2st_pipe.core.h5ad import read_h5ad
+from nh2st_pipe.core.hdf5 import opened_h5
 from nh2st_pipe.datasets.common import Found, Section, files_of, needed, one_image, read_frame, whole_numbers
 
 __all__ = ["find_hest"]
@@ -157,10 +158,9 @@ def _places(data: anndata.AnnData, file: Path) -> NDArray[np.float64]:
 
 
 def _barcodes(patches: Path) -> set[str]:
-    import h5py
 
     try:
-        with h5py.File(patches) as opened:
+        with opened_h5(patches) as opened:
             key = "barcode" if "barcode" in opened else "barcodes"
             return {_text(each) for each in np.asarray(opened[key]).ravel()}
     except (OSError, KeyError) as error:

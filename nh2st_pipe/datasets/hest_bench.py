@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import h5py
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from scipy.spatial import cKDTree
 
 from nh2st_pipe.core.errors import ExpressionError, UsageError, listed, reason_of
 from nh2st_pipe.core.h5ad import read_h5ad
+from nh2st_pipe.core.hdf5 import opened_h5
 from nh2st_pipe.datasets.common import (
     PATCH,
     Found,
@@ -127,7 +127,7 @@ def _read(name: str, patches: Path, counts: Path, extra: dict[str, str]) -> Sect
         if not file.is_file():
             raise ExpressionError(f"{file} is missing")
     try:
-        with h5py.File(patches) as opened:
+        with opened_h5(patches) as opened:
             image = np.asarray(opened["img"])
             corner = np.asarray(opened["coords"], np.float64)
             barcodes = [_text(each) for each in np.asarray(opened["barcode"]).ravel()]

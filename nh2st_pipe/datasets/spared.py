@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import scipy.sparse as sp
 from anndata.io import read_elem
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import ExpressionError, reason_of
 from nh2st_pipe.core.h5ad import checked_matrix
+from nh2st_pipe.core.hdf5 import opened_h5
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.datasets.common import PATCH, Found, Made, Section, files_of, put_together, whole_numbers
 
@@ -41,7 +41,7 @@ def find_spared(folder: Path, say: Callable[[str], None]) -> list[Found]:
     found = dict[str, Found]()
     for file in files_of(folder, "**/*.h5ad"):
         try:
-            with quiet_warnings(), h5py.File(file) as opened:
+            with quiet_warnings(), opened_h5(file) as opened:
                 key = next((key for key in opened.get("obsm", ()) if _SCALE.fullmatch(key)), None)
                 obs = read_elem(opened["obs"])
         except Exception as error:  # whatever h5py or anndata make of a broken file
@@ -70,7 +70,7 @@ def _common(values: Any) -> str:
 
 
 def _read(file: Path, name: str, rows: NDArray[np.int64], key: str, about: dict[str, str]) -> Section:
-    with quiet_warnings(), h5py.File(file) as opened:  # one slide's patches at a time: all are tens of GB
+    with quiet_warnings(), opened_h5(file) as opened:  # one slide's patches at a time: all are tens of GB
         layers = opened.get("layers", {})
         where = "layers/counts" if "counts" in layers else "X"
         counts = checked_matrix(sp.csr_matrix(read_elem(opened[where])), where)[rows]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import SlideError, fault_of
+from nh2st_pipe.core.hdf5 import opened_h5
 from nh2st_pipe.core.memory import require
 from nh2st_pipe.importing.found import Values
 
@@ -27,7 +28,7 @@ _COMPOUND = (".ome.tif", ".ome.tiff", ".ome.zarr")
 @contextmanager
 def h5_file(path: Path) -> Iterator[h5py.File]:
     """Open an HDF5 file. Raises SlideError naming it, for whatever goes wrong while it is open."""
-    with fault_of(SlideError, f"{path} cannot be used"), h5py.File(path, "r") as file:
+    with fault_of(SlideError, f"{path} cannot be used"), opened_h5(path) as file:
         yield file
 
 
