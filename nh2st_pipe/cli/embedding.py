@@ -345,7 +345,12 @@ def upgrade(store: Annotated[str, typer.Argument(help="Store made by an earlier 
     typer.echo(f"{store}: {len(done)} slides upgraded" if done else f"{store} has the present format already")
 
 
-_NEEDS = {"transformers": "transformers", "remote": "own code", "package": "own package"}  # by kind of recipe
+_NEEDS = {
+    "transformers": "transformers",
+    "remote": "own code",
+    "package": "own package",
+    "python": "your own",
+}  # by kind of recipe
 
 
 def _say_findings(found: list[Finding]) -> None:
@@ -365,8 +370,7 @@ def encoders(
 ) -> None:
     """List the encoder recipes, show one, or check one before a job waits for it."""
     from nh2st_pipe.core.errors import UsageError
-    from nh2st_pipe.recipes import files
-    from nh2st_pipe.recipes.encoder import load_encoder_recipe
+    from nh2st_pipe.recipes.encoder import encoder_names, load_encoder_recipe
 
     if (check or weights) and not (check and name):
         raise UsageError("--check looks at one encoder: nh2st-pipe encoders NAME --check [--weights FILE]")
@@ -378,7 +382,7 @@ def encoders(
         if not all(each.good for each in found):
             raise typer.Exit(1)
         return
-    recipes = [load_encoder_recipe(each) for each in ([name] if name else files.names("stages/embed"))]
+    recipes = [load_encoder_recipe(each) for each in ([name] if name else encoder_names())]
     values = {recipe.name: recipe.model_dump(mode="json") for recipe in recipes}
 
     def say() -> None:

@@ -22,7 +22,6 @@ from nh2st_pipe.core.errors import EncoderError, UsageError, sendable
 from nh2st_pipe.core.machine import cores
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import Stop
-from nh2st_pipe.embedding.plan import recipe_of
 from nh2st_pipe.embedding.summary import PARTS, EmbedSummary, merge
 from nh2st_pipe.embedding.work import Slides, Work, readers_beside
 from nh2st_pipe.encoders.weights import find_weights
@@ -342,7 +341,7 @@ class _Counting(Progress):
 
 def _weights_here(work: Work) -> Path | None:
     """Return the weights' file on this node, the same as the driver's. Raises EncoderError where there is none."""
-    recipe = recipe_of(work.contract)
+    recipe = work.recipe()
     if recipe.kind == "fake":
         return None
     given = work.weights if work.weights is not None and work.weights.is_file() else None

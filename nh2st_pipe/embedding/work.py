@@ -23,7 +23,7 @@ from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import Stop
 from nh2st_pipe.embedding.encoding import EncoderStation, timed
 from nh2st_pipe.embedding.options import EmbedOptions, ReadersKind
-from nh2st_pipe.embedding.plan import Asked, recipe_of
+from nh2st_pipe.embedding.plan import Asked, choose_recipe, recipe_of
 from nh2st_pipe.embedding.planner import Planner
 from nh2st_pipe.embedding.readers import Readers, ThreadReaders, slides_open
 from nh2st_pipe.embedding.summary import EmbedSummary
@@ -35,6 +35,7 @@ from nh2st_pipe.tiles.manifest import SlideRow
 
 if TYPE_CHECKING:
     from nh2st_pipe.encoders.encoder import Encoder, TileEncoder
+    from nh2st_pipe.recipes.encoder import EncoderRecipe
 
 __all__ = ["Executor", "Slides", "Work", "readers_beside"]
 
@@ -73,13 +74,20 @@ class Work:
         if where.type == "cpu" and threads is not None:
             torch.set_num_threads(threads)
         return load_encoder(
-            recipe_of(self.contract),
+            self.recipe(),
             self.weights,
             device=where,
             precision=self.contract.precision,
             trust_remote_code=self.options.trust_remote_code,
             compiled=self.options.compiled,
         )
+
+    def recipe(self) -> EncoderRecipe:
+        """Return the encoder's recipe; of code of somebody's own with the place where whoever calls has named it."""
+        recipe, asked = recipe_of(self.contract), self.options.encoder
+        if recipe.kind == "python" and asked is not None:
+            return recipe.model_copy(update={"beside": choose_recipe(asked, None).beside})
+        return recipe
 
     def do(
         self,

@@ -17,6 +17,7 @@ from nh2st_pipe.core.errors import EncoderError, NH2STError
 from nh2st_pipe.core.hub import cached, describe
 from nh2st_pipe.encoders.encoder import Encoder
 from nh2st_pipe.encoders.load import build_backbone, load_encoder
+from nh2st_pipe.encoders.own import code_sha256
 from nh2st_pipe.encoders.packages import check_installed
 from nh2st_pipe.encoders.weights import find_weights
 from nh2st_pipe.recipes.encoder import EncoderRecipe
@@ -54,6 +55,8 @@ def _architecture(recipe: EncoderRecipe) -> str:
     by_recipe = f"{recipe.dim:,} values per tile, by its recipe"
     if recipe.kind == "remote":
         return f"the code of the repository {recipe.repo}, which runs with --trust-remote-code; {by_recipe}"
+    if recipe.kind == "python":
+        return f"the code {recipe.builder}, SHA-256 {code_sha256(recipe)}; {by_recipe}"
     if recipe.kind == "package":
         check_installed(recipe)
         return f"the code of the package {recipe.package}; {by_recipe}"
@@ -81,6 +84,6 @@ def _weights(recipe: EncoderRecipe, given: Path | None, trusted: bool) -> str:
             return f"{recipe.file} of {recipe.repo} can be fetched ({size / 1e9:.2f} GB)"
     found = find_weights(recipe, here, trusted)
     encoder = load_encoder(recipe, found.path, trust_remote_code=trusted)
-    if recipe.kind in ("remote", "package"):  # the others were held against their recipe without weights
+    if recipe.kind in ("remote", "package", "python"):  # the others were held against their recipe without weights
         encoder.encode(np.zeros((1, recipe.input_px, recipe.input_px, 3), np.uint8))
     return f"{found.path} fits (SHA-256 {found.sha256})"

@@ -19,6 +19,7 @@ from nh2st_pipe.core.errors import EncoderError, listed, nearest, reason_of
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.encoders.encoder import Encoder
 from nh2st_pipe.encoders.fake import FakeBackbone
+from nh2st_pipe.encoders.own import built
 from nh2st_pipe.encoders.trust import check_trust
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def load_encoder(
     if recipe.kind == "fake":
         return Encoder(recipe, FakeBackbone(), device, precision, compiled=compiled)
     check_trust(recipe, trust_remote_code)
+    if recipe.kind == "python":
+        return Encoder(recipe, built(recipe, weights), device, precision, compiled=compiled)
     if weights is None:
         build_backbone(recipe)  # what is wrong with the recipe comes first
         raise EncoderError(f"encoder {recipe.name} has no weights; give their file with --weights")

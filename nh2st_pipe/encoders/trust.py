@@ -21,6 +21,11 @@ def check_trust(recipe: EncoderRecipe, trust_remote_code: bool) -> None:
             f"encoder {recipe.name} is known by its name alone, from features that were imported: nothing can be "
             "encoded with it here; give a recipe of it with --encoder FILE.yaml"
         )
+    if recipe.kind == "python" and recipe.beside is None:
+        raise UsageError(
+            f"encoder {recipe.name} is built by code of its own, {recipe.builder}: name it with embed --encoder (its "
+            "recipe, or FILE.py:FUNCTION), for no code runs because a store or a model names it"
+        )
     if recipe.kind == "remote" and not trust_remote_code:
         raise UsageError(
             f"encoder {recipe.name} runs the code in its repository {recipe.repo}: read it there, and allow it with "

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nh2st_pipe.core.errors import EncoderError, HubError, UsageError
 from nh2st_pipe.core.hashes import remembered_sha256
+from nh2st_pipe.encoders.own import code_sha256
 from nh2st_pipe.encoders.trust import check_pinned, check_trust
 from nh2st_pipe.recipes.encoder import EncoderRecipe
 from nh2st_pipe.store.format import Contract
@@ -54,6 +55,8 @@ def find_weights(recipe: EncoderRecipe, given: Path | None, trust_remote_code: b
         if not given.is_file():
             raise UsageError(f"there is no weight file at {given}")
         return Weights(given, _sha256(given, recipe), given.name)
+    if recipe.kind == "python" and recipe.repo is None and recipe.url is None:  # its builder needs no file, or knows it
+        return Weights(None, code_sha256(recipe), f"built by {recipe.builder}")
     check_pinned(recipe)
     if recipe.repo is None:
         where = f"; get them from {recipe.url}" if recipe.url else ""
@@ -77,6 +80,8 @@ def _sha256(path: Path, recipe: EncoderRecipe) -> str:
             f"{path} has the SHA-256 {found}, and the recipe of {recipe.name} expects {recipe.sha256}: it is another "
             "file, or was damaged on its way"
         )
+    if recipe.kind == "python":
+        return hashlib.sha256(f"{found} {code_sha256(recipe)}".encode()).hexdigest()
     if recipe.kind != "remote":
         return found
     both = hashlib.sha256(found.encode())

@@ -12,11 +12,12 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import to_jsonable_python
 
-from nh2st_pipe.core.errors import nearest
-from nh2st_pipe.recipes import files
+from nh2st_pipe.core.errors import RecipeError, nearest, reason_of
+from nh2st_pipe.recipes import files, plugins
+from nh2st_pipe.recipes.plugins import by_reference
 from nh2st_pipe.recipes.values import Strict, validate
 
-__all__ = ["EncoderRecipe", "Precision", "load_encoder_recipe"]
+__all__ = ["EncoderRecipe", "Precision", "encoder_names", "load_encoder_recipe"]
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -109,10 +110,11 @@ class EncoderRecipe(Strict):
 
     name: str
     """What a store calls it."""
-    kind: Literal["timm", "transformers", "remote", "package", "fake", "imported"] = "timm"
+    kind: Literal["timm", "transformers", "remote", "package", "python", "fake", "imported"] = "timm"
     """`timm` builds `architecture`, and so does `transformers`; `remote` runs the code in `repo`, where that is
-    allowed; `package` calls the authors' own; `fake` is the weightless encoder used in tests and dry runs; `imported`
-    is known by its name alone, from a tool whose features were imported: nothing can be encoded with it."""
+    allowed; `package` calls the authors' own; `python` calls `builder`; `fake` is the weightless encoder used in tests
+    and dry runs; `imported` is known by its name alone, from a tool whose features were imported: nothing can be
+    encoded with it."""
     architecture: str = Field("", pattern=_ARCHITECTURE)
     """timm's name of the architecture (small letters, digits and _; never a place to fetch it from); of transformers,
     `vit`, `dinov2` or `dinov2_with_registers`."""
@@ -126,6 +128,13 @@ class EncoderRecipe(Strict):
     """Of `remote`: what is asked for the embedding; `forward` gives the pooled output."""
     package: Literal["conch", "musk", "genbio_pathfm"] | None = None
     """Of `package`: which."""
+    builder: str | None = None
+    """Of `python`: a function that gives the encoder, "package.module:function" or "file.py:function", the file beside
+    the recipe. It is called with the recipe and the weights' file (None without one), and returns a torch module:
+    images b × 3 × h × w to embeddings b × dim."""
+    beside: Path | None = Field(None, exclude=True)
+    """Of `python`: the folder in which the builder's file is. It is no part of what is kept: code runs where whoever
+    calls has named it, and not because a store does."""
     repo: str | None = None
     """Hugging Face repository of the weights; None where they must be given with --weights."""
     file: str = "model.safetensors"
@@ -187,11 +196,15 @@ class EncoderRecipe(Strict):
             raise ValueError("repo: a recipe of the kind remote names the repository whose code it runs")
         if self.kind == "package" and self.package is None:
             raise ValueError("package: a recipe of the kind package names it")
+        if (self.kind == "python") != (self.builder is not None):
+            raise ValueError("builder: a recipe of the kind python names it, and no other does")
+        if self.builder is not None and not by_reference(self.builder):
+            raise ValueError('builder: "package.module:function" or "file.py:function" is expected')
         return self
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide the numbers: two stores may mix only where all of them agree."""
-        own_code = {"revision"} if self.kind == "remote" else set()
+        own_code = {"remote": {"revision"}, "python": {"builder"}}.get(self.kind, set())
         return self.model_dump(mode="json", include=set(_IDENTITY) | own_code)
 
     @property
@@ -213,7 +226,49 @@ class EncoderRecipe(Strict):
 
 def load_encoder_recipe(name: str | Path) -> EncoderRecipe:
     """Return the encoder recipe called `name`, or in the YAML file `name`; "name@<commit>" pins its `revision`."""
+    if (ours := str(name)) not in files.names("stages/embed") and not ours.endswith((".yaml", ".yml")):
+        if by_reference(ours) and ours.rpartition(":")[0].endswith(".py"):
+            return _built_by(ours)
+        if (plugged := plugins.plugged(plugins.ENCODERS, ours, files.names("stages/embed"))) is not None:
+            return _of_package(ours, plugged)
     found = re.fullmatch("(.+)@([0-9a-f]{40})", str(name))
     path = files.find("stages/embed", found.group(1) if found else name)
     pinned = {"revision": found.group(2)} if found else {}
-    return validate(EncoderRecipe, files.load_yaml(path) | pinned, path.name)
+    return _named(validate(EncoderRecipe, files.load_yaml(path) | pinned, path.name), path.parent)
+
+
+def encoder_names() -> list[str]:
+    """Return the names that `load_encoder_recipe` knows: our recipes, and encoders that packages register."""
+    ours = files.names("stages/embed")
+    return [*ours, *plugins.registered(plugins.ENCODERS, ours)]
+
+
+def _built_by(reference: str) -> EncoderRecipe:
+    """Return the recipe of "my_encoder.py:build": my_encoder.yaml beside it, or the one there that is called so."""
+    module, _, function = reference.rpartition(":")
+    file = Path(module).expanduser()
+    recipe = file.with_suffix(".yaml")
+    for each in (file, recipe):
+        if not each.is_file():
+            raise RecipeError(
+                f"there is no file {each}: an encoder of your own is {file.name} and its recipe {recipe.name}"
+            )
+    values = {"kind": "python", **files.load_yaml(recipe), "builder": f"{file.name}:{function}"}
+    return _named(validate(EncoderRecipe, values, recipe.name), file.parent)
+
+
+def _of_package(name: str, plugged: plugins.Plugged) -> EncoderRecipe:
+    """Return the recipe that a package registers: a function that gives its fields, or the path of a YAML file."""
+    try:
+        made = plugged.what() if callable(plugged.what) else plugged.what
+        values = files.load_yaml(Path(made)) if isinstance(made, str | Path) else dict(made)
+    except Exception as error:
+        raise RecipeError(f"encoder '{name}' of {plugged.source} cannot be had: {reason_of(error)}") from error
+    recipe = validate(EncoderRecipe, {"kind": "python", **values}, f"encoder '{name}' of {plugged.source}")
+    if recipe.name != name:
+        raise RecipeError(f"{plugged.source} registers encoder '{name}', and its recipe is called '{recipe.name}'")
+    return _named(recipe, Path())
+
+
+def _named(recipe: EncoderRecipe, folder: Path) -> EncoderRecipe:
+    return recipe.model_copy(update={"beside": folder.absolute()}) if recipe.kind == "python" else recipe
