@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.core.memory import require
 
 __all__ = ["Grid", "Pieces"]
@@ -38,8 +39,13 @@ class Pieces(ABC):
     """
 
     def __init__(self, grids: Sequence[Grid], where: object) -> None:
-        """Raises SlideError naming `where` where a piece is larger than memory."""
+        """Raises SlideError naming `where` where a piece has no px, or more than there is memory for."""
         for grid in grids:
+            if min(grid.width, grid.height, *grid.piece) < 1:
+                raise SlideError(
+                    f"{where}: a level of {grid.width:,} × {grid.height:,} px in pieces of {grid.piece[1]:,} × "
+                    f"{grid.piece[0]:,} holds nothing; is the file damaged?"
+                )
             require(
                 _BYTES * grid.piece[0] * grid.piece[1], f"{where}: a piece of {grid.piece[1]:,} × {grid.piece[0]:,} px"
             )

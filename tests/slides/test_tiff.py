@@ -16,7 +16,7 @@ from PIL import Image
 
 from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.slides import open_slide
-from nh2st_pipe.slides.base import read_tile
+from nh2st_pipe.slides.base import read_tile, thumbnail
 from nh2st_pipe.slides.openslide import OpenSlideSlide
 from nh2st_pipe.slides.raster import RasterSlide
 from nh2st_pipe.slides.tiff import TiffSlide
@@ -311,3 +311,18 @@ def test_a_wrong_number_in_the_header_takes_no_memory(
     else:
         said = path.name if tag == 278 else ""  # one strip may be higher than its picture
     assert path.name in said
+
+
+@pytest.mark.parametrize("tag", [322, 323, 256, 257])
+def test_a_tag_that_says_nought_is_a_fault(tmp_path: Path, tag: int) -> None:
+    path = tmp_path / "a.ome.tif"
+    rng = np.random.default_rng(0)
+    tifffile.imwrite(path, rng.integers(0, 255, (300, 400, 3), np.uint8), tile=(64, 64), ome=True)
+    with tifffile.TiffFile(path) as file:
+        page: Any = file.pages[0]
+        at = page.tags[tag].valueoffset
+    data = bytearray(path.read_bytes())
+    data[at : at + 4] = bytes(4)
+    path.write_bytes(data)
+    with pytest.raises(SlideError, match=r"a\.ome\.tif"):
+        thumbnail(open_slide(path), 100)
