@@ -84,7 +84,7 @@ def usual_precision(tool: str, recipe: EncoderRecipe, stored: str) -> Precision:
     """Return the arithmetic in which a tool runs an encoder where nobody asks for another; it writes it nowhere."""
     if tool in _USUAL:
         return _USUAL[tool]
-    if tool == "TRIDENT":
+    if tool == "TRIDENT" and recipe.kind != "imported":
         if recipe.name in _IN_FLOAT32:
             return "float32"
         return "bfloat16" if recipe.name == "uni2-h" else "float16"

@@ -55,6 +55,10 @@ _PICTURE_PX = 768
 _APART, _FAR = 0.02, 0.15  # of the store's tile size: said, and refused
 _MPP_APART = 0.02
 _MOST_AT_ONCE = 4
+_ONE_VIEW = (
+    "each tile has one view: heads are trained without the other seven dihedral views, and predict without their mean "
+    "(docs/features.md says what that costs)"
+)
 
 
 @dataclass
@@ -147,6 +151,8 @@ def import_features(
             todo.close()
     summary.encoder = importer.encoder
     summary.notices[:0] = importer.notices
+    if summary.done and any(row.expression for row, _ in pairs):
+        summary.notices.append(_ONE_VIEW)
     return summary
 
 

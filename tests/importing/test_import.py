@@ -44,6 +44,7 @@ def test_features_of_every_tool_are_trained_on_and_predicted_from(tmp_path: Path
     given = TOOLS[tool](tmp_path / "features", every)
     summary = bring(tmp_path / "features", manifest, given)
     assert (summary.failed, summary.done) == ({}, ["c0", "c1"])
+    assert any("each tile has one view" in words for words in summary.notices)
     store = open_store(manifest.parent / STORE)
     contract = store.contract
     assert contract.imported is not None
