@@ -17,7 +17,10 @@ __all__ = ["demo", "manifest", "reproduce"]
 def manifest(
     layout: Annotated[
         str,
-        typer.Argument(help="her2st, stnet, skin, stimage, hest, hest-bench, spared, visium, spatialdata or xenium."),
+        typer.Argument(
+            help="her2st, stnet, skin, stimage, hest, hest-bench, spared, visium, spatialdata or xenium; or a function of "
+            "your own, my_layout.py:find."
+        ),
     ],
     folder: Annotated[Path, typer.Argument(help="The dataset as it was downloaded.")],
     out: Annotated[Path, typer.Option(help="Manifest to write; expression/*.h5ad and spots.png go beside it.")] = Path(

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nh2st_pipe.core.errors import ExpressionError, UsageError, fault_of, nearest
+from nh2st_pipe.recipes import plugins
 from nh2st_pipe.tiles.manifest import SlideRow, write_manifest
 
 if TYPE_CHECKING:
     from nh2st_pipe.datasets.common import Found
 
-__all__ = ["LAYOUTS", "Imported", "import_dataset"]
+__all__ = ["LAYOUTS", "Find", "Imported", "import_dataset", "layout_names"]
 
 LAYOUTS: dict[str, tuple[str, str, str]] = {
     "her2st": ("spotfiles", "find_her2st", "her2st (Andersson et al. 2021)"),
@@ -44,6 +45,33 @@ class Imported:
     """All sections with their spots drawn on them."""
 
 
+Find = Callable[[Path, Callable[[str], None]], list["Found"]]
+"""Finds the sections in a folder; what a person should know it says to its second argument."""
+
+
+def layout_names() -> list[str]:
+    """Return the names of the layouts that are known: ours, and those that packages register."""
+    return [*LAYOUTS, *plugins.registered(plugins.LAYOUTS, LAYOUTS)]
+
+
+def _finder(layout: str) -> tuple[Find, str]:
+    """Return what finds the sections of a layout, and what their files say they are from.
+
+    Raises UsageError where there is none of that name, or it cannot be loaded.
+    """
+    if layout in LAYOUTS:
+        module, name, source = LAYOUTS[layout]
+        found: Find = getattr(importlib.import_module(f"nh2st_pipe.datasets.{module}"), name)
+        return found, source
+    plugged = plugins.plugged(plugins.LAYOUTS, layout, LAYOUTS)
+    if plugged is None:
+        known = layout_names()
+        raise UsageError(f"no importer is called '{layout}'{nearest(layout, known)} (there is {', '.join(known)})")
+    if not callable(plugged.what):
+        raise UsageError(f"{layout} ({plugged.source}) is no function; CONTRIBUTING.md says what a layout is")
+    return plugged.what, f"{layout} ({plugged.source})"
+
+
 def import_dataset(
     layout: str,
     folder: Path,
@@ -56,7 +84,8 @@ def import_dataset(
 ) -> Imported:
     """Turn the dataset in `folder` into a manifest at `out`, its `.h5ad` files in `expression/` beside it.
 
-    `where` chooses sections by what is known of them (see `common.chosen`); `images` says where their images are (see
+    `layout` is one of `layout_names`, or a function of somebody's own, "file.py:find" or "package.module:find". `where`
+    chooses sections by what is known of them (see `common.chosen`); `images` says where their images are (see
     `images`). With `look` every section's spots are held
     against its image, and drawn on it in `spots.png` beside the manifest. Raises UsageError for a layout that is not
     known, ExpressionError where no section can be read.
@@ -64,14 +93,9 @@ def import_dataset(
     from nh2st_pipe.datasets.common import chosen, import_sections
     from nh2st_pipe.datasets.images import images_from
 
-    if layout not in LAYOUTS:
-        raise UsageError(f"no importer is called '{layout}'{nearest(layout, LAYOUTS)} (there is {', '.join(LAYOUTS)})")
+    find, source = _finder(layout)
     if not folder.is_dir():
         raise UsageError(f"there is no folder at {folder}")
-    module, name, source = LAYOUTS[layout]
-    find: Callable[[Path, Callable[[str], None]], list[Found]] = getattr(
-        importlib.import_module(f"nh2st_pipe.datasets.{module}"), name
-    )
     with fault_of(ExpressionError, f"{folder} cannot be read as {layout}"):
         every = find(folder, say)
     found = chosen(every, where or {})

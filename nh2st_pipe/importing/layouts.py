@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import h5py
 
-from nh2st_pipe.core.errors import SlideError, UsageError, listed, nearest
+from nh2st_pipe.core.errors import SlideError, UsageError, listed, nearest, reason_of
 from nh2st_pipe.importing.atlaspatch import AtlasPatch
 from nh2st_pipe.importing.clam import CLAM
 from nh2st_pipe.importing.found import Layout, Look
@@ -21,36 +20,39 @@ from nh2st_pipe.importing.slide2vec import Slide2Vec
 from nh2st_pipe.importing.stamp import STAMP
 from nh2st_pipe.importing.trident import TRIDENT
 from nh2st_pipe.importing.zarrs import LazySlide, TIAToolbox
+from nh2st_pipe.recipes import plugins
 
-__all__ = ["GROUP", "layout_of", "layouts", "look_at"]
-
-GROUP = "nh2st_pipe.features"
-"""Entry points of packages that know another layout: a class, or whatever gives a Layout when it is called."""
+__all__ = ["layout_of", "layouts", "look_at"]
 
 _FILES, _NAMES, _DEPTH = 12, 4000, 3
 
 
 @cache
 def layouts() -> dict[str, Layout]:
-    """Return the layouts by name, in the order in which a folder is held against them: the surest first.
+    """Return the layouts by name, in the order in which a folder is held against them: the surest first. Packages
+    register theirs as a class, or whatever gives a Layout when it is called.
 
     Raises UsageError where a package's is broken, or called as one of ours.
     """
     ours: list[Layout] = [LazySlide(), STAMP(), AtlasPatch(), HEST(), TRIDENT(), Slide2Vec(), HistoEncoder()]
     found: dict[str, Layout] = {each.name: each for each in [*ours, TIAToolbox(), GigaPath(), CLAM()]}
-    for point in entry_points(group=GROUP):
-        try:
-            made = point.load()()
-            name = str(made.name)
-            lacking = [each for each in ("knows", "find") if not callable(getattr(made, each, None))]
-        except Exception as error:
-            raise UsageError(f"the plug-in {point.value} ({GROUP}) cannot be loaded: {error}") from error
-        if lacking:
-            raise UsageError(f"the plug-in {point.value} ({GROUP}) has no {listed(lacking)}; see CONTRIBUTING.md")
-        if name in found:
-            raise UsageError(f"the plug-in {point.value} ({GROUP}) is called {name}, as another layout is")
-        found[name] = made
+    for name in plugins.registered(plugins.FEATURES, found):
+        plugged = plugins.plugged(plugins.FEATURES, name, found)
+        assert plugged is not None
+        found[name] = _made(plugged, name)
     return found
+
+
+def _made(plugged: plugins.Plugged, name: str) -> Layout:
+    """Return a package's layout. Raises UsageError where it is none."""
+    try:
+        made: Layout = plugged.what()
+    except Exception as error:
+        raise UsageError(f"layout '{name}' of {plugged.source} cannot be made: {reason_of(error)}") from error
+    lacking = [each for each in ("knows", "find") if not callable(getattr(made, each, None))]
+    if lacking:
+        raise UsageError(f"layout '{name}' of {plugged.source} has no {listed(lacking)}; see CONTRIBUTING.md")
+    return made
 
 
 def layout_of(folder: Path, name: str = "auto") -> Layout:

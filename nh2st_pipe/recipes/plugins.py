@@ -20,10 +20,12 @@ from typing import Any
 
 from nh2st_pipe.core.errors import RecipeError, reason_of
 
-__all__ = ["ENCODERS", "HEADS", "Plugged", "by_reference", "plugged", "registered"]
+__all__ = ["ENCODERS", "FEATURES", "HEADS", "LAYOUTS", "Plugged", "by_reference", "plugged", "registered"]
 
 HEADS = "nh2st_pipe.heads"
 ENCODERS = "nh2st_pipe.encoders"
+LAYOUTS = "nh2st_pipe.layouts"
+FEATURES = "nh2st_pipe.features"
 """Entry points: the group under which a package registers."""
 
 

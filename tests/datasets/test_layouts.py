@@ -29,6 +29,7 @@ from nh2st_pipe.datasets.generated import (
     GENES,
     SECTIONS,
     Tissue,
+    generate_layout,
     hest,
     original,
     repackaged,
@@ -429,3 +430,27 @@ def test_a_count_that_is_missing_is_no_count(tmp_path: Path, missing: str) -> No
     path.write_text("\n".join([header, ",".join([*first.split(",")[:-1], missing]), *rest]) + "\n")
     with pytest.raises(ExpressionError, match=r"_count\.csv: values are missing in 1 columns \(G11\)"):
         bring("stimage", folder, look=False)
+
+
+MINE = """from nh2st_pipe.datasets.spotfiles import find_her2st
+
+def find(folder, say):
+    say("found by a function of my own")
+    return find_her2st(folder, say)
+
+nothing = 3
+"""
+
+
+def test_a_layout_may_be_somebodys_own(tmp_path: Path) -> None:
+    generate_layout("her2st", tmp_path / "data")
+    (tmp_path / "mine.py").write_text(MINE)
+    said = list[str]()
+    made = import_dataset(f"{tmp_path}/mine.py:find", tmp_path / "data", tmp_path / "m.csv", said.append, look=False)
+    ours = import_dataset("her2st", tmp_path / "data", tmp_path / "o.csv", said.append, look=False)
+    assert [row.slide_id for row in made.rows] == [row.slide_id for row in ours.rows]
+    assert "found by a function of my own" in said
+    with pytest.raises(UsageError, match=r"mine\.py:nothing .* is no function"):
+        import_dataset(f"{tmp_path}/mine.py:nothing", tmp_path / "data", tmp_path / "m.csv")
+    with pytest.raises(UsageError, match="there is no absent in it"):
+        import_dataset(f"{tmp_path}/mine.py:absent", tmp_path / "data", tmp_path / "m.csv")

@@ -21,8 +21,8 @@ from nh2st_pipe.cli.app import app
 from nh2st_pipe.core.errors import NH2STError, StoreError, UsageError
 from nh2st_pipe.importing import layouts
 from nh2st_pipe.importing.found import Asked, Features, Found, Look, Places, Section
-from nh2st_pipe.importing.layouts import GROUP
 from nh2st_pipe.importing.run import ImportSummary, import_features
+from nh2st_pipe.recipes import plugins
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.store.verify import verify
 from tests.importing import made
@@ -300,12 +300,13 @@ class Halved:
 
 
 class Shadow(Mine):
-    name = "clam"
+    """Called as one of ours."""
 
 
 def _plugged(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    point = EntryPoint("x", f"tests.importing.test_import:{what}", GROUP)
-    monkeypatch.setattr(layouts, "entry_points", lambda group: [point] if group == GROUP else [])
+    name = "clam" if what == "Shadow" else "mine"
+    point = EntryPoint(name, f"tests.importing.test_import:{what}", plugins.FEATURES)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == plugins.FEATURES else [])
     layouts.layouts.cache_clear()
 
 
@@ -318,7 +319,7 @@ def test_a_package_may_know_another_layout(tmp_path: Path, monkeypatch: pytest.M
         assert bring(tmp_path / "features", manifest, {}).done == ["c0"]
         for what, words in (
             ("Halved", "has no knows, find"),
-            ("Shadow", "is called clam, as another layout is"),
+            ("Shadow", "registers 'clam' .*, which is the name of one of ours"),
             ("Absent", "cannot be loaded"),
         ):
             _plugged(plugged, what)
