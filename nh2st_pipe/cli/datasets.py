@@ -18,8 +18,8 @@ def manifest(
     layout: Annotated[
         str,
         typer.Argument(
-            help="her2st, stnet, skin, stimage, hest, hest-bench, spared, visium, spatialdata or xenium; or a function of "
-            "your own, my_layout.py:find."
+            help="her2st, stnet, skin, stimage, hest, hest-bench, spared, visium, spatialdata or xenium; or a function "
+            "of your own, my_layout.py:find."
         ),
     ],
     folder: Annotated[Path, typer.Argument(help="The dataset as it was downloaded.")],
