@@ -9,9 +9,9 @@ Letters: N spots of the samples, V dihedral views, d values per embedding, K spo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -112,7 +112,9 @@ class Part:
     counts: Counts | None = None
     """Where its raw counts are; None where it has none."""
     slide_vector: NDArray[np.float32] | None = None
-    """What an encoder of whole slides says of it; None where it has none."""
+    """What an encoder of whole slides says of it; None where it has none, or several."""
+    slide_vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """All of those, by the encoders' names."""
 
     @property
     def name(self) -> str:
@@ -208,6 +210,7 @@ class Samples:
                     slide.block,
                     counts,
                     slide.slide_vector,
+                    slide.slide_vectors,
                 )
             )
             offset += n

@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import anndata
 import h5py
 import numpy as np
 import pytest
@@ -327,3 +328,49 @@ def test_a_package_may_know_another_layout(tmp_path: Path, monkeypatch: pytest.M
                 bring(tmp_path / "features", manifest, {})
     layouts.layouts.cache_clear()
     assert np.array_equal(open_store(manifest.parent / STORE).read("c0").xy, every[0].centres)
+
+
+HEAD = """import torch
+from nh2st_pipe.heads.base import Fit, HeadModel
+from nh2st_pipe.recipes.train import PlugInHead
+
+class Of(PlugInHead):
+    reads = ("slide_vector",)
+    gain: float = 1.0
+
+class Head(HeadModel):
+    recipe = Of
+
+    def __init__(self, genes, gain=1.0, about=None, kind=""):
+        super().__init__()
+        self.genes, self.about, self.kind, self.gain = list(genes), about or {}, kind, gain
+        self.register_buffer("none", torch.zeros(1))
+
+    @classmethod
+    def build(cls, recipe, dim, genes, about):
+        return cls(genes, **recipe.head.model_dump(), about=about)
+
+    def fit(self, train, plan):
+        return Fit()
+
+    def forward_view(self, samples, rows, view):
+        out = torch.zeros(len(rows), len(self.genes))
+        for part in samples.parts:
+            assert part.slide_vectors["titan"] is part.slide_vector
+            own = (rows >= part.start) & (rows < part.stop)
+            out[own] = float(part.slide_vector[0]) * self.gain
+        return out
+"""
+
+
+def test_a_head_reads_vectors_of_whole_slides(tmp_path: Path) -> None:
+    manifest, every = made.slides(tmp_path / "study")
+    made.trident(tmp_path / "features", every)
+    assert bring(tmp_path / "features", manifest, {}).failed == {}
+    (tmp_path / "mine.py").write_text(HEAD)
+    store, settings = manifest.parent / STORE, ["baselines=[]", "targets.smooth=none", "head.gain=2"]
+    nh2st_pipe.train(store, recipe=f"{tmp_path}/mine.py:Head", settings=settings, folds="none", out=tmp_path / "run")
+    done = nh2st_pipe.predict(tmp_path / "run", embeddings=store, out=tmp_path / "p")
+    for slide_id, one in zip(("c0", "c1"), every, strict=True):
+        values = anndata.read_h5ad(done.files[slide_id]).X
+        assert np.allclose(values, 2 * one.features[:, 0].mean(), rtol=1e-3)
