@@ -181,18 +181,14 @@ def _over_colours(which: np.ufunc, rgb: NDArray[np.float32]) -> NDArray[np.float
 
 def _pen(rgb: NDArray[np.float32], saturation: NDArray[np.float32], light: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Return where a pen was: inks of a hue that no H&E has, black ones, and red ones purer than blood."""
-    red, green, blue = (rgb[..., channel] for channel in range(3))
     chroma = np.maximum(light - _over_colours(np.minimum, rgb), 1e-6)
-    hue = np.select(  # degrees
-        [light == red, light == green],
-        [(green - blue) / chroma % 6, (blue - red) / chroma + 2],
-        (red - green) / chroma + 4,
-    )
-    hue *= 60
+    ink = (light < _BLACK_LIGHT) & (chroma < _BLACK_CHROMA)
+    strong = saturation > _INK_SATURATION  # no other px has a hue that is asked for
+    hue, pure, bright = _hue(rgb[strong], light[strong], chroma[strong]), saturation[strong], light[strong]
     low, high = _INK_HUES
-    ink = (saturation > _INK_SATURATION) & (hue > low) & (hue < high)
-    ink |= (saturation > _RED_SATURATION) & ((hue < _RED_HUES) | (hue > 360 - _RED_HUES)) & (light > _RED_LIGHT)
-    ink |= (light < _BLACK_LIGHT) & (chroma < _BLACK_CHROMA)
+    coloured_ink = (hue > low) & (hue < high)
+    coloured_ink |= (pure > _RED_SATURATION) & ((hue < _RED_HUES) | (hue > 360 - _RED_HUES)) & (bright > _RED_LIGHT)
+    ink[strong] |= coloured_ink
     if not ink.any():
         return np.asarray(ink, np.bool_)
     ink = _large(opened(ink, _STROKE), _LEAST_MARK * ink.size)
@@ -200,6 +196,17 @@ def _pen(rgb: NDArray[np.float32], saturation: NDArray[np.float32], light: NDArr
     if not ink.any() or (ink & coloured).sum() > _MOST_INK * coloured.sum():  # then it is the stain
         return np.zeros_like(ink)
     return dilated(ink, _STROKE + 2)  # its edge is mixed with what lies under it
+
+
+def _hue(rgb: NDArray[np.float32], light: NDArray[np.float32], chroma: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the hue of px (n × 3), degrees, given the largest of their values and how far that lies from the least."""
+    red, green, blue = rgb.T
+    hue = np.select(
+        [light == red, light == green],
+        [(green - blue) / chroma % 6, (blue - red) / chroma + 2],
+        (red - green) / chroma + 4,
+    )
+    return np.asarray(hue * 60, np.float32)
 
 
 def _large(mask: NDArray[np.bool_], least_px: float) -> NDArray[np.bool_]:
@@ -219,12 +226,11 @@ def _folds(rgb: NDArray[np.float32], tissue: NDArray[np.bool_]) -> NDArray[np.bo
     folds = np.zeros_like(tissue)
     if tissue.sum() < _LEAST_FOR_FOLDS:
         return folds
-    absorbed = -np.log(np.clip(np.stack([gaussian(rgb[..., c], sigma=1.5) for c in range(3)], axis=2), 0.02, 1.0))
-    total = absorbed.sum(axis=2)
-    of = absorbed[tissue] / np.maximum(total[tissue], 1e-6)[:, None]
-    of_red, of_blue = np.clip(np.floor(of[:, (0, 2)] * _MIXES), 0, _MIXES - 1).T
+    red, green, blue = (_absorbed(rgb[..., channel])[tissue] for channel in range(3))
+    dark = red + green + blue
+    least = np.maximum(dark, 1e-6)
+    of_red, of_blue = (np.clip(np.floor(each / least * _MIXES), 0, _MIXES - 1) for each in (red, blue))
     which = (of_red * _MIXES + of_blue).astype(np.intp)
-    dark = total[tissue]
     some = slice(None, None, max(1, len(which) // _ENOUGH_FOR_MEDIANS))
     usual = median(dark[some], which[some], np.arange(which.max() + 1))[which]
     common = np.bincount(which)[which] > _COMMON * len(which)
@@ -233,6 +239,12 @@ def _folds(rgb: NDArray[np.float32], tissue: NDArray[np.bool_]) -> NDArray[np.bo
     if folds.sum() > _MOST_FOLDS * tissue.sum():  # then it is two kinds of tissue
         return np.zeros_like(tissue)
     return dilated(folds, 2) & tissue
+
+
+def _absorbed(light: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the optical density of one colour, h × w, smoothed; each by itself, for that is how memory lies."""
+    smooth = gaussian(np.ascontiguousarray(light), sigma=1.5)
+    return np.asarray(-np.log(np.clip(smooth, 0.02, 1.0)), np.float32)
 
 
 def _padding(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
