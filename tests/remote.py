@@ -35,6 +35,8 @@ class Refusing:
 
     def clear(self) -> None:
         self.part, self.times, self.refused, self.reads = "", 0, 0, False
+        self.each = dict[str, int]()
+        """Parts of names, and how often each is refused."""
         self.heard: Callable[[str, str], object] | None = None
         self.signed: Callable[[str], object] | None = None
         self.asked.clear()
@@ -49,8 +51,13 @@ class Refusing:
             if method in ("GET", "HEAD"):
                 self.asked[name.rpartition("store.zarr/")[2]] += 1
             kind = ("GET",) if self.reads else ("PUT",)
-            if self.times > 0 and method in kind and "store.zarr/" in name and self.part in name:
-                self.times -= 1
+            mine = method in kind and "store.zarr/" in name
+            part = next((part for part, left in self.each.items() if mine and left > 0 and part in name), None)
+            if part is not None or (mine and self.times > 0 and self.part in name):
+                if part is None:
+                    self.times -= 1
+                else:
+                    self.each[part] -= 1
                 self.refused += 1
                 start_response("503 Slow Down", [("Content-Type", "application/xml")])
                 return [_BUSY]

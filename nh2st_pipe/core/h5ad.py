@@ -75,7 +75,7 @@ def require_h5(path: Path, kind: type[NH2STError] = ExpressionError) -> None:
     try:
         check_skeleton(path)
     except ValueError as error:
-        raise kind(f"{path} is damaged: {error}") from None
+        raise kind(f"{path} cannot be read: {error}; is it damaged?") from None
     heaps = _Heaps(path, kind)
     total, largest = 0, ("", 0)
     said = set[str]()  # the names of attributes that are texts

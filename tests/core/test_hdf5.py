@@ -83,7 +83,7 @@ def test_what_leads_nowhere_or_in_a_circle_is_named(
     (tmp_path / "a.h5").write_bytes(data)
     with pytest.raises(ValueError, match=words):
         check_skeleton(tmp_path / "a.h5")
-    with pytest.raises(ExpressionError, match=r"a\.h5 is damaged: .*"):
+    with pytest.raises(ExpressionError, match=r"a\.h5 cannot be read: .*; is it damaged\?"):
         require_h5(tmp_path / "a.h5")
 
 

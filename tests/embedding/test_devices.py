@@ -53,7 +53,7 @@ def test_tiles_are_shared_and_every_one_is_encoded_once(
     assert summary.settings["device"] == "cpu,cpu"
     assert len(summary.busy["encoders"]) == 2
     assert min(summary.busy["encoders"]) > 0
-    again = study.embed(views=8, device="cpu,cpu")
+    again = study.embed(views=8)
     assert (again.encoded_tiles, sorted(again.kept)) == (0, ["s0", "s1", "s2", "s4"])
     (study.folder / "s3.png").write_bytes((study.folder / "s2.png").read_bytes())
     monkeypatch.delattr(os, "memfd_create")  # without memory that processes share, tiles are sent

@@ -21,8 +21,8 @@ from PIL import Image
 from nh2st_pipe.core.quiet import quiet_warnings
 from tests.conftest import write_spots
 
-SIDE, MPP, DIM = 64, 0.5, 12  # level-0 px of a tile; µm per px; values
-SIZE = (1600, 1200)
+SIDE, MPP, DIM = 32, 0.5, 12  # level-0 px of a tile; µm per px; values
+SIZE = (800, 600)
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ def slides(folder: Path, n: int = 2, *, expression: bool = True) -> tuple[Path, 
         rng = np.random.default_rng(number)
         image = np.full((SIZE[1], SIZE[0], 3), 244, np.uint8)
         tissue = np.zeros(image.shape[:2], bool)
-        tissue[128:512, 192:1152] = True  # an L that no turn or mirror leaves as it is
-        tissue[512:1088, 192:448] = True
+        tissue[64:256, 96:576] = True  # an L that no turn or mirror leaves as it is
+        tissue[256:544, 96:224] = True
         image[tissue] = (rng.integers(-25, 25, (tissue.sum(), 3)) + np.array([186, 110, 160])).astype(np.uint8)
         Image.fromarray(image).save(folder / f"case-{number}.png")
         places = [(x, y) for y in range(0, SIZE[1] - SIDE, SIDE) for x in range(0, SIZE[0] - SIDE, SIDE)]
         corner = np.array([(x, y) for x, y in places if tissue[y : y + SIDE, x : x + SIDE].mean() > 0.9])
         features = rng.normal(size=(len(corner), DIM)).astype(np.float32)
-        features[:, 0] = corner[:, 0] / 600
+        features[:, 0] = corner[:, 0] / 300
         made = Made(f"case-{number}", corner, features, len(corner))
         every.append(made)
         line = f"c{number},case-{number}.png,{MPP},P{number}"
@@ -94,7 +94,7 @@ _TRIDENT = {
 
 
 def trident(folder: Path, every: list[Made], encoder: str = "our_encoder") -> dict[str, Any]:
-    root = folder / "20x_64px_0px_overlap"
+    root = folder / "20x_32px_0px_overlap"
     for made in every:
         with _h5(root / f"patches/{made.name}_patches.h5", coords=made.corner) as file:
             file["coords"].attrs.update(_TRIDENT)

@@ -76,7 +76,7 @@ def test_features_of_every_tool_are_trained_on_and_predicted_from(tmp_path: Path
         (lambda one: one.moved(one.corner + SIDE // 2), "if coordinates were of centres, not of corners"),
         (lambda one: one.moved(one.corner - SIDE // 2), "if coordinates were of corners, not of centres"),
         (lambda one: one.moved((one.corner * made.MPP).round().astype(int)), "if µm were taken for px of level 0"),
-        (lambda one: one.moved(np.array([1600 - SIDE, 0]) + one.corner * [-1, 1]), "mirrored left to right"),
+        (lambda one: one.moved(np.array([made.SIZE[0] - SIDE, 0]) + one.corner * [-1, 1]), "mirrored left to right"),
     ],
 )
 def test_coordinates_that_are_read_wrongly_are_named(tmp_path: Path, how: Any, words: str) -> None:
@@ -94,7 +94,7 @@ def test_coordinates_beyond_the_slide_are_named(tmp_path: Path) -> None:
     wrong = every[0].moved(every[0].corner * 2)
     made.trident(tmp_path / "features", [wrong, every[1]])
     summary = bring(tmp_path / "features", manifest, {}, trust_places=True)
-    assert "tiles lie outside the slide of 1,600 × 1,200 px" in summary.failed["c0"]
+    assert "tiles lie outside the slide of 800 × 600 px" in summary.failed["c0"]
     assert "if px of level 0 were taken for µm" in summary.failed["c0"]
 
 
@@ -140,7 +140,7 @@ def _with_inf(values: Any, row: int) -> Any:
 def test_a_slide_whose_features_cannot_be_used_is_passed_over(tmp_path: Path, change: Any, words: str) -> None:
     manifest, every = made.slides(tmp_path / "study", expression=False)
     made.trident(tmp_path / "features", every)
-    path = tmp_path / "features/20x_64px_0px_overlap/features_our_encoder/case-1.h5"
+    path = tmp_path / "features/20x_32px_0px_overlap/features_our_encoder/case-1.h5"
     change(path, every[1])
     summary = bring(tmp_path / "features", manifest, {"layout": "trident", "trust_places": True})
     assert summary.done == ["c0"]
@@ -212,7 +212,7 @@ def test_spots_get_the_tile_that_covers_them(tmp_path: Path) -> None:
 
     manifest, every = made.slides(tmp_path / "study")
     one = every[0]
-    spots = np.vstack((one.centres[::2] + np.array([20, -10]), [[1500.0, 1150.0]]))  # the last has no tile
+    spots = np.vstack((one.centres[::2] + np.array([10, -5]), [[750.0, 575.0]]))  # the last has no tile
     grid = np.column_stack((np.arange(len(spots)), np.zeros(len(spots), int)))
     write_spots(manifest.parent / "c0.h5ad", spots, grid=grid)
     made.trident(tmp_path / "features", every)
@@ -234,11 +234,11 @@ def test_spots_of_another_section_are_refused(tmp_path: Path) -> None:
 
     manifest, every = made.slides(tmp_path / "study")
     write_spots(manifest.parent / "c0.h5ad", every[0].centres, barcodes=[f"x{name}" for name in every[0].barcodes])
-    write_spots(manifest.parent / "c1.h5ad", every[1].centres + 300, barcodes=every[1].barcodes)
+    write_spots(manifest.parent / "c1.h5ad", every[1].centres + 150, barcodes=every[1].barcodes)
     given = made.hest(tmp_path / "features", every)
     summary = bring(tmp_path / "features", manifest, given)
     assert "none of" in summary.failed["c0"]
-    assert "spots and features of the same barcode lie 424 level-0 px apart" in summary.failed["c1"]
+    assert "spots and features of the same barcode lie 212 level-0 px apart" in summary.failed["c1"]
 
 
 def test_tiles_of_another_magnification_are_another_stores(tmp_path: Path) -> None:
@@ -247,10 +247,10 @@ def test_tiles_of_another_magnification_are_another_stores(tmp_path: Path) -> No
     lines = manifest.read_text().splitlines()
     manifest.write_text("\n".join([*lines[:2], lines[2].replace(",0.5,", ",0.53,")]) + "\n")
     summary = bring(tmp_path / "features", manifest, {})
-    assert any("c1: its tiles are 33.92 µm wide, 6% off the store's 32" in words for words in summary.notices)
+    assert any("c1: its tiles are 16.96 µm wide, 6% off the store's 16" in words for words in summary.notices)
     manifest.write_text("\n".join([*lines[:2], lines[2].replace(",0.5,", ",0.25,")]) + "\n")
     summary = bring(tmp_path / "features", manifest, {"redo_changed": True})
-    assert "its tiles are 16 µm wide, and the store's 32: another magnification?" in summary.failed["c1"]
+    assert "its tiles are 8 µm wide, and the store's 16: another magnification?" in summary.failed["c1"]
 
 
 def test_a_file_of_anything_but_tensors_runs_nothing(tmp_path: Path) -> None:
