@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
+from typing import Any
 
-__all__ = ["how_it_ended", "without_main"]
+__all__ = ["fresh_processes", "how_it_ended", "without_main"]
+
+_PRELOADED = ["torch", "nh2st_pipe.embedding.processes"]  # what takes seconds, once for all of them
+
+
+def fresh_processes() -> Any:
+    """Return the way to start processes that have nothing of this one: a fork of a process with threads may hang.
+
+    From a server that is started once, where the system has such; its environment is that of its start.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
 
 
 def how_it_ended(process: BaseProcess) -> str:

@@ -7,7 +7,6 @@ that is killed loses nothing: the others do its batches.
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import threading
 import time
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nh2st_pipe.core.children import how_it_ended, without_main
+from nh2st_pipe.core.children import fresh_processes, how_it_ended, without_main
 from nh2st_pipe.core.errors import EncoderError, sendable
 from nh2st_pipe.core.machine import cores
 from nh2st_pipe.core.shared import SharedArray
@@ -84,7 +83,7 @@ class DeviceEncoders:
         self._memories: dict[int, SharedArray] = {}
 
     def __enter__(self) -> DeviceEncoders:
-        context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+        context = fresh_processes()
         for device in self.devices:
             here, there = context.Pipe()
             given = self._work, device, max(1, cores() // len(self.devices)), there

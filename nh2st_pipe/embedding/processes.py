@@ -7,7 +7,6 @@ does it; a slide at the same tiles of which three have ended is passed over.
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import threading
 import time
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.children import how_it_ended, without_main
+from nh2st_pipe.core.children import fresh_processes, how_it_ended, without_main
 from nh2st_pipe.core.errors import SlideError, sendable
 from nh2st_pipe.core.shared import SharedArray
 from nh2st_pipe.embedding.opener import Ask, Opened, OpenSlides, Overview
@@ -36,7 +35,6 @@ Shape = tuple[int, int, int, int, int]
 _MOST_DEATHS = 3  # of processes at the same tiles, or of one after another before it can begin
 _BEHIND = 2  # orders that may wait for a process before others take some of them, and decode once more
 _END_SECONDS = 5.0  # for a process to end by itself
-_PRELOADED = ["nh2st_pipe.embedding.processes", "torch"]
 _one_at_a_time = threading.Lock()
 
 
@@ -246,10 +244,7 @@ class ProcessReaders:
         """Start a process, if there is none. Raises OSError where it ends before it can begin."""
         if seat.process is not None:
             return
-        methods = multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:
-            context.set_forkserver_preload(_PRELOADED)  # loaded once, for all of them
+        context = fresh_processes()
         how = "none"
         for _ in range(_MOST_DEATHS):
             here, there = context.Pipe()

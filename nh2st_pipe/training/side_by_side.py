@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
@@ -11,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
-from nh2st_pipe.core.children import without_main
+from nh2st_pipe.core.children import fresh_processes, without_main
 from nh2st_pipe.core.errors import TrainError
 from nh2st_pipe.core.machine import cores
 from nh2st_pipe.data.study import Study
@@ -42,7 +41,7 @@ def run_all(
         return
     pool = ProcessPoolExecutor(
         jobs,
-        mp_context=multiprocessing.get_context("spawn"),  # a fork of a process with threads may hang
+        mp_context=fresh_processes(),
         initializer=_begin,
         initargs=(study, max(1, cores() // jobs)),
     )

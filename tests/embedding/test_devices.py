@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -11,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from nh2st_pipe.core.devices import every_device
 from nh2st_pipe.core.errors import EncoderError, NH2STError
 from nh2st_pipe.core.progress import Progress
+from nh2st_pipe.embedding.devices import DeviceEncoders
 from nh2st_pipe.embedding.summary import EmbedSummary, merge
 from nh2st_pipe.store.read import open_store
 from tests.conftest import Study
@@ -24,16 +25,16 @@ from tests.store.same import same
 
 
 class Striking(Progress):
-    """Calls `strike` with a child process when a few tiles are done, once, and keeps what is said."""
+    """Calls `strike` with the processes that encode when a few tiles are done, once, and keeps what is said."""
 
-    def __init__(self, strike: Callable[[int], None]) -> None:
-        self._strike, self.said, self.struck = strike, list[str](), 0
+    def __init__(self, strike: Callable[[list[int]], None]) -> None:
+        self._strike, self.said, self.struck = strike, list[str](), False
 
     def advance(self, done: float, total: float, now: str = "") -> None:
         if done >= 10 and not self.struck:
-            children = [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
-            self.struck = children[0].pid
-            self._strike(self.struck)
+            self.struck = True
+            every = [each for each in gc.get_objects() if type(each) is DeviceEncoders and each._threads]
+            self._strike([seat.process.pid or 0 for seat in every[-1]._seats])
 
     def say(self, text: str) -> None:
         self.said.append(text)
@@ -64,7 +65,7 @@ def test_tiles_are_shared_and_every_one_is_encoded_once(
 def test_a_process_that_is_killed_is_taken_over_from_within_a_slide(make_study: Callable[..., Study]) -> None:
     study = make_study(1)
     study.embed(store=study.folder / "alone.zarr")
-    progress = Striking(lambda pid: os.kill(pid, signal.SIGKILL))
+    progress = Striking(lambda pids: os.kill(pids[0], signal.SIGKILL))
     summary = study.embed(device="cpu,cpu", batch_size=1, readers="processes", progress=progress)
     assert progress.struck
     assert [words for words in progress.said if "was killed by signal 9" in words and "the others take over" in words]
@@ -74,7 +75,7 @@ def test_a_process_that_is_killed_is_taken_over_from_within_a_slide(make_study: 
 
 def test_when_the_end_is_asked_for_all_processes_keep_what_they_have(make_study: Callable[..., Study]) -> None:
     study = make_study(6)
-    progress = Striking(lambda pid: os.kill(os.getpid(), signal.SIGTERM))
+    progress = Striking(lambda pids: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
         study.embed(device="cpu,cpu", batch_size=1, progress=progress)
     store = open_store(study.folder / "store.zarr")
@@ -91,10 +92,9 @@ def test_when_the_end_is_asked_for_all_processes_keep_what_they_have(make_study:
 def test_when_all_processes_are_gone_what_was_encoded_is_kept(make_study: Callable[..., Study]) -> None:
     study = make_study(1)
 
-    def strike(_: int) -> None:
-        for child in psutil.Process().children():
-            if "spawn_main" in " ".join(child.cmdline()):
-                child.kill()
+    def strike(pids: list[int]) -> None:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
 
     with pytest.raises(EncoderError, match=r"no process with the encoder is left: that for cpu was killed by signal 9"):
         study.embed(device="cpu,cpu", batch_size=1, progress=Striking(strike))

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from nh2st_pipe.core.errors import EncoderError, NH2STError, UsageError
+from nh2st_pipe.core.errors import EncoderError, UsageError
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.store.read import open_store
 from tests.conftest import Study
@@ -147,14 +147,9 @@ def test_when_the_end_is_asked_for_the_actors_keep_what_they_have(
 
 
 def test_faults_are_those_of_a_local_run(study: Study, cluster: dict[str, str], lite0_weights: Path) -> None:
-    from nh2st_pipe.recipes.encoder import load_encoder_recipe
-
     with pytest.raises(EncoderError, match="does not fit encoder resnet18"):
         study.embed(encoder="resnet18", weights=lite0_weights, engine="ray", actors=1)
     assert not (study.folder / "store.zarr").exists()
-    wrong = load_encoder_recipe("fake").model_copy(update={"dim": 7})
-    with pytest.raises(NH2STError, match="its recipe says 7"):
-        study.embed(encoder=wrong, store=study.folder / "other.zarr", engine="ray", actors=1)
     (study.folder / "s1.png").write_text("no image")
     summary = study.embed(engine="ray", actors=1)
     assert sorted(summary.done) == ["s0", "s2"]
