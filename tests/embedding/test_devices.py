@@ -33,8 +33,9 @@ class Striking(Progress):
     def advance(self, done: float, total: float, now: str = "") -> None:
         if done >= 10 and not self.struck:
             self.struck = True
-            every = [each for each in gc.get_objects() if type(each) is DeviceEncoders and each._threads]
-            self._strike([seat.process.pid or 0 for seat in every[-1]._seats])
+            every = [each for each in gc.get_objects() if type(each) is DeviceEncoders and not each._ending]
+            (encoders,) = every
+            self._strike([seat.process.pid or 0 for seat in encoders._seats])
 
     def say(self, text: str) -> None:
         self.said.append(text)
