@@ -3,6 +3,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +140,18 @@ def test_too_little_shared_memory_is_said(study: Study, monkeypatch: pytest.Monk
     with pytest.raises(TrainError, match=r"do not fit into shared memory .* --jobs 1"):
         train(study.folder / "store.zarr", genes=5, settings=SMALL, out=study.folder / "run", jobs=2)
     assert not list(study.folder.glob("run*"))
+
+
+def test_processes_start_where_the_folder_of_temporary_files_has_a_long_name(tmp_path: Path) -> None:
+    long = tmp_path / ("t" * 90)
+    long.mkdir()
+    code = (
+        "from nh2st_pipe.core.children import fresh_processes\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "context = fresh_processes()\n"
+        "print(context.get_start_method(), ProcessPoolExecutor(1, mp_context=context).submit(len, 'abc').result())\n"
+    )
+    for where, how in ((long, "spawn"), (Path("/tmp"), "forkserver")):
+        env = {**os.environ, "TMPDIR": str(where)}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+        assert done.stdout.split() == [how, "3"], done.stderr
