@@ -326,3 +326,19 @@ def test_a_tag_that_says_nought_is_a_fault(tmp_path: Path, tag: int) -> None:
     path.write_bytes(data)
     with pytest.raises(SlideError, match=r"a\.ome\.tif"):
         thumbnail(open_slide(path), 100)
+
+
+def test_a_resolution_of_nought_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.tif"
+    rng = np.random.default_rng(0)
+    given: dict[str, Any] = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(path, rng.integers(0, 255, (300, 400, 3), np.uint8), tile=(64, 64), ome=True, **given)
+    assert open_slide(path).mpp == pytest.approx(0.5)
+    with tifffile.TiffFile(path) as file:
+        page: Any = file.pages[0]
+        places = [page.tags[name].valueoffset for name in ("XResolution", "YResolution")]
+    data = bytearray(path.read_bytes())
+    for at in places:
+        data[at : at + 4] = bytes(4)
+    path.write_bytes(data)
+    assert open_slide(path).mpp is None
