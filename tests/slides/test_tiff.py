@@ -329,10 +329,12 @@ def test_a_tag_that_says_nought_is_a_fault(tmp_path: Path, tag: int) -> None:
 
 
 def test_a_resolution_of_nought_is_none(tmp_path: Path) -> None:
-    path = tmp_path / "a.ome.tif"
+    path = tmp_path / "a.tif"
     rng = np.random.default_rng(0)
     given: dict[str, Any] = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
-    tifffile.imwrite(path, rng.integers(0, 255, (300, 400, 3), np.uint8), tile=(64, 64), ome=True, **given)
+    px = rng.integers(0, 255, (3, 300, 400), np.uint8)
+    tifffile.imwrite(path, px, tile=(64, 64), photometric="rgb", planarconfig="separate", **given)
+    assert isinstance(open_slide(path), TiffSlide)
     assert open_slide(path).mpp == pytest.approx(0.5)
     with tifffile.TiffFile(path) as file:
         page: Any = file.pages[0]
@@ -342,3 +344,4 @@ def test_a_resolution_of_nought_is_none(tmp_path: Path) -> None:
         data[at : at + 4] = bytes(4)
     path.write_bytes(data)
     assert open_slide(path).mpp is None
+    assert isinstance(open_slide(path), TiffSlide)
