@@ -195,17 +195,17 @@ def _paired(
     """Return each row of the manifest with its features; what has no other side is named."""
     by_name = dict[str, Section]()
     twice = [name for name, n in Counter(each.name for each in sections).items() if n > 1]
+    short = Counter(stem(each.name) for each in sections)
     for each in sections:
         by_name.setdefault(each.name, each)
-        by_name.setdefault(stem(each.name), each)
+        if short[stem(each.name)] == 1:  # TCGA's files have an id behind a dot, which two of one case differ in
+            by_name.setdefault(stem(each.name), each)
     pairs, used = [], set[str]()
     for row in rows:
         names = (row.slide_id, row.slide.name, stem(row.slide.name))
         section = next((by_name[name] for name in names if name in by_name), None)
         if section is None:
-            summary.failed[row.slide_id] = (
-                f"{folder} holds no features of it (it would be called {names[0]} or {names[2]})"
-            )
+            summary.failed[row.slide_id] = f"{folder} holds no features of it, as {names[0]} or {names[2]}"
         elif section.name in twice:
             paths = [str(each.path) for each in sections if each.name == section.name]
             summary.failed[row.slide_id] = f"there are several files of it: {listed(paths)}"

@@ -160,6 +160,19 @@ def test_what_has_no_other_side_is_named_both_ways(tmp_path: Path) -> None:
     assert any("does not have: other" in words for words in summary.notices)
 
 
+def test_names_with_an_id_behind_a_dot_are_told_apart(tmp_path: Path) -> None:
+    manifest, every = made.slides(tmp_path / "study", 3, expression=False)
+    called = ["case-0.aa", "case-0.bb", "case-2.cc"]
+    made.trident(tmp_path / "features", [replace(one, name=name) for one, name in zip(every, called, strict=True)])
+    lines = manifest.read_text().splitlines()
+    (manifest.parent / "case-1.png").rename(manifest.parent / "case-0.bb.png")
+    manifest.write_text("\n".join([*lines[:2], lines[2].replace("case-1.png", "case-0.bb.png"), lines[3]]) + "\n")
+    summary = bring(tmp_path / "features", manifest, {})
+    assert summary.done == ["c1", "c2"]  # c2 by what stands before the dot, of which there is one
+    assert "holds no features of it, as c0 or case-0" in summary.failed["c0"]
+    assert summary.without_slide == ["case-0.aa"]
+
+
 def test_what_the_files_do_not_tell_is_asked(tmp_path: Path) -> None:
     manifest, every = made.slides(tmp_path / "study", expression=False)
     made.trident(tmp_path / "two", every, "uni_v1")
