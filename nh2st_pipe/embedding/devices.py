@@ -235,6 +235,9 @@ class DeviceEncoders:
                 number, done, value, seat.worked = seat.pipe.recv()
             except (EOFError, OSError):
                 break
+            except Exception:  # what it said cannot be understood: it is not asked any more
+                seat.process.kill()
+                break
             with self._changing:
                 order = seat.under_way.pop(number)
             if done:
