@@ -115,6 +115,11 @@ def import_features(
     of single slides are in the summary.
     """
     progress = progress or Progress()
+    for option, value in (("--tile-um", tile_um), ("--tile-px", tile_px), ("--mpp-read", mpp_read)):
+        if value is not None and not 0 < value < np.inf:
+            raise UsageError(f"{option} takes a number above 0, not {value:g}")
+    if tile_um is not None and tile_px is not None:
+        raise UsageError("--tile-um and --tile-px both say how large tiles are; give one")
     asked = Asked(None if coords is None else Path(coords), tile_um, tile_px, mpp_read)
     rows = read_manifest(slides)
     layout_here = layout_of(Path(folder), layout)

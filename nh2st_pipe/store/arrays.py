@@ -157,6 +157,8 @@ def write_store(
     """
     if (tile_um is None) == (tile_px is None):
         raise UsageError("write_store takes either tile_um or tile_px: the side of a tile")
+    if not 0 < float(tile_um or tile_px or 0) < np.inf:
+        raise UsageError("write_store: the side of a tile is above 0")
     written, writer = Written(str(path)), None
     for slide in slides:
         views = _checked(slide)
@@ -255,6 +257,9 @@ def _checked(slide: SlideArrays) -> NDArray[np.float16]:
     wrong = np.flatnonzero(first[of.ravel()] != np.arange(n))
     if len(wrong):
         raise StoreError(f"{at}: {len(wrong):,} rows have the centre of another row: {listed(map(str, wrong))}")
+    for name, value in (("mpp", slide.mpp), ("tile_level0_px", slide.tile_level0_px)):
+        if value is not None and not 0 < value < np.inf:
+            raise StoreError(f"{at}: {name} is {value:g}; a number above 0 is expected")
     names = {"barcodes": slide.barcodes, "array_row": slide.array_row, "array_col": slide.array_col}
     for name, values in names.items():
         if values is not None and len(values) != n:

@@ -191,6 +191,10 @@ def test_what_the_files_do_not_tell_is_asked(tmp_path: Path) -> None:
     made.tiatoolbox(tmp_path / "tia", every)
     with pytest.raises(UsageError, match="give --mpp-read"):
         bring(tmp_path / "tia", manifest, {"encoder": "mine"})
+    with pytest.raises(UsageError, match="--tile-px takes a number above 0, not 0"):
+        bring(tmp_path / "clam", manifest, {"encoder": "mine", "tile_px": 0})
+    with pytest.raises(UsageError, match="--tile-um and --tile-px both say how large tiles are"):
+        bring(tmp_path / "clam", manifest, {"encoder": "mine", "tile_px": 3, "tile_um": 3})
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=r"looks like nothing that is known here .* it holds nothing"):
         bring(tmp_path / "empty", manifest, {})

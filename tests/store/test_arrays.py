@@ -109,6 +109,8 @@ def test_a_write_that_is_cut_short_is_gone_on_with(tmp_path: Path, monkeypatch: 
         ({"xy": np.full((N, 2), np.inf)}, "xy is not a number in 30 rows"),
         ({"size": (600, 600)}, r"14 tiles lie outside the slide of 600 × 600 px, the first at \(1008.0, 112.0\)"),
         ({"mpp": None}, "its mpp is needed"),
+        ({"mpp": 0.0}, "mpp is 0; a number above 0 is expected"),
+        ({"tile_level0_px": -3.0}, "tile_level0_px is -3"),
         ({"genes": None}, "counts and genes are given together"),
         ({"genes": ["G"] * 12}, "genes must be unique"),
         ({"counts": np.ones((N, 3))}, "counts should be 30 × 12"),
@@ -141,6 +143,8 @@ def test_a_store_holds_what_one_tool_made(study: Study, tmp_path: Path) -> None:
         write(tmp_path / "s.zarr", arrays("b", dim=96), encoder="fake", tool="other")
     with pytest.raises(StoreError, match="are 8 views of 96 values, and the store has 1 of 96"):
         write(tmp_path / "s.zarr", arrays("c", dim=96), arrays("b", dim=96, views=8), encoder="fake")
+    with pytest.raises(UsageError, match="the side of a tile is above 0"):
+        write(tmp_path / "s.zarr", arrays("b"), tile_um=0)
     with pytest.raises(UsageError, match="either tile_um or tile_px"):
         write(tmp_path / "s.zarr", arrays("b"), tile_px=224)
 
