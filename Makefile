@@ -24,8 +24,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# One more process than cores: some tests wait more than they work.
 test: lint
-	$(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1))  # some tests wait more than they work
+	$(BIN)/python -m pytest --numprocesses $$($(BIN)/python -c 'from nh2st_pipe.core.machine import cores; print(cores() + 1)')
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

@@ -105,7 +105,7 @@ def predict(
     if (embeddings is None) == (slides is None):
         raise UsageError("give either --embeddings (a store) or --slides (a manifest)")
     files = model_files(model)  # fetched once, where it is on the hub
-    head = load_model(files)
+    head = load_model(model, files)
     about = About.of(head.about, model)
     columns = _columns(genes, head.genes, model)
     reference = load_reference(files)

@@ -12,22 +12,21 @@ from typing import Any
 
 __all__ = ["fresh_processes", "how_it_ended", "without_main"]
 
-_PRELOADED = ["torch", "nh2st_pipe.embedding.processes"]  # what takes seconds, once for all of them
-
 _SOCKET, _LONGEST_SOCKET = "listener-12345678", 100  # a few bytes less than any system takes
 
 
-def fresh_processes() -> Any:
+def fresh_processes(*modules: str) -> Any:
     """Return the way to start processes that have nothing of this one: a fork of a process with threads may hang.
 
-    From a server that is started once, where the system has such and the folder for temporary files (TMPDIR) has a name
-    that is short enough for the server's socket; its environment is that of its start.
+    From a server that is started once, with torch and `modules` loaded for all of them, where the system has such and
+    the folder for temporary files (TMPDIR) has a name that is short enough for the server's socket; its environment is
+    that of its start.
     """
     has_server = "forkserver" in multiprocessing.get_all_start_methods()
     if not has_server or len(f"{get_temp_dir()}/{_SOCKET}") > _LONGEST_SOCKET:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context.set_forkserver_preload(["torch", *modules])
     return context
 
 

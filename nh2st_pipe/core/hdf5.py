@@ -29,7 +29,7 @@ _PAIR = struct.Struct("<QQ")
 _NODE = struct.Struct("<4sBBHQQ")
 _SYMBOLS = struct.Struct("<4sBxH")
 _ENTRY = 40
-_LINK_HARD = 0
+_LINK_HARD, _LEAST_LINK = 0, 11  # bytes before a name of one letter, and its address
 
 
 @contextmanager
@@ -109,7 +109,7 @@ class _Skeleton:
                     chunks.append(_PAIR.unpack_from(self._data, at))
                 elif kind == _GROUP and held >= _PAIR.size:
                     yield from self._of_tree(_PAIR.unpack_from(self._data, at)[0])
-                elif kind == _LINK:
+                elif kind == _LINK and held > _LEAST_LINK:
                     yield from self._of_link(at, held)
                 at += held
 

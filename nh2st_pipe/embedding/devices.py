@@ -83,7 +83,7 @@ class DeviceEncoders:
         self._memories: dict[int, SharedArray] = {}
 
     def __enter__(self) -> DeviceEncoders:
-        context = fresh_processes()
+        context = fresh_processes(__name__)
         for device in self.devices:
             here, there = context.Pipe()
             given = self._work, device, max(1, cores() // len(self.devices)), there

@@ -244,7 +244,7 @@ class ProcessReaders:
         """Start a process, if there is none. Raises OSError where it ends before it can begin."""
         if seat.process is not None:
             return
-        context = fresh_processes()
+        context = fresh_processes(__name__)
         how = "none"
         for _ in range(_MOST_DEATHS):
             here, there = context.Pipe()

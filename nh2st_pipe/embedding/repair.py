@@ -45,9 +45,10 @@ def repair(
             f"{listed(found.damaged)} in it, nh2st-pipe upgrade it, and embed them again. Nothing was changed"
         )
     if store.contract.imported is not None:
+        folders = listed([*found.damaged, *found.incomplete])
         raise StoreError(
             f"{found.store} holds {store.contract.made_by()}, which cannot be made anew from slides: delete the "
-            f"folders of {listed(found.damaged)} in it, and import them again. Nothing was changed"
+            f"folders of {folders} in it, and import them again. Nothing was changed"
         )
     for slide_id in found.damaged:
         _check_image(store, rows[slide_id])

@@ -295,7 +295,8 @@ class _Importer:
             tile["size_um"] = round(side * mpp, 2)
         else:
             tile["size_level0_px"] = side
-        precision = self._precision or usual_precision(self._found.tool, recipe, stored)
+        begun = None if old is None or old.contract.imported is None else old.contract.precision
+        precision = self._precision or begun or usual_precision(self._found.tool, recipe, stored)
         if self._precision is None:
             assumed.append(f"{precision} arithmetic")
         tool = Imported(

@@ -7,7 +7,7 @@ from typing import Any
 from nh2st_pipe.evaluation.reference import REFERENCE
 from nh2st_pipe.evaluation.statistics import headline, many
 from nh2st_pipe.runs.about import About
-from nh2st_pipe.store.format import tile_words
+from nh2st_pipe.store.format import Contract, tile_words
 
 __all__ = ["model_card"]
 
@@ -29,7 +29,7 @@ def model_card(metrics: dict[str, Any], about: About) -> str:
         f"# {about.recipe}: spatial gene expression from H&E",
         f"Predicts {model['genes']:,} genes a spot, as {about.unit}.",
         "",
-        f"- Embeddings: {store.identity['name']} ({store.dim} values, weights SHA-256 `{store.weights.sha256[:12]}…`), "
+        f"- Embeddings: {store.identity['name']} ({store.dim} values, {_weights(store)}), "
         f"tiles of {tile_words(store.tile)}, {metrics['views']} of its views. Others are refused.",
         f"- Trained on {len(about.trained_on)} slides of {patients}, {metrics['n_spots']:,} spots.",
         f"- Made by nh2st-pipe {about.version}.",
@@ -45,6 +45,12 @@ def model_card(metrics: dict[str, Any], about: About) -> str:
         "the head predicts all the same.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _weights(store: Contract) -> str:
+    if store.imported is not None:
+        return f"{store.made_by()}, weights unknown"
+    return f"weights SHA-256 `{store.weights.sha256[:12]}…`"
 
 
 def _figures(metrics: dict[str, Any], about: About) -> list[str]:

@@ -21,13 +21,14 @@ __all__ = ["HUB", "load_model", "load_reference", "model_files", "model_folder",
 HUB = "hf-hub:"
 
 
-def load_model(where: str | Path) -> HeadModel:
+def load_model(where: str | Path, files: Path | None = None) -> HeadModel:
     """Load a saved head: the folder of a run, its `model/`, or "hf-hub:owner/name" (optionally "@revision").
 
-    Only the last goes to the network. Its files are held against their SHA-256 where the model has a list of them.
+    `files` is the folder of its files, where `model_files` has given that already. Only the last goes to the network.
+    Its files are held against their SHA-256 where the model has a list of them.
     Raises RunError where there is no model, it has been changed, or it is of a kind that this version does not know.
     """
-    folder = model_files(where)
+    folder = model_files(where) if files is None else files
     if not (folder / "model.safetensors").is_file():
         raise RunError(f"{folder} holds no model.safetensors; weights in other forms are not loaded")
     config_file = folder / "config.json"

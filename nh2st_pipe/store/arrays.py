@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from nh2st_pipe.core.errors import RecipeError, SlideError, StoreError, UsageErr
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.recipes import files
 from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision, load_encoder_recipe
-from nh2st_pipe.store.format import Contract, ImageSource, Imported, ManifestRow, Picture, Resolved, Seen, WeightsOf
+from nh2st_pipe.store.format import Contract, ImageSource, Imported, ManifestRow, Picture, Resolved, WeightsOf
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.store.write import StoreWriter
 from nh2st_pipe.tiles.neighbours import nearest_spots
@@ -31,6 +32,7 @@ __all__ = ["UNKNOWN", "Laid", "SlideArrays", "Written", "encoder_named", "in_hal
 UNKNOWN = "unknown"
 """SHA-256 of weights that no file tells."""
 
+_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
 _NEIGHBOURS = 9
 _PICTURE_PX = 768
 _BLOCK_TILES = 4096
@@ -99,7 +101,6 @@ class Laid:
     """How wide a spot is drawn, level-0 px."""
     expression: str | None = None
     """Fingerprint of what the counts are from."""
-    seen: Mapping[str, Seen] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
     slide_embeddings: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
@@ -107,9 +108,17 @@ class Laid:
 def lay_down(store: StoreWriter, laid: Laid, *, redo_changed: bool = False) -> bool:
     """Write a slide, under its lease; say whether there was something to do. One that was cut short is gone on with.
 
-    Raises SlideError where a complete slide of another source is there, unless `redo_changed`.
+    Raises SlideError where a complete slide of another source is there, unless `redo_changed`, and where a vector of
+    the slide is none.
     """
     slide_id = laid.row.slide_id
+    for name, vector in laid.slide_embeddings.items():
+        if not _NAME.fullmatch(name):
+            raise SlideError(
+                f"{slide_id}: a vector of the slide is called {name!r}; letters, digits and ._- are expected"
+            )
+        if vector.ndim != 1 or not len(vector) or not np.isfinite(vector).all():
+            raise SlideError(f"{slide_id}: {name}, a vector of the slide, is {vector.shape} or holds what is no number")
     with store.lease(slide_id) as lease:
         record = store.record(slide_id)
         if record is not None and record.state.complete:
@@ -121,7 +130,7 @@ def lay_down(store: StoreWriter, laid: Laid, *, redo_changed: bool = False) -> b
                     f"{slide_id}: {' and '.join(differs)} changed since it was written; write it anew with "
                     "redo_changed (--redo-changed), or give the changed slide another slide_id"
                 )
-        writer = store.slide(laid.row, laid.source, laid.spots, laid.resolved, laid.expression, lease, laid.seen)
+        writer = store.slide(laid.row, laid.source, laid.spots, laid.resolved, laid.expression, lease)
         for block in laid.blocks(writer.rows):
             writer.append(block)
         if laid.slide_embeddings:
@@ -285,7 +294,7 @@ def _laid(slide: SlideArrays, views: NDArray[np.float16], tile_um: float | None,
             f"at {tuple(xy[outside[0]].tolist())}: are these level-0 px, x then y?"
         )
     spots, expression = _spots(slide, xy)
-    seen = hashlib.blake2b(np.ascontiguousarray(views).tobytes(), digest_size=16)
+    said = hashlib.blake2b(np.ascontiguousarray(views).data, digest_size=16)
     resolved = Resolved(
         width=width,
         height=height,
@@ -309,7 +318,7 @@ def _laid(slide: SlideArrays, views: NDArray[np.float16], tile_um: float | None,
             yield views[at : at + _BLOCK_TILES]
 
     vectors = {name: np.asarray(vector, np.float32).ravel() for name, vector in slide.slide_embeddings.items()}
-    source = ImageSource(image="", mpp=slide.mpp, features=seen.hexdigest())
+    source = ImageSource(image="", mpp=slide.mpp, features=said.hexdigest())
     return Laid(row, source, spots, resolved, blocks, picture, side, expression, slide_embeddings=vectors)
 
 

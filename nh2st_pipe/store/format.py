@@ -306,7 +306,7 @@ class SlideRecord(Strict):
     """Names of the vectors of the whole slide in `slide_embedding/`."""
     seen: dict[str, Seen] = Field(default_factory=dict)
     """Size and time (ns) of the files whose fingerprints are here, when those were taken: `image`, `tissue`,
-    `expression`, `features`. A file that has both still is not read anew; without them it is."""
+    `expression`. A file that has both still is not read anew; without them it is."""
     state: SlideState
     files: dict[str, tuple[Count, str]] = Field(default_factory=dict)
     """Every file of a complete slide below its folder: size in bytes and CRC-32C."""

@@ -41,7 +41,7 @@ def run_all(
         return
     pool = ProcessPoolExecutor(
         jobs,
-        mp_context=fresh_processes(),
+        mp_context=fresh_processes(__name__),
         initializer=_begin,
         initargs=(study, max(1, cores() // jobs)),
     )

@@ -740,6 +740,7 @@ def test_a_store_keeps_the_autocast_it_was_begun_with(study: Study, began_so: bo
 def test_readers_follow_the_cores(device: str, cores: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nh2st_pipe.embedding.work.cores", lambda: cores)
     assert readers_beside(device) == threads
+    assert readers_beside(device, devices=4) == (2 if device == "cpu" else max(cores - 1, 2))
 
 
 def test_a_slide_without_spots_has_its_thumbnail_with_its_scale_and_says_what_was_left_out(study: Study) -> None:

@@ -224,6 +224,16 @@ def test_known_encoders_are_known_by_the_tools_names(tmp_path: Path) -> None:
         bring(tmp_path / "stamp", manifest, {})
 
 
+def test_a_store_goes_on_in_the_arithmetic_that_it_was_begun_in(tmp_path: Path) -> None:
+    manifest, every = made.slides(tmp_path / "study", expression=False)
+    made.trident(tmp_path / "one", every[:1])
+    made.trident(tmp_path / "two", every[1:])
+    assert bring(tmp_path / "one", manifest, {"precision": "bfloat16"}).done == ["c0"]
+    assert bring(tmp_path / "two", manifest, {}).done == ["c1"]
+    with pytest.raises(StoreError, match="precision bfloat16, not float16"):
+        bring(tmp_path / "two", manifest, {"precision": "float16"})
+
+
 def test_spots_get_the_tile_that_covers_them(tmp_path: Path) -> None:
     from tests.conftest import write_spots
 

@@ -139,4 +139,6 @@ def test_a_model_from_a_hub_names_registered_code_alone(
     monkeypatch.setattr("nh2st_pipe.runs.model._from_hub", lambda text: tmp_path / "run/model")
     with pytest.raises(RunError, match="from a hub, only heads that a package registers are loaded"):
         nh2st_pipe.load_model("hf-hub:them/head")
+    with pytest.raises(RunError, match="from a hub, only heads that a package registers are loaded"):
+        nh2st_pipe.predict("hf-hub:them/head", embeddings=study.folder / "store.zarr", out=tmp_path / "p")
     assert nh2st_pipe.load_model(tmp_path / "run").kind == f"{TEMPLATE}:Elastic"

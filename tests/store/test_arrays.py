@@ -13,6 +13,7 @@ import scipy.sparse as sp
 import nh2st_pipe
 from nh2st_pipe.core.errors import EncoderError, NH2STError, SlideError, StoreError, UsageError
 from nh2st_pipe.embedding.plan import recipe_of
+from nh2st_pipe.embedding.repair import repair
 from nh2st_pipe.encoders.weights import find_weights
 from nh2st_pipe.store.arrays import SlideArrays, write_store
 from nh2st_pipe.store.read import open_store
@@ -156,6 +157,47 @@ def test_a_head_learns_from_it_and_says_so(tmp_path: Path) -> None:
     done = nh2st_pipe.predict(tmp_path / "run", embeddings=tmp_path / "s.zarr", out=tmp_path / "p")
     assert sorted(done.files) == ["a", "b", "c"]
     assert done.failed == {}
+
+
+@pytest.mark.parametrize(
+    ("vectors", "words"),
+    [
+        ({"titan": np.array([1, np.nan])}, "titan, a vector of the slide, is .* no number"),
+        ({"titan": np.zeros(0)}, "titan, a vector of the slide"),
+        ({"../embedding/X": np.zeros(3)}, r"a vector of the slide is called '\.\./embedding/X'"),
+    ],
+)
+def test_vectors_of_slides_are_checked_before_anything_is_written(
+    tmp_path: Path, vectors: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(SlideError, match=words):
+        write(tmp_path / "s.zarr", arrays("first"), arrays("second", slide_embeddings=vectors))
+    assert open_store(tmp_path / "s.zarr").slides() == ["first"]
+    assert open_store(tmp_path / "s.zarr").incomplete() == []
+
+
+def test_what_was_imported_is_not_made_anew_from_slides(study: Study, tmp_path: Path) -> None:
+    write(tmp_path / "s.zarr", arrays("s0"))
+    (tmp_path / "s.zarr/slides/s0/embedding/X/c/0/0").write_bytes(b"no embeddings")
+    found = verify(tmp_path / "s.zarr")
+    assert list(found.damaged) == ["s0"]
+    with pytest.raises(StoreError, match=r"be made anew from slides: delete the folders of s0 in it, and import"):
+        repair(found, study.manifest)
+    assert (tmp_path / "s.zarr/slides/s0/zarr.json").is_file()
+
+
+def test_a_head_trained_on_imported_features_predicts_slides(study: Study, tmp_path: Path) -> None:
+    """Embedded here, with the encoder of that name; that the weights are the same nobody knows, and that is said."""
+    write(tmp_path / "s.zarr", arrays("a", dim=96), arrays("b", dim=96), encoder="fake", tile_um=24)
+    settings = ["baselines=[]"]
+    nh2st_pipe.train(tmp_path / "s.zarr", recipe="ridge", settings=settings, folds="none", out=tmp_path / "run")
+    card = (tmp_path / "run/model/README.md").read_text()
+    assert "features imported from arrays (its encoder fake, values in float32), weights unknown" in card
+    lines = study.manifest.read_text().splitlines()
+    study.manifest.write_text("\n".join([f"{lines[0]},mpp", f"{lines[1]},0.5"]) + "\n")
+    done = nh2st_pipe.predict(tmp_path / "run", slides=study.manifest, out=tmp_path / "p", device="cpu")
+    assert (list(done.files), done.failed) == (["s0"], {})
+    assert any("and these are embeddings of embed: encoder, pooling" in words for words in done.notices)
 
 
 def test_a_head_goes_across_tools_where_all_that_is_known_agrees(tmp_path: Path) -> None:
