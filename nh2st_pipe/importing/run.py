@@ -324,13 +324,7 @@ class _Importer:
         row, section = pair
         try:
             self._stop.check()
-            source = ImageSource(
-                image=fingerprint(row.slide),
-                tissue=None if row.tissue is None else fingerprint(row.tissue),
-                mpp=row.mpp,
-                features=fingerprint(section.path),
-            )
-            expression = None if row.expression is None else counts_fingerprint(row.expression)
+            source, expression = _source(row, section)
             record = self._writer.record(row.slide_id)
             complete = record is not None and record.state.complete
             if record is not None and complete and record.image.same(source) and record.expression == expression:
@@ -447,6 +441,20 @@ class _Importer:
             return (half if len(half) == len(own) else half[own - first])[:, None]
 
         yield from in_order(read, parts, 1)
+
+
+def _source(row: SlideRow, section: Section) -> tuple[ImageSource, str | None]:
+    """Return the fingerprints of a slide's files, and of its counts. Raises SlideError where one cannot be read."""
+    try:
+        source = ImageSource(
+            image=fingerprint(row.slide),
+            tissue=None if row.tissue is None else fingerprint(row.tissue),
+            mpp=row.mpp,
+            features=fingerprint(section.path),
+        )
+        return source, None if row.expression is None else counts_fingerprint(row.expression)
+    except OSError as error:
+        raise SlideError(f"{error.filename or row.slide} cannot be read: {error.strerror or error}") from error
 
 
 def _shape(features: Features, path: Path) -> tuple[int, int]:

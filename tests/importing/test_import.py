@@ -24,6 +24,7 @@ from nh2st_pipe.importing import layouts
 from nh2st_pipe.importing.found import Asked, Features, Found, Look, Places, Section
 from nh2st_pipe.importing.run import ImportSummary, import_features
 from nh2st_pipe.recipes import plugins
+from nh2st_pipe.store.format import fingerprint
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.store.verify import verify
 from tests.importing import made
@@ -148,6 +149,21 @@ def test_a_slide_whose_features_cannot_be_used_is_passed_over(tmp_path: Path, ch
         raise NH2STError(summary.failed["c1"])
     assert str(path) in summary.failed["c1"] or "stand twice" in words
     assert open_store(manifest.parent / STORE).slides() == ["c0"]
+
+
+def test_a_file_that_cannot_be_read_is_its_slides_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, every = made.slides(tmp_path / "study", expression=False)
+    made.trident(tmp_path / "features", every)
+
+    def forbidden(path: Path) -> str:
+        if path.name == "case-1.h5":
+            raise PermissionError(13, "Permission denied", str(path))
+        return fingerprint(path)
+
+    monkeypatch.setattr("nh2st_pipe.importing.run.fingerprint", forbidden)
+    summary = bring(tmp_path / "features", manifest, {})
+    assert summary.done == ["c0"]
+    assert summary.failed["c1"].endswith("case-1.h5 cannot be read: Permission denied")
 
 
 def test_what_has_no_other_side_is_named_both_ways(tmp_path: Path) -> None:
