@@ -1,10 +1,11 @@
 """Importing features: against copying the same bytes, its memory by tiles, and many small files.
 
-    python benchmarks/import_features.py [--tiles 40000] [--dim 1536] [--slides 1000]
+    python benchmarks/import_features.py [--tiles 40000] [--dim 1536] [--large 4] [--slides 1000]
 
-A slide of so many tiles of 64 px, all of them on its tissue (JPEG tiles, three levels), with features in float32 as
-TRIDENT lays them down: seconds of import-features, and of copying the features' file to the same disk and syncing it,
-as a ratio; peak memory, and that with a quarter of the tiles. Then --slides pictures of 240 px with 64 tiles each.
+--large slides of so many tiles of 64 px, all of them on their tissue (JPEG tiles, three levels), with features in
+float32 as TRIDENT lays them down: seconds of import-features, and of copying the features' files to the same disk and
+syncing it, as a ratio; peak memory, and that with a quarter of the tiles. Then --slides pictures of 240 px with 64
+tiles each.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def lattice(tiles: int) -> tuple[np.ndarray, int]:
     return np.column_stack((x.ravel(), y.ravel())) * _SIDE + 4 * _SIDE, side
 
 
-def large(folder: Path, tiles: int, dim: int) -> None:
-    """Write a slide and its features."""
+def large(folder: Path, tiles: int, dim: int, slides: int) -> None:
+    """Write slides and their features."""
     folder.mkdir()
     corners, side = lattice(tiles)
     low, high = 4 * _SIDE, side - 4 * _SIDE
@@ -72,8 +73,13 @@ def large(folder: Path, tiles: int, dim: int) -> None:
                 resolution=(20_000 / down,) * 2,
                 resolutionunit="CENTIMETER",
             )
-    features(folder / "features_mine/s0.h5", corners, dim)
-    (folder / "manifest.csv").write_text("slide_id,slide\ns0,s0.tif\n")
+    lines = ["slide_id,slide"]
+    for number in range(slides):
+        features(folder / f"features_mine/s{number}.h5", corners, dim)
+        lines.append(f"s{number},s{number}.tif")
+        if number:
+            shutil.copy(folder / "s0.tif", folder / f"s{number}.tif")
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
 
 
 def measure(folder: Path) -> None:
@@ -113,6 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiles", type=int, default=40_000)
     parser.add_argument("--dim", type=int, default=1536)
+    parser.add_argument("--large", type=int, default=4)
     parser.add_argument("--slides", type=int, default=1000)
     parser.add_argument("--measured", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -121,17 +128,17 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        large(folder / "few", given.tiles // 4, given.dim)
-        large(folder / "many", given.tiles, given.dim)
-        file = folder / "many/features_mine/s0.h5"
+        large(folder / "few", given.tiles // 4, given.dim, given.large)
+        large(folder / "many", given.tiles, given.dim, given.large)
+        written = folder / "many/features_mine"
         os.sync()
         began = time.perf_counter()
-        shutil.copy(file, folder / "copy.h5")
+        shutil.copytree(written, folder / "copied")
         os.sync()
         copying = time.perf_counter() - began
         _, less = measured(folder / "few")
         seconds, peak = measured(folder / "many")
-        size = file.stat().st_size / 1e6
+        size = sum(file.stat().st_size for file in written.iterdir()) / 1e6
         print(
             f"{size:,.0f} MB of features: {seconds:.2f} s, copying them {copying:.2f} s, {copying / seconds:.2f} of it"
         )

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +120,17 @@ class Location:
             return
         with written_whole(self.path / name) as part:
             part.write_bytes(data)
+
+    def write_all(self, under: str, files: Iterable[tuple[str, bytes]]) -> None:
+        """Write every one of `files`, names in `under` and their bytes, whole; some at once in an object store."""
+        if self.path is not None:
+            for name, data in files:
+                self.write(f"{under}/{name}", data)
+            return
+        rest = iter(files)
+        with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="objects") as pool:
+            while part := list(islice(rest, _FILES_AT_ONCE)):  # so many are in memory
+                list(pool.map(lambda file: self.write(f"{under}/{file[0]}", file[1]), part))
 
     def create(self, name: str, data: bytes) -> Tag | None:
         """Write a file if there is none, and return what it is known by; None where there was one.

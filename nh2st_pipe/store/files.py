@@ -3,21 +3,51 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from nh2st_pipe.core.location import LEFT_BEHIND, Location
+from nh2st_pipe.store.elements import consolidated
 from nh2st_pipe.store.format import crc32c
 
-__all__ = ["checksums", "faults_of", "list_files"]
+__all__ = ["SlideFiles", "faults_of", "list_files"]
 
 # Chunks that carry a checksum of their own, which is checked as they are decoded; they are the bulk of a store.
 _CHECKED_WHEN_READ = re.compile(r"embedding/(X|obsm/views)/c/|expression/X/(data|indices|indptr)/c/")
+_METADATA = "/zarr.json"
 _OWN_RECORD = "zarr.json"  # holds the list, and a checksum of itself
 
 
-def checksums(files: Mapping[str, bytes]) -> dict[str, tuple[int, str]]:
-    """Return size and CRC-32C of files, by name, from their content."""
-    return {name: (len(data), crc32c(data)) for name, data in files.items()}
+class SlideFiles:
+    """The folder of a slide, to be written into; what is known of its files need not be read back."""
+
+    def __init__(self, location: Location, folder: str) -> None:
+        self._location, self._folder = location, folder
+        self._documents: dict[str, bytes] = {}
+        self.listed: dict[str, tuple[int, str]] = {}
+        """Size and CRC-32C of what was written here, by name."""
+
+    def lay(self, files: Iterable[tuple[str, bytes]]) -> None:
+        """Write files, in place of those that are there."""
+
+        def noted() -> Iterator[tuple[str, bytes]]:
+            for name, data in files:
+                self.listed[name] = len(data), crc32c(data)
+                if name.endswith(_METADATA):
+                    self._documents[name] = data
+                yield name, data
+
+        self._location.write_all(self._folder, noted())
+
+    def consolidate(self, groups: Iterable[str]) -> None:
+        """Gather in each group's metadata those of all below it; a group that is not there has none."""
+        there = self._location.files(self._folder)
+        for name in groups:
+            names = [file for file in there if file.startswith(f"{name}/") and file.endswith(_METADATA)]
+            unread = [file for file in names if file not in self._documents]
+            self._documents |= self._location.read_all(self._folder, unread)
+            if names:
+                documents = {file.removeprefix(f"{name}/"): self._documents[file] for file in names}
+                self.lay([(f"{name}{_METADATA}", consolidated(documents))])
 
 
 def list_files(

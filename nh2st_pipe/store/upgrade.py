@@ -20,11 +20,11 @@ from nh2st_pipe.core.errors import NH2STError, ResourceError, StoreError, for_wa
 from nh2st_pipe.core.lease import lease_on
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.store import legacy
-from nh2st_pipe.store.files import faults_of, list_files
+from nh2st_pipe.store.files import SlideFiles, faults_of, list_files
 from nh2st_pipe.store.format import FORMAT, KEY, THUMBNAIL, Contract, SlideRecord, signed, spots_fingerprint
 from nh2st_pipe.store.graph import CONNECTIVITIES
 from nh2st_pipe.store.read import Store, read_root
-from nh2st_pipe.store.write import RecordFile, as_png, consolidate, partial_name, write_graph, write_partial
+from nh2st_pipe.store.write import RecordFile, as_png, graph_files, partial_name, write_partial
 
 __all__ = ["upgrade"]
 
@@ -98,9 +98,8 @@ def _upgrade_slide(location: Location, kept: RecordFile, record: SlideRecord, co
     for name in _OF_NO_USE:
         location.delete(f"{path}/{name}")
     if record.state.complete:
-        for name in ("embedding", "expression"):
-            if name in group:
-                consolidate(group, name)
+        groups = [name for name in ("embedding", "expression") if f"{name}/zarr.json" not in record.files]
+        SlideFiles(location, path).consolidate(groups)
         kept.write(record.model_copy(update={"files": list_files(location, path, record.files)}))
 
 
@@ -119,7 +118,8 @@ def _beside(location: Location, group: Any, embedding: Any, record: SlideRecord,
         return record.model_copy(update={"resolved": resolved})
     if not record.files:  # format 1
         neighbours = embedding["obsm/neighbors"][:]
-        write_graph(embedding, neighbours, np.linalg.norm(xy[neighbours] - xy[:, None], axis=2))
+        distances = np.linalg.norm(xy[neighbours] - xy[:, None], axis=2)
+        SlideFiles(location, group.path).lay(graph_files(neighbours, distances))
     if thumbnail is not None:
         location.write(f"{group.path}/{THUMBNAIL}", as_png(thumbnail))
     old = {name: value for name, value in record.files.items() if not name.startswith(_CHANGE)}

@@ -12,15 +12,13 @@ import io
 import secrets
 import time
 from collections.abc import Iterator, Mapping
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anndata
 import numpy as np
-import pandas as pd
-import scipy.sparse as sp
 import zarr
-from anndata.io import write_elem
 from numpy.typing import NDArray
 from PIL import Image
 from zarr.codecs import Crc32cCodec, ZstdCodec
@@ -28,8 +26,18 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from nh2st_pipe.core.errors import LeaseError, StoreError, written_to
 from nh2st_pipe.core.lease import Lease, lease_on
 from nh2st_pipe.core.location import Location, Tag
-from nh2st_pipe.core.quiet import quiet_warnings
-from nh2st_pipe.store.files import checksums, list_files
+from nh2st_pipe.store.elements import (
+    ANNDATA,
+    Files,
+    anndata_dict,
+    array,
+    csr,
+    frame,
+    group,
+    sharded,
+    shards,
+)
+from nh2st_pipe.store.files import SlideFiles, list_files
 from nh2st_pipe.store.format import (
     FORMAT,
     KEY,
@@ -58,9 +66,8 @@ __all__ = [
     "SlideWriter",
     "StoreWriter",
     "as_png",
-    "consolidate",
+    "graph_files",
     "partial_name",
-    "write_graph",
     "write_partial",
 ]
 
@@ -68,8 +75,6 @@ _CHUNK_TILES, _MOST_SHARD_TILES = 32, 4096
 _SHARD_BYTES = 32 << 20  # few files, and what is written anew at every checkpoint stays small
 _CHECKPOINT_SECONDS = 10.0
 _SURELY_OVER_SECONDS = 3600.0  # no single write of a few kB takes as long
-_VALUES_PER_CHUNK = 1 << 20
-_ANNDATA = {"encoding-type": "anndata", "encoding-version": "0.1.0"}
 
 
 class StoreWriter(Store):
@@ -148,33 +153,29 @@ class StoreWriter(Store):
             state=SlideState(tiles=len(spots)),
         )
         old, tag = self.record_tagged(row.slide_id)
-        kept = RecordFile(self.location, row.slide_id, tag)
+        kept, files = RecordFile(self.location, row.slide_id, tag), SlideFiles(self.location, path)
         if old is not None and old.state.ready and _may_go_on(old, wanted):
-            within = self.location.zarr_store(alone_under=path)
-            group = self.group(path, within)
             same = {"row": row, "files": {}, "lease": wanted.lease, "seen": seen}
             record = old.model_copy(update=same).with_state(complete=False)
             if old.expression != expression:
                 record = record.model_copy(update={"expression": None})
                 kept.write(record)
-                _write_obs(self.group(f"{path}/embedding", within), spots)
-                _write_expression(self.location, group, spots)
+                files.lay(_obs("embedding/obs", spots))
+                self.location.delete(f"{path}/expression")
+                files.lay(_expression(spots))
                 record = record.model_copy(update={"expression": expression})
             kept.write(record)
-            return SlideWriter(self, path, record, kept, within, lease)
+            return SlideWriter(self, path, record, kept, files, lease)
         if old is None:
             self.location.delete(path)  # something may lie there that does not say what it is
         # A group and its record are one file: there is no moment at which a slide does not say how far it is.
         kept.write(wanted)  # not ready: whoever finds it like this begins anew
         for name in self.location.folders(path):
             self.location.delete(f"{path}/{name}")
-        within = self.location.zarr_store(alone_under=path)
-        group = self.group(path, within)
-        _write_skeleton(group, self.contract, spots)
-        _write_expression(self.location, group, spots)
+        files.lay(chain(_skeleton(self.contract, spots), _expression(spots)))
         record = wanted.model_copy(update={"expression": expression}).with_state(ready=True)
         kept.write(record)
-        return SlideWriter(self, path, record, kept, within, lease)
+        return SlideWriter(self, path, record, kept, files, lease)
 
     def check_there(self) -> None:
         """Raise StoreError where the store is not at its place any more: writing would begin another one there."""
@@ -202,23 +203,28 @@ class SlideWriter:
         path: str,
         record: SlideRecord,
         kept: RecordFile,
-        within: ZarrStore,
+        files: SlideFiles,
         lease: Lease | None = None,
     ) -> None:
         self._store, self._path, self._record, self._kept = store, path, record, kept
-        self._within, self._lease = within, lease
+        self._within, self._files, self._lease = store.location.zarr_store(alone_under=path), files, lease
         self._views = store.contract.views
-        self._group = store.group(path, within)
-        embedding: Any = store.group(f"{path}/embedding", within)
-        self._x = embedding["X"]
-        self._all_views = embedding["obsm/views"] if self._views > 1 else None
-        self._shard: int = (self._x.shards or self._x.chunks)[0]
+        self._x = self._array("embedding/X")
+        self._all_views = self._array("embedding/obsm/views") if self._views > 1 else None
+        self._shard = _shard_rows(self._x)
         self._pending: list[NDArray[np.float16]] = []
         if record.state.partial:
             partial: Any = self._group[partial_name(record.state.rows)]
             self._pending.append(partial[: record.state.partial])
         self._saved = time.monotonic()
         self._broken = False
+
+    def _array(self, name: str) -> Any:
+        return zarr.open_array(self._within, path=f"{self._path}/{name}", mode="r+", zarr_format=3)
+
+    @cached_property
+    def _group(self) -> zarr.Group:
+        return self._store.group(self._path, self._within)
 
     @property
     def rows(self) -> int:
@@ -239,8 +245,7 @@ class SlideWriter:
     def write_stain_shift(self, shift: NDArray[np.float32], stains: str) -> None:
         """Write the mean shifts S × d of the slide's embeddings under the synthetic stains called `stains`."""
         with self._unless_broken():
-            array = self._group.create_array("stain_shift", shape=shift.shape, dtype="float32", overwrite=True)
-            array[:] = shift
+            self._files.lay(array("stain_shift", shift.astype(np.float32), {}))
             record = self._record.model_copy(update={"stain_shift": stains})
             self._kept.write(record)
             self._record = record
@@ -248,10 +253,9 @@ class SlideWriter:
     def write_slide_embeddings(self, vectors: Mapping[str, NDArray[np.float32]]) -> None:
         """Write what encoders of whole slides say of it: vectors of any length, by the encoders' names."""
         with self._unless_broken():
+            self._files.lay(group("slide_embedding", {}))
             for name, vector in vectors.items():
-                path = f"slide_embedding/{name}"
-                array = self._group.create_array(path, shape=vector.shape, dtype="float32", overwrite=True)
-                array[:] = vector
+                self._files.lay(array(f"slide_embedding/{name}", vector.astype(np.float32), {}))
             record = self._record.model_copy(update={"slide_embeddings": tuple(sorted(vectors))})
             self._kept.write(record)
             self._record = record
@@ -267,14 +271,20 @@ class SlideWriter:
                 block = np.concatenate(pending)
                 whole = waiting if last else waiting - waiting % self._shard
                 start, stop = state.rows, state.rows + whole
-                self._x[start:stop] = block[:whole, 0]
+                self._write_rows("embedding/X", self._x, block[:whole, 0], start)
                 if self._all_views is not None:
-                    self._all_views[start:stop] = block[:whole]
+                    self._write_rows("embedding/obsm/views", self._all_views, block[:whole], start)
                 self._mark(rows=stop, partial=0)
                 pending = [block[whole:]] if whole < waiting else []
             self._pending = pending
         if time.monotonic() - self._saved > _CHECKPOINT_SECONDS:
             self.checkpoint()
+
+    def _write_rows(self, name: str, array: Any, values: NDArray[np.float16], start: int) -> None:
+        if _shard_rows(array) == self._shard:
+            self._files.lay(shards(name, values, start, array.chunks[0], self._shard))
+        else:  # of a store that was begun when the two arrays did not have the same shards
+            array[start : start + len(values)] = values
 
     def checkpoint(self) -> None:
         """Make what has been appended safe. Does nothing after a write that failed: the disk knows best then."""
@@ -305,19 +315,16 @@ class SlideWriter:
         if state.rows != state.tiles:
             raise StoreError(f"{self._path}: {state.rows} of {state.tiles} tiles are written")
         with self._unless_broken():
-            store, location = self._store, self._store.location
-            write_graph(store.group(f"{self._path}/embedding", self._within), neighbours, distances)
-            beside = {THUMBNAIL: as_png(thumbnail), **(files or {})}
-            for name, data in beside.items():
-                location.write(f"{self._path}/{name}", data)
+            location = self._store.location
+            location.delete(f"{self._path}/embedding/obsp")
+            self._files.lay(graph_files(neighbours, distances))
+            self._files.lay({THUMBNAIL: as_png(thumbnail), **(files or {})}.items())
             for name in location.folders(self._path):
                 if name.startswith("partial_"):
                     location.delete(f"{self._path}/{name}")
-            for name in ("embedding", "expression"):
-                if name in self._group:
-                    consolidate(self._group, name)
+            self._files.consolidate(("embedding", "expression"))
             location.sweep(self._path, deep=True)
-            listed = list_files(location, self._path, self._written() | checksums(beside))
+            listed = list_files(location, self._path, self._written() | self._files.listed)
             self._record = self._record.model_copy(update={"files": listed, "picture": picture, "lease": None})
             self._mark(partial=0, complete=True)
 
@@ -404,10 +411,10 @@ def write_partial(group: zarr.Group, name: str, values: NDArray[np.float16], sha
     partial[:] = padded
 
 
-def write_graph(embedding: zarr.Group, neighbours: NDArray[np.int32], distances: NDArray[np.float64]) -> None:
-    """Write n × k neighbours as a sparse matrix of their distances, as squidpy has it."""
-    with _anndata_settings():
-        write_elem(embedding, "obsp", {DISTANCES: graph_of(neighbours, distances)[1]})
+def graph_files(neighbours: NDArray[np.int32], distances: NDArray[np.float64]) -> Files:
+    """Yield n × k neighbours as a sparse matrix of their distances, as squidpy has it."""
+    yield from anndata_dict("embedding/obsp")
+    yield from csr(f"embedding/obsp/{DISTANCES}", graph_of(neighbours, distances)[1])
 
 
 def as_png(picture: NDArray[np.uint8]) -> bytes:
@@ -417,100 +424,40 @@ def as_png(picture: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def _obs(spots: Spots) -> pd.DataFrame:
-    obs = pd.DataFrame(index=pd.Index(spots.barcodes, name="barcode", dtype=object))
-    for name, values in (("array_row", spots.array_row), ("array_col", spots.array_col)):
-        if values is not None:
-            obs[name] = values
-    return obs
+def _obs(name: str, spots: Spots) -> Files:
+    on_lattice = {"array_row": spots.array_row, "array_col": spots.array_col}
+    return frame(name, spots.barcodes, "barcode", {name: each for name, each in on_lattice.items() if each is not None})
 
 
-def _write_obs(embedding: zarr.Group, spots: Spots) -> None:
-    with _anndata_settings():
-        write_elem(embedding, "obs", _obs(spots))
-
-
-def _write_skeleton(group: zarr.Group, contract: Contract, spots: Spots) -> None:
-    """Write everything of a slide's embedding that is known before its tiles are encoded."""
+def _skeleton(contract: Contract, spots: Spots) -> Files:
+    """Yield everything of a slide's embedding that is known before its tiles are encoded."""
     n, d = len(spots), contract.dim
-    embedding = group.create_group("embedding")
-    embedding.attrs.update(_ANNDATA)
-    _write_obs(embedding, spots)
-    with _anndata_settings():
-        write_elem(embedding, "obsm", {"spatial": spots.xy})
-    _embedding_array(embedding, "X", (n, d))
+    yield from group("embedding", ANNDATA)
+    yield from _obs("embedding/obs", spots)
+    yield from anndata_dict("embedding/obsm")
+    yield from array("embedding/obsm/spatial", spots.xy)
+    shard = _shard_tiles(n, contract.views * d)
+    yield from sharded("embedding/X", (n, d), "float16", _CHUNK_TILES, shard)
     if contract.views > 1:
-        _embedding_array(embedding, "obsm/views", (n, contract.views, d))
+        yield from sharded("embedding/obsm/views", (n, contract.views, d), "float16", _CHUNK_TILES, shard)
 
 
-def _write_expression(location: Location, slide: zarr.Group, spots: Spots) -> None:
-    """Write the counts anew, in place of those that are there; none where the spots have none."""
-    location.delete(f"{slide.path}/expression")
+def _expression(spots: Spots) -> Files:
+    """Yield the counts; nothing where the spots have none."""
     if spots.counts is None or spots.genes is None:
         return
-    expression = slide.create_group("expression")
-    expression.attrs.update(_ANNDATA)
-    with _anndata_settings():
-        write_elem(expression, "obs", _obs(spots)[[]])
-        write_elem(expression, "var", pd.DataFrame(index=pd.Index(spots.genes, name="gene", dtype=object)))
-    _write_csr(expression, "X", spots.counts.astype(np.float32))
+    yield from group("expression", ANNDATA)
+    yield from frame("expression/obs", spots.barcodes, "barcode", {})
+    yield from frame("expression/var", spots.genes, "gene", {})
+    yield from csr("expression/X", spots.counts.astype(np.float32))
 
 
-def _embedding_array(group: zarr.Group, name: str, shape: tuple[int, ...]) -> None:
-    array = group.create_array(
-        name,
-        shape=shape,
-        chunks=(_CHUNK_TILES, *shape[1:]),
-        shards=(_shard_tiles(shape), *shape[1:]),
-        dtype="float16",
-        compressors=[ZstdCodec(level=1), Crc32cCodec()],
-    )
-    array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-
-
-def _shard_tiles(shape: tuple[int, ...]) -> int:
-    """Return how many tiles a shard of an array n × … has: a whole number of chunks, and no more than there are."""
-    fit = _SHARD_BYTES // (2 * int(np.prod(shape[1:])))
-    chunks = max(1, min(fit, _MOST_SHARD_TILES, shape[0] + _CHUNK_TILES - 1) // _CHUNK_TILES)
+def _shard_tiles(tiles: int, values: int) -> int:
+    """Return how many tiles a shard has where each has so many values: a whole number of chunks, no more than tiles."""
+    fit = _SHARD_BYTES // (2 * values)
+    chunks = max(1, min(fit, _MOST_SHARD_TILES, tiles + _CHUNK_TILES - 1) // _CHUNK_TILES)
     return chunks * _CHUNK_TILES
 
 
-def _write_csr(group: zarr.Group, name: str, matrix: sp.csr_matrix) -> None:
-    """Write a sparse matrix as AnnData does, in chunks of a million values: few files, however many spots."""
-    target = group.create_group(name)
-    target.attrs.update(
-        {
-            "encoding-type": "csr_matrix",
-            "encoding-version": "0.1.0",
-            "shape": [int(side) for side in matrix.shape],
-        }
-    )
-    for part in ("data", "indices", "indptr"):
-        values: NDArray[Any] = getattr(matrix, part)
-        array = target.create_array(
-            part,
-            shape=values.shape,
-            chunks=(max(1, min(_VALUES_PER_CHUNK, len(values))),),
-            dtype=values.dtype,
-            compressors=[ZstdCodec(level=1), Crc32cCodec()],
-        )
-        array[:] = values
-        array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-
-
-def consolidate(group: zarr.Group, name: str) -> None:
-    """Gather an AnnData group's metadata in one place: one request instead of thirty on a remote disk."""
-    with quiet_warnings():  # consolidated metadata is not yet in the v3 standard; readers may ignore it
-        zarr.consolidate_metadata(group.store, path=f"{group.path}/{name}")
-
-
-@contextlib.contextmanager
-def _anndata_settings() -> Iterator[None]:
-    """AnnData writes the small elements: as Zarr v3, without shards of its own choosing.
-
-    Its settings, like the warning filters, are shared by all threads: one thread at a time.
-    """
-    wanted = {"zarr_write_format": 3, "auto_shard_zarr_v3": False}
-    known = {key: value for key, value in wanted.items() if hasattr(anndata.settings, key)}
-    with quiet_warnings(), anndata.settings.override(**known):
-        yield
+def _shard_rows(array: Any) -> int:
+    return int((array.shards or array.chunks)[0])

@@ -95,7 +95,7 @@ def test_a_slide_that_was_cut_short_before_its_first_tile_is_begun_anew_after_an
     assert embed(MANIFEST, store=store, device="cpu").encoded_tiles == 16
 
 
-@pytest.mark.parametrize("where", ["consolidate", "as_png"])
+@pytest.mark.parametrize("where", ["SlideFiles", "as_png"])
 def test_a_disk_that_is_full_is_no_damage_of_a_slide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

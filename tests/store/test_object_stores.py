@@ -100,7 +100,7 @@ def test_a_slide_that_another_process_took_over_is_left_to_it(study: Study, monk
 def test_what_groups_a_slide_has_is_asked_of_an_object_store_a_few_times(study: Study) -> None:
     with refusing() as store:
         study.embed(store=URL)
-        assert store.asked["slides/s1/embedding/obs/zarr.json"] > 0
+        assert store.asked["slides/s1/embedding/X/zarr.json"] > 0
         most = max(times for name, times in store.asked.items() if name.startswith("slides/s1/"))
         assert most <= 10, store.asked  # zarr asks for whatever lies above what it makes, a hundred times for one slide
 
