@@ -194,3 +194,25 @@ def test_recorded_steps_are_those_that_python_launches(
 
 def predicted(folder: Path) -> list[anndata.AnnData]:
     return [anndata.read_h5ad(path) for path in sorted(folder.glob("*.h5ad"))]
+
+
+def test_pieces_decoded_on_the_gpu_are_the_same_picture(tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.nvimgcodec")
+    from nh2st_pipe.slides import open_slide
+    from nh2st_pipe.slides.base import DecodesMany, fetch_tiles, read_tile
+    from nh2st_pipe.slides.nvidia import NvDecoder
+    from nh2st_pipe.slides.tiff import MOST_APART
+    from tests.conftest import picture
+    from tests.slides.test_nvidia import KINDS, write
+
+    centres = np.array([[x, y] for y in (96.0, 200.5) for x in (100.0, 300.0)])
+    for number, options in enumerate(KINDS.values()):
+        path = tmp_path / f"{number}.tif"
+        write(path, picture(512, 384, seed=3), **options)
+        slide, plain = open_slide(path), open_slide(path)
+        assert isinstance(slide, DecodesMany)
+        slide.decode_with(NvDecoder())
+        fetch_tiles(slide, centres, 128.0, 64, "bicubic")
+        for x, y in centres:
+            tiles = [read_tile(each, (x, y), 128.0, 64, "bicubic") for each in (slide, plain)]
+            assert np.abs(tiles[0].astype(int) - tiles[1]).max() <= 2 * MOST_APART

@@ -72,6 +72,13 @@ def embed(
             "in threads of this one; auto: processes beside a GPU."
         ),
     ] = "auto",
+    decode: Annotated[
+        str,
+        typer.Option(
+            help="gpu: have JPEG and JPEG 2000 tiles of SVS and TIFF files decoded by nvImageCodec, for small encoders "
+            "and few cores; not tried out on a GPU yet. cpu: do not."
+        ),
+    ] = "cpu",
     precision: Annotated[
         Precision,
         typer.Option(help="Encoder arithmetic; auto: the store's, else the recipe's on a GPU, float32 on a CPU."),
@@ -140,6 +147,7 @@ def embed(
             batch_size=batch_size,
             workers=workers,
             readers=readers,
+            decode=decode,
             precision=None if precision is Precision.auto else precision.value,
             redo_changed=redo_changed,
             stain_shift=stain_shift,

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nh2st_pipe.embedding.options import DecodeOn
 from nh2st_pipe.slides import Slide, open_slide
-from nh2st_pipe.slides.base import Interpolation, read_tile, smaller, thumbnail
+from nh2st_pipe.slides.base import DecodesMany, Interpolation, fetch_tiles, read_tile, smaller, thumbnail
+from nh2st_pipe.slides.nvidia import the_decoder
 from nh2st_pipe.slides.raster import RasterSlide
 from nh2st_pipe.slides.resolution import TileSize
 from nh2st_pipe.store.format import Resolved
@@ -43,6 +45,7 @@ class Ask:
     grid: GridOptions
     out_px: int
     interpolation: Interpolation
+    decode: DecodeOn = "cpu"
 
     @property
     def key(self) -> str:
@@ -74,6 +77,17 @@ class Overview:
     """The tissue as files, by name."""
     neighbours: tuple[NDArray[np.int32], NDArray[np.float64]]
     """Of each spot (n × k, itself first), and how far they are, level-0 px."""
+
+
+def _opened(ask: Ask) -> Slide:
+    slide = open_slide(ask.image)
+    if ask.decode == "cpu":
+        return slide
+    if isinstance(slide, DecodesMany):
+        slide.decode_with(the_decoder())
+    else:
+        slide.notices += ("it is of a kind that is decoded on the CPU alone",)
+    return slide
 
 
 class OpenSlides:
@@ -126,6 +140,8 @@ class OpenSlides:
     ) -> None:
         """Read the tiles around n × 2 centres `xy` (level-0 px) into the places `at` of `tiles`, b × h × w × 3."""
         slide = self._slide(ask)
+        if ask.decode == "gpu":
+            fetch_tiles(slide, xy, size_level0_px, ask.out_px, ask.interpolation)
         for i, (x, y) in zip(at, xy, strict=True):
             tiles[i] = read_tile(slide, (float(x), float(y)), size_level0_px, ask.out_px, ask.interpolation)
 
@@ -151,7 +167,7 @@ class OpenSlides:
             opening = self._opening.setdefault(ask.key, threading.Lock())
         with opening:
             if ask.key not in self._slides:
-                self._slides[ask.key] = open_slide(ask.image)
+                self._slides[ask.key] = _opened(ask)
             return self._slides[ask.key]
 
     def _laid_out(self, ask: Ask, slide: Slide) -> Layout:

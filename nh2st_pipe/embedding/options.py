@@ -15,15 +15,17 @@ from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision
 from nh2st_pipe.slides.resolution import check_tile_options
 from nh2st_pipe.tiles.options import GridOptions
 
-__all__ = ["EmbedOptions", "EngineName", "ReadersKind"]
+__all__ = ["DecodeOn", "EmbedOptions", "EngineName", "ReadersKind"]
 
 EngineName = Literal["local", "ray"]
 ReadersKind = Literal["auto", "threads", "processes"]
+DecodeOn = Literal["cpu", "gpu"]
 
 _ONE_OF: dict[str, tuple[object, ...]] = {
     "views": (1, 8),
     "readers": ("auto", "threads", "processes"),
     "stain_shift": ("auto", "off"),
+    "decode": ("cpu", "gpu"),
     "engine": ("local", "ray"),
     "precision": ("float32", "bfloat16", "float16"),
 }
@@ -59,6 +61,8 @@ class EmbedOptions(BaseModel):
     readers: ReadersKind = "auto"
     """Whether slides are opened and tiles read in processes, of which a GPU needs many, or in threads of this one;
     "auto" is processes beside a GPU."""
+    decode: DecodeOn = "cpu"
+    """"gpu" has JPEG and JPEG 2000 pieces of TIFF slides decoded by nvImageCodec, for small encoders and few cores."""
     precision: Precision | None = None
     """The encoder's arithmetic; None: the store's, else the recipe's on a GPU and float32 on a CPU."""
     redo_changed: bool = False

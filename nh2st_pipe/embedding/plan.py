@@ -11,7 +11,7 @@ from typing import Any
 
 from nh2st_pipe.core.errors import DamageError, RecipeError, SlideError, StoreError
 from nh2st_pipe.core.pool import in_order
-from nh2st_pipe.embedding.options import EmbedOptions
+from nh2st_pipe.embedding.options import DecodeOn, EmbedOptions
 from nh2st_pipe.embedding.summary import EmbedSummary
 from nh2st_pipe.encoders.weights import Weights
 from nh2st_pipe.recipes.encoder import EncoderRecipe, Precision, load_encoder_recipe
@@ -191,11 +191,12 @@ class Asked:
 
     redo_changed: bool = False
     stain_shift: bool = False
+    decode: DecodeOn = "cpu"
 
     @classmethod
     def of(cls, options: EmbedOptions) -> Asked:
         """Take it from the options."""
-        return cls(options.redo_changed, options.stain_shift == "auto")
+        return cls(options.redo_changed, options.stain_shift == "auto", options.decode)
 
     def about(self, row: SlideRow, record: SlideRecord | None) -> tuple[Todo, Wanted | None]:
         """Say what is to be done about a slide that may be finished, and why: nothing is read of one that is not."""

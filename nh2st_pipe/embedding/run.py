@@ -26,6 +26,7 @@ from nh2st_pipe.embedding.summary import EmbedSummary
 from nh2st_pipe.embedding.work import Work
 from nh2st_pipe.encoders.weights import Weights, find_weights, known_weights
 from nh2st_pipe.recipes.encoder import EncoderRecipe
+from nh2st_pipe.slides.nvidia import check_decoder
 from nh2st_pipe.store.format import Contract
 from nh2st_pipe.store.read import check_contract, open_store
 from nh2st_pipe.store.write import StoreWriter
@@ -50,6 +51,8 @@ def embed(
     began = time.perf_counter()
     progress = progress or Progress()
     options = EmbedOptions.of(options, **changes)
+    if options.decode == "gpu" and options.engine == "local":
+        check_decoder()
     rows = _rows(slides, options)
     with ExitStack() as ending:
         where = ending.enter_context(engine_of(options.engine, options.device, options.address, options.actors))

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -211,6 +211,7 @@ class TileReader:
         if decide(record, wanted, self._asked.redo_changed) is not Todo.embed:
             return None
         ask = Ask(row, held.image, self._tile, self._store.contract.grid, self._out_px, self._interpolation)
+        ask = replace(ask, decode=self._asked.decode)
         opened = self._readers.open(ask).result()
         spots, resolved = opened.spots, opened.resolved
         check_tiles(record, spots, resolved, wanted, self._asked.redo_changed)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +16,20 @@ from PIL import Image
 
 from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.slides.levels import Step, area_step
+from nh2st_pipe.slides.nvidia import PieceDecoder
 from nh2st_pipe.slides.resample import SUPPORT, Interpolation, resized, shrunk, times_smaller
 
-__all__ = ["Interpolation", "Slide", "UndecodedError", "libraries", "read_tile", "smaller", "thumbnail"]
+__all__ = [
+    "DecodesMany",
+    "Interpolation",
+    "Slide",
+    "UndecodedError",
+    "fetch_tiles",
+    "libraries",
+    "read_tile",
+    "smaller",
+    "thumbnail",
+]
 
 _STRIP_BYTES = 48e6  # of a level read at once for a thumbnail
 _AT_ONCE = 2
@@ -60,6 +73,19 @@ class Slide(Protocol):
         ...
 
 
+@runtime_checkable
+class DecodesMany(Protocol):
+    """A slide that can have its pieces decoded by another library, many at once."""
+
+    def decode_with(self, decoder: PieceDecoder) -> None:
+        """Have it decoded by `decoder`, as far as it makes the same picture of it: `notices` says what it does not."""
+        ...
+
+    def fetch(self, level: int, boxes: Iterable[tuple[int, int, int, int]]) -> None:
+        """Decode together what regions (x, y, width, height; px of that level) take."""
+        ...
+
+
 @cache
 def libraries(*packages: str) -> str:
     """Return installed packages with their versions: "tifffile 2026.1.1, imagecodecs 2026.2.2"."""
@@ -78,24 +104,60 @@ def read_tile(
     The best level is the coarsest that is still at least as fine as asked for; it is resampled once, with an
     antialiasing filter that sees the pixels around the tile, or not at all where its scale fits.
     """
+    cut = _cut(slide, centre_xy, size_level0_px, out_px, interpolation)
+    pixels = slide.read_region(*cut.box, cut.level)
+    if cut.times is not None:
+        return shrunk(pixels, cut.times, interpolation)
+    return pixels if cut.within is None else resized(pixels, out_px, cut.within, interpolation)
+
+
+def fetch_tiles(
+    slide: Slide,
+    centres: NDArray[np.float64],
+    size_level0_px: float,
+    out_px: int,
+    interpolation: Interpolation,
+) -> None:
+    """Decode together what `read_tile` takes for n × 2 centres; nothing of a slide that decodes a piece at a time."""
+    if isinstance(slide, DecodesMany):
+        cuts = [_cut(slide, (float(x), float(y)), size_level0_px, out_px, interpolation) for x, y in centres]
+        for level in sorted({cut.level for cut in cuts}):
+            slide.fetch(level, [cut.box for cut in cuts if cut.level == level])
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """The px that a tile is made of: a box (x, y, width, height) of a level, `times` smaller or the part `within`."""
+
+    level: int
+    box: tuple[int, int, int, int]
+    times: int | None = None
+    within: tuple[float, float, float, float] | None = None
+
+
+def _cut(
+    slide: Slide,
+    centre_xy: tuple[float, float],
+    size_level0_px: float,
+    out_px: int,
+    interpolation: Interpolation,
+) -> _Cut:
     scale = size_level0_px / out_px
     level = _level_for(slide, scale)
     steps = slide.steps[level]
     left, top = ((centre - size_level0_px / 2) / step for centre, step in zip(centre_xy, steps, strict=True))
     if all(abs(scale / step - 1) <= _SAME_SCALE for step in steps):
-        return slide.read_region(round(left), round(top), out_px, out_px, level)
+        return _Cut(level, (round(left), round(top), out_px, out_px))
     across, down = (size_level0_px / step for step in steps)
     times = times_smaller(across / out_px, (left, top), interpolation) if across == down else None
     if times is not None:
         edge, side = SUPPORT[interpolation] * times, (out_px + 2 * SUPPORT[interpolation]) * times
-        pixels = slide.read_region(round(left) - edge, round(top) - edge, side, side, level)
-        return shrunk(pixels, times, interpolation)
+        return _Cut(level, (round(left) - edge, round(top) - edge, side, side), times)
     margin = int(np.ceil(SUPPORT[interpolation] * max(1.0, scale / min(steps)))) + 1
     x0, y0 = int(np.floor(left)) - margin, int(np.floor(top)) - margin
     width, height = (int(np.ceil(side)) + 2 * margin + 1 for side in (across, down))
-    pixels = slide.read_region(x0, y0, width, height, level)
-    box = (left - x0, top - y0, left - x0 + across, top - y0 + down)
-    return resized(pixels, out_px, box, interpolation)
+    within = (left - x0, top - y0, left - x0 + across, top - y0 + down)
+    return _Cut(level, (x0, y0, width, height), within=within)
 
 
 def thumbnail(slide: Slide, longest_px: int) -> tuple[NDArray[np.uint8], float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from nh2st_pipe.core.errors import SlideError, reason_of
 from nh2st_pipe.core.memory import check_image, require
 from nh2st_pipe.slides.base import UndecodedError, libraries
 from nh2st_pipe.slides.levels import Size, Step, step_of, true_levels
+from nh2st_pipe.slides.nvidia import PieceDecoder
 from nh2st_pipe.slides.pixels import Samples, icc_notices, to_rgb
 from nh2st_pipe.slides.resolution import square_mpp
-from nh2st_pipe.slides.tiff import TiffPieces, beyond_others, tiled_pages
+from nh2st_pipe.slides.tiff import MOST_APART, TiffPieces, beyond_others, tiled_pages
 
 __all__ = ["OpenSlideSlide"]
 
@@ -25,7 +26,6 @@ _PLAIN_TILES = ("aperio", "generic-tiff")
 """Vendors whose levels are pages of tiles that adjoin: we decode those ourselves, without OpenSlide's way over
 premultiplied BGRA, at 1.7 to 5 times its speed (benchmarks/reader.py)."""
 _SPACING = "dicom.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing"
-_MOST_APART = 3  # grey levels between two decoders of the same tile
 _BETWEEN = 1e-3  # px
 _NEAR = 0.02
 _MOST_PER_POWER = 25.0  # µm per px times magnification; about 10 for all scanners
@@ -104,7 +104,7 @@ class OpenSlideSlide:
             theirs = self._read(*place, across, down, level)
         except SlideError:
             return True
-        return bool(np.abs(ours[:down, :across].astype(np.int16) - theirs).max(initial=0) <= _MOST_APART)
+        return bool(np.abs(ours[:down, :across].astype(np.int16) - theirs).max(initial=0) <= MOST_APART)
 
     @staticmethod
     def reads(path: Path, *, scanners_only: bool = False) -> bool:
@@ -131,6 +131,19 @@ class OpenSlideSlide:
                 f"{self.path} is damaged near x={x * down:.0f}, y={y * down:.0f}: {reason_of(error)}"
             ) from error
         return to_rgb(rgba, Samples(alpha="straight"))
+
+    def decode_with(self, decoder: PieceDecoder) -> None:
+        """See `DecodesMany.decode_with`: of the levels that are not left to OpenSlide."""
+        if self._direct:
+            self.notices += tuple(self._pieces.decode_with(decoder))
+            self.reader += f", {decoder.name}"
+        else:
+            self.notices += (f"OpenSlide decodes all of it, and {decoder.name} none",)
+
+    def fetch(self, level: int, boxes: Iterable[tuple[int, int, int, int]]) -> None:
+        """See `DecodesMany.fetch`."""
+        if level in self._direct:
+            self._pieces.fetch(self._direct[level], boxes)
 
     def try_decoding(self) -> None:
         """See `Slide.try_decoding`."""

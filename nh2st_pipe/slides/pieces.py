@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -59,6 +59,50 @@ class Pieces(ABC):
     def decode(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
         """Return a piece, h × w × 3. Raises SlideError where it cannot be decoded."""
 
+    def decode_many(self, level: int, places: Sequence[tuple[int, int]]) -> list[NDArray[np.uint8] | SlideError]:
+        """Return pieces by row and column, or why one cannot be decoded; at once where that is faster."""
+        found = list[NDArray[np.uint8] | SlideError]()
+        for row, column in places:
+            try:
+                found.append(self.decode(level, row, column))
+            except SlideError as error:
+                found.append(error)
+        return found
+
+    def fetch(self, level: int, boxes: Iterable[tuple[int, int, int, int]]) -> None:
+        """Decode together what regions (x, y, width, height) of a level take, as far as it is not there.
+
+        One that cannot be decoded is left to whoever asks for its region.
+        """
+        grid = self._grids[level]
+        wanted = {
+            place for x, y, width, height in boxes for place in self._touched(grid, (x, x + width), (y, y + height))
+        }
+        mine = dict[tuple[int, int], Future[NDArray[np.uint8]]]()
+        with self._lock:
+            for place in sorted(wanted):
+                key = (level, *place)
+                if key not in self._kept and key not in self._under_way:
+                    mine[place] = self._under_way[key] = Future()
+        found: Sequence[NDArray[np.uint8] | BaseException]
+        try:
+            found = self.decode_many(level, list(mine))
+        except BaseException as error:
+            found = [error] * len(mine)
+            raise
+        finally:
+            for (place, future), piece in zip(mine.items(), found, strict=True):
+                self._settle((level, *place), future, piece)
+
+    @staticmethod
+    def _touched(grid: Grid, across: tuple[int, int], down: tuple[int, int]) -> Iterator[tuple[int, int]]:
+        left, right = (min(max(v, 0), grid.width) for v in across)
+        top, bottom = (min(max(v, 0), grid.height) for v in down)
+        tall, wide = grid.piece
+        for row in range(top // tall, -(-bottom // tall)) if right > left else ():
+            for column in range(left // wide, -(-right // wide)):
+                yield row, column
+
     def region(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
         """Return height × width × 3, white outside the image; see `Slide.read_region`."""
         grid = self._grids[level]
@@ -67,13 +111,12 @@ class Pieces(ABC):
         whole = (right - left, bottom - top) == (width, height)
         region = np.empty((height, width, 3), np.uint8) if whole else np.full((height, width, 3), 255, np.uint8)
         down, across = grid.piece
-        for row in range(top // down, -(-bottom // down)) if right > left else ():
-            for column in range(left // across, -(-right // across)):
-                piece = self._piece(level, row, column)
-                y0, x0 = max(top, row * down), max(left, column * across)
-                y1, x1 = min(bottom, (row + 1) * down), min(right, (column + 1) * across)
-                part = piece[y0 - row * down : y1 - row * down, x0 - column * across : x1 - column * across]
-                region[y0 - y : y1 - y, x0 - x : x1 - x] = part
+        for row, column in self._touched(grid, (x, x + width), (y, y + height)):
+            piece = self._piece(level, row, column)
+            y0, x0 = max(top, row * down), max(left, column * across)
+            y1, x1 = min(bottom, (row + 1) * down), min(right, (column + 1) * across)
+            part = piece[y0 - row * down : y1 - row * down, x0 - column * across : x1 - column * across]
+            region[y0 - y : y1 - y, x0 - x : x1 - x] = part
         return region
 
     def spread(self, level: int) -> list[tuple[int, int]]:
@@ -107,15 +150,23 @@ class Pieces(ABC):
         try:
             piece = self.decode(level, row, column)
         except BaseException as error:
-            with self._lock:
-                del self._under_way[key]
-            mine.set_exception(error)
+            self._settle(key, mine, error)
             raise
+        self._settle(key, mine, piece)
+        return piece
+
+    def _settle(
+        self, key: tuple[int, int, int], future: Future[NDArray[np.uint8]], found: NDArray[np.uint8] | BaseException
+    ) -> None:
+        """Keep a piece that was under way, and hand it, or why there is none, to whoever waits for it."""
         with self._lock:
             del self._under_way[key]
-            self._kept[key] = piece
-            self._bytes += piece.nbytes
-            while self._bytes > _KEPT_BYTES and len(self._kept) > 1:
-                self._bytes -= self._kept.popitem(last=False)[1].nbytes
-        mine.set_result(piece)
-        return piece
+            if not isinstance(found, BaseException):
+                self._kept[key] = found
+                self._bytes += found.nbytes
+                while self._bytes > _KEPT_BYTES and len(self._kept) > 1:
+                    self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        if isinstance(found, BaseException):
+            future.set_exception(found)
+        else:
+            future.set_result(found)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,16 +25,21 @@ from nh2st_pipe.core.memory import check_image, require
 from nh2st_pipe.slides.base import UndecodedError, libraries
 from nh2st_pipe.slides.directories import open_tiff
 from nh2st_pipe.slides.levels import Step, step_of, true_levels
+from nh2st_pipe.slides.nvidia import PieceDecoder, jpeg_stream
 from nh2st_pipe.slides.pieces import Grid, Pieces
 from nh2st_pipe.slides.pixels import Samples, check_dtype, icc_notices, to_rgb, with_bits
 from nh2st_pipe.slides.resolution import square_mpp
 
-__all__ = ["TiffLevel", "TiffPieces", "TiffSlide", "beyond_others", "is_tiff", "tiled_pages"]
+__all__ = ["MOST_APART", "TiffLevel", "TiffPieces", "TiffSlide", "beyond_others", "is_tiff", "tiled_pages"]
+
+MOST_APART = 3
+"""Grey levels between two decoders of the same piece."""
 
 _LARGE_PX = 64_000_000  # from which on a plain image is not decoded whole
 _UM = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
 _PER_CM, _PER_INCH = 3, 2  # the tag's values
 _JPEGS = (6, 7, 33003, 33005, 34712)  # decoders of JPEG and JPEG 2000 give the colours they are of
+_BY_DECODERS = (7, 33003, 33005, 34712)  # those with streams that can stand alone
 _ICC = 34675  # the tag, and those of the largest value and of the kind of inks
 _MOST_VALUE = 281
 _INKS = 332
@@ -66,6 +71,8 @@ class TiffPieces(Pieces):
             of = level.pages[0].keyframe
             require(np.prod(of.chunks, dtype=float) * of.dtype.itemsize, f"{path}: a piece of {of.chunks} samples")
         self._path, self._levels = path, levels
+        self._decoder: PieceDecoder | None = None
+        self._by_decoder: frozenset[int] = frozenset()
         self._bytes_of = {name: _Bytes(name) for level in levels for name in map(_file_of, level.pages)}
 
     def close(self) -> None:
@@ -74,8 +81,65 @@ class TiffPieces(Pieces):
         for file in self._bytes_of.values():
             file.close()
 
+    def decode_with(self, decoder: PieceDecoder) -> list[str]:
+        """Have pieces of JPEG or JPEG 2000 decoded by `decoder`; return in words which levels are not.
+
+        Those are levels of another kind, and those whose fullest piece it makes anything but the same picture of.
+        """
+        self._decoder, self._by_decoder = decoder, frozenset()
+        by, words = set[int](), list[str]()
+        for number, level in enumerate(self._levels):
+            page = level.pages[0].keyframe
+            plain = len(level.pages) == 1 and level.samples == Samples() and page.samplesperpixel == 3
+            if not (plain and page.dtype == np.uint8 and page.compression in _BY_DECODERS):
+                words.append(f"level {number} is of a kind that {decoder.name} does not decode here")
+                continue
+            place = self.fullest(number)
+            theirs, ours = self._by_the_decoder(number, [place])[0], self.decode(number, *place)
+            if theirs is None or np.abs(ours.astype(np.int16) - theirs).max(initial=0) > MOST_APART:
+                words.append(f"{decoder.name} makes another picture of level {number}")
+            else:
+                by.add(number)
+        super().close()  # what was decoded on the CPU
+        self._by_decoder = frozenset(by)
+        return [f"{word}: it is decoded on the CPU" for word in words]
+
+    def region(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+        """See `Pieces.region`."""
+        if level in self._by_decoder:
+            self.fetch(level, [(x, y, width, height)])
+        return super().region(x, y, width, height, level)
+
+    def decode_many(self, level: int, places: Sequence[tuple[int, int]]) -> list[NDArray[np.uint8] | SlideError]:
+        """See `Pieces.decode_many`."""
+        if level not in self._by_decoder or not places:
+            return super().decode_many(level, places)
+        found = self._by_the_decoder(level, places)
+        alone = iter(super().decode_many(level, [at for at, px in zip(places, found, strict=True) if px is None]))
+        return [next(alone) if px is None else px for px in found]
+
+    def _by_the_decoder(self, level: int, places: Sequence[tuple[int, int]]) -> list[NDArray[np.uint8] | None]:
+        """Return what the decoder makes of pieces; None of those that it cannot decode, or the file leaves out."""
+        assert self._decoder is not None
+        page, grid = self._levels[level].pages[0], self._grids[level]
+        n_across = -(-grid.width // grid.piece[1])
+        numbers = [row * n_across + column for row, column in places]
+        there = [number for number in numbers if page.databytecounts[number]]
+        of, rgb = self._bytes_of[_file_of(page)], page.keyframe.photometric == 2
+        streams = [
+            jpeg_stream(of.read(page.dataoffsets[number], page.databytecounts[number]), page.jpegtables, rgb=rgb)
+            for number in there
+        ]
+        made = dict(zip(there, self._decoder.decode(streams), strict=True))
+        cut = [None if (px := made.get(number)) is None else px[: grid.piece[0], : grid.piece[1]] for number in numbers]
+        return [px if px is not None and px.shape == (*grid.piece, 3) else None for px in cut]
+
     def decode(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
         """See `Pieces.decode`."""
+        if level in self._by_decoder:
+            found = self._by_the_decoder(level, [(row, column)])[0]
+            if found is not None:
+                return found
         return to_rgb(self.values(level, row, column), self._levels[level].samples)
 
     def values(self, level: int, row: int, column: int) -> NDArray[Any]:
@@ -210,6 +274,15 @@ class TiffSlide:
     def read_region(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
         """See `Slide.read_region`."""
         return self._pieces.region(x, y, width, height, level)
+
+    def decode_with(self, decoder: PieceDecoder) -> None:
+        """See `DecodesMany.decode_with`."""
+        self.notices += tuple(self._pieces.decode_with(decoder))
+        self.reader += f", {decoder.name}"
+
+    def fetch(self, level: int, boxes: Iterable[tuple[int, int, int, int]]) -> None:
+        """See `DecodesMany.fetch`."""
+        self._pieces.fetch(level, boxes)
 
     def try_decoding(self) -> None:
         """See `Slide.try_decoding`."""
