@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 import nh2st_pipe
-from nh2st_pipe.cli import benching, datasets, embedding, importing, training
+from nh2st_pipe.cli import benching, datasets, embedding, exporting, importing, training
 from nh2st_pipe.cli.entry import INTERRUPTED
 
 __all__ = ["app", "main"]
@@ -60,6 +60,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     training.evaluate,
     training.compare,
     training.report,
+    exporting.export,
     embedding.inspect,
     embedding.verify,
     embedding.upgrade,

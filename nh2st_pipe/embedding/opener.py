@@ -110,6 +110,7 @@ class OpenSlides:
             mpp_source=layout.resolution.source,
             tile_level0_px=layout.size_level0_px,
             reader=slide.reader,
+            origin=slide.origin,
         )
         notices = (*layout.notes, *layout.doubts)
         return Opened(layout.spots, resolved, notices, isinstance(slide, RasterSlide))

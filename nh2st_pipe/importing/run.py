@@ -371,6 +371,7 @@ class _Importer:
                 mpp_source=known.source,
                 tile_level0_px=side,
                 reader=slide.reader,
+                origin=slide.origin,
             )
         finally:
             slide.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ def judged_run(found: FoundRun) -> tuple[GeneTable, list[SlideMaps], dict[str, A
     rows = table(run / "per_gene.csv")
     listed = list(dict.fromkeys(row["gene"] for row in rows))
     slides = read_slides(sorted((run / "predictions").glob("*.h5ad")), {name: i for i, name in enumerate(listed)})
-    about = _about(run)
+    about = About.of_run(run)
     genes = _genes(rows, listed, [head["name"] for head in heads], slides, metrics, about)
     if about is not None:
         genes.trusted = about.trusted
@@ -80,15 +79,6 @@ def _recipe(run: Path) -> tuple[str, dict[str, Any]]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RunError(f"{path} is damaged: {reason_of(error)}") from error
     return text, values if isinstance(values, dict) else {}
-
-
-def _about(run: Path) -> About | None:
-    """Return what the run's model says of itself; None where there is none that does, as in a run that was cut off."""
-    path = run / "model" / "config.json"
-    try:
-        return About.of(json.loads(path.read_text(encoding="utf-8"))["about"], path)
-    except (OSError, ValueError, KeyError, TypeError, RunError):
-        return None
 
 
 def _unit(recipe: Mapping[str, Any]) -> str:

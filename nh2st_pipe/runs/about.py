@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -118,6 +120,15 @@ class About(BaseModel):
                 "older; a newer version may read it"
             )
         return found
+
+    @classmethod
+    def of_run(cls, run: Path) -> About | None:
+        """Return what a run's model says of itself; None where none does, as in a run that was cut off."""
+        path = run / "model" / "config.json"
+        try:
+            return cls.of(json.loads(path.read_text(encoding="utf-8"))["about"], path)
+        except (OSError, ValueError, KeyError, TypeError, RunError):
+            return None
 
     def seen(self) -> Seen:
         """Return which images and patients it was trained on."""

@@ -27,6 +27,7 @@ __all__ = ["write_prediction"]
 
 # Predictions hardly shrink however long one tries; byte by byte they shrink most.
 _PACKED = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+_OF_IMAGE = ("path", "fingerprint", "width", "height", "mpp", "tile_level0_px", "origin")
 
 
 def write_prediction(
@@ -47,8 +48,8 @@ def write_prediction(
 ) -> None:
     """Write one slide's predictions: X n × G, layers["target"] where the truth is known, obsm["spatial"] in
     level-0 px, the spots' neighbours and the thumbnail where scanpy and squidpy look for them, and `about` in
-    uns["nh2st_pipe"], with how the values are made of counts (`made`) and the panel they were scaled over; None where
-    spots have several.
+    uns["nh2st_pipe"], with what is known of the image and the tiles' size (`image`, JSON), how the values are made of
+    counts (`made`) and the panel they were scaled over; None where spots have several.
 
     obs["likeness"] tells how like each spot is to the training spots (its median stands in uns). `by_gene` are columns
     of var, each a value by gene: cv_pcc, half_pcc …; those that are empty are left out. With the `half_width` of each
@@ -72,6 +73,9 @@ def write_prediction(
         genes, cut = [panel[i] for i in columns], columns
     var = pd.DataFrame(index=pd.Index(genes, name="gene", dtype=object))
     about = {"slide_id": slide.slide_id, "patient": slide.patient, **about}
+    if "image" in slide.uns:
+        of_image = {key: slide.uns["image"][key] for key in _OF_IMAGE if slide.uns["image"].get(key) is not None}
+        about["image"] = json.dumps(of_image, default=lambda value: value.tolist())  # earlier formats have numpy's
     if made is not None:
         about |= {"targets": json.dumps({**made.model_dump(mode="json"), "genes": len(panel)}), "panel": panel}
         about["n_scale_genes"] = n_scale_genes

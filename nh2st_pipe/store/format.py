@@ -238,6 +238,8 @@ class Resolved(Strict):
     """Side of a tile."""
     reader: str = ""
     """The library that decoded the image, and its version; empty where an earlier format did not keep it."""
+    origin: tuple[int, int] | None = None
+    """Where QuPath counts from, level-0 px; None where it was not kept."""
 
     def differences(self, other: Resolved) -> list[str]:
         """Return in words what tiles of `other` have that these have not: their size, or the image's."""

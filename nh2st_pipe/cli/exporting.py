@@ -1,0 +1,60 @@
+"""Predictions as files of other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nh2st_pipe.cli.options import Json, exit_for, say_failed, show
+
+if TYPE_CHECKING:
+    from nh2st_pipe.exporting.run import ExportSummary
+
+__all__ = ["export", "say_export"]
+
+
+def export(
+    predictions: Annotated[Path, typer.Argument(help="A prediction, a folder of them, or a run.")],
+    to: Annotated[str, typer.Option(help="qupath, csv or anndata; several with commas between them.")],
+    out: Annotated[Path, typer.Option(help="Folder for a file or folder per slide and target.")] = Path("exported"),
+    genes: Annotated[
+        str | None,
+        typer.Option(
+            help="These alone: names with commas between them, or a file with one a line; default: trusted ones."
+        ),
+    ] = None,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Genes that are not trusted and tiles unlike the training tiles too, marked."),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="In place of what is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write predictions as QuPath and others read them: trusted genes, on tiles like the training tiles."""
+    from nh2st_pipe.core.progress import progress_for_terminal
+    from nh2st_pipe.exporting.run import export as run
+
+    with progress_for_terminal() as progress:
+        summary = run(predictions, to, out, genes=genes, everything=everything, force=force, progress=progress)
+    show(
+        {
+            "out": str(summary.out),
+            "files": {slide: [str(path) for path in paths] for slide, paths in summary.files.items()},
+            "failed": summary.failed,
+            "notices": summary.notices,
+        },
+        as_json,
+        lambda: say_export(summary),
+    )
+    exit_for(summary.failed)
+
+
+def say_export(summary: ExportSummary) -> None:
+    """Say what was exported, and what not."""
+    for notice in summary.notices:
+        typer.echo(f"note: {notice}")
+    say_failed(summary.failed)
+    n = sum(map(len, summary.files.values()))
+    typer.echo(f"{n:,} file{'s' * (n != 1)} of {len(summary.files):,} slides in {summary.out}")
