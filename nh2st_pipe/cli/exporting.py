@@ -17,7 +17,10 @@ __all__ = ["export", "say_export"]
 
 def export(
     predictions: Annotated[Path, typer.Argument(help="A prediction, a folder of them, or a run.")],
-    to: Annotated[str, typer.Option(help="qupath, csv or anndata; several with commas between them.")],
+    to: Annotated[
+        str,
+        typer.Option(help="qupath, spatialdata, ome-tiff, ome-zarr, csv, anndata; several with commas between them."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for a file or folder per slide and target.")] = Path("exported"),
     genes: Annotated[
         str | None,

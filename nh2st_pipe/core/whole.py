@@ -1,15 +1,16 @@
-"""Files that are there whole or not at all: written beside their place, and moved there."""
+"""Files and folders that are there whole or not at all: written beside their place, and moved there."""
 
 from __future__ import annotations
 
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from nh2st_pipe.core.errors import written_to
 
-__all__ = ["create_whole", "written_whole"]
+__all__ = ["create_whole", "folder_whole", "written_whole"]
 
 
 @contextmanager
@@ -26,6 +27,21 @@ def written_whole(path: Path) -> Iterator[Path]:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_whole(path: Path) -> Iterator[Path]:
+    """Give a folder to write into, which is not there yet; it takes the place of `path` at the end, or is gone."""
+    part = path.with_name(f"{path.name}.part")
+    with written_to(path):
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            yield part
+            if path.is_dir():
+                shutil.rmtree(path)
+            part.replace(path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def create_whole(path: Path, data: bytes) -> bool:

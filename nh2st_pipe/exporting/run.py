@@ -83,6 +83,15 @@ TARGETS = {
             200,
             beside=(".tsv.gz", ".groovy"),
         ),
+        Target(
+            "spatialdata",
+            "squares, a table and the thumbnail; opens in napari-spatialdata and LazySlide",
+            "spatial_data",
+            ".sdata.zarr",
+            package="spatialdata",
+        ),
+        Target("ome-tiff", "heat maps, a channel a gene", "ome_tiff", ".ome.tif", beside=(".ome.json",)),
+        Target("ome-zarr", "heat maps, a channel a gene", "ome_zarr", ".ome.zarr"),
         Target("csv", "tables: a row a tile, and a row a value", "tables", ".csv", beside=(".long.csv",)),
         Target("anndata", "the chosen genes and tiles as .h5ad", "h5ad", ".h5ad"),
     )
