@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,14 +12,17 @@ from nh2st_pipe.cli.options import Json, exit_for, say_failed, show
 if TYPE_CHECKING:
     from nh2st_pipe.exporting.run import ExportSummary
 
-__all__ = ["export", "say_export"]
+__all__ = ["export", "export_record", "say_export"]
 
 
 def export(
     predictions: Annotated[Path, typer.Argument(help="A prediction, a folder of them, or a run.")],
     to: Annotated[
         str,
-        typer.Option(help="qupath, spatialdata, ome-tiff, ome-zarr, csv, anndata; several with commas between them."),
+        typer.Option(
+            help="qupath, spatialdata, ome-tiff, ome-zarr, vitessce, tissuumaps, csv, anndata; several with commas "
+            "between them."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for a file or folder per slide and target.")] = Path("exported"),
     genes: Annotated[
@@ -32,6 +35,13 @@ def export(
         bool,
         typer.Option("--all", help="Genes that are not trusted and tiles unlike the training tiles too, marked."),
     ] = False,
+    slides: Annotated[
+        Path | None, typer.Option(help="Manifest that says where the slides are, for tissuumaps to show them.")
+    ] = None,
+    ngff: Annotated[str, typer.Option(help="Of ome-zarr: 0.5, or 0.4 for older viewers.")] = "0.5",
+    base_url: Annotated[
+        str, typer.Option(help="Of vitessce: where the folder will be served from.")
+    ] = "http://localhost:8080",
     force: Annotated[bool, typer.Option("--force", help="In place of what is there.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -40,18 +50,30 @@ def export(
     from nh2st_pipe.exporting.run import export as run
 
     with progress_for_terminal() as progress:
-        summary = run(predictions, to, out, genes=genes, everything=everything, force=force, progress=progress)
-    show(
-        {
-            "out": str(summary.out),
-            "files": {slide: [str(path) for path in paths] for slide, paths in summary.files.items()},
-            "failed": summary.failed,
-            "notices": summary.notices,
-        },
-        as_json,
-        lambda: say_export(summary),
-    )
+        summary = run(
+            predictions,
+            to,
+            out,
+            genes=genes,
+            everything=everything,
+            force=force,
+            slides=slides,
+            ngff=ngff,
+            base_url=base_url,
+            progress=progress,
+        )
+    show(export_record(summary), as_json, lambda: say_export(summary))
     exit_for(summary.failed)
+
+
+def export_record(summary: ExportSummary) -> dict[str, Any]:
+    """Return what was exported as JSON has it."""
+    return {
+        "out": str(summary.out),
+        "files": {slide: [str(path) for path in paths] for slide, paths in summary.files.items()},
+        "failed": summary.failed,
+        "notices": summary.notices,
+    }
 
 
 def say_export(summary: ExportSummary) -> None:
@@ -60,4 +82,5 @@ def say_export(summary: ExportSummary) -> None:
         typer.echo(f"note: {notice}")
     say_failed(summary.failed)
     n = sum(map(len, summary.files.values()))
-    typer.echo(f"{n:,} file{'s' * (n != 1)} of {len(summary.files):,} slides in {summary.out}")
+    slides = len(summary.files)
+    typer.echo(f"{n:,} file{'s' * (n != 1)} of {slides:,} slide{'s' * (slides != 1)} in {summary.out}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nh2st_pipe.cli.exporting import export_record, say_export
 from nh2st_pipe.cli.options import Device, Json, TrustRemoteCode, Weights, exit_for, say_failed, show
 from nh2st_pipe.core.errors import UsageError, listed
 
@@ -263,6 +264,12 @@ def predict(
     with_report: Annotated[
         bool, typer.Option("--report", help="Write OUT/report.html too: maps of every gene.")
     ] = False,
+    exports: Annotated[
+        str | None,
+        typer.Option(
+            "--export", help="Write OUT/exported too, for these programs: qupath,spatialdata …; see nh2st-pipe export."
+        ),
+    ] = None,
     any_mpp: Annotated[
         bool, typer.Option("--any-mpp", help="Predict slides of another resolution too, with tiles of as many px.")
     ] = False,
@@ -271,8 +278,11 @@ def predict(
 ) -> None:
     """Predict expression with a trained head, one .h5ad per slide."""
     from nh2st_pipe.core.progress import progress_for_terminal
+    from nh2st_pipe.exporting.run import export, targets_named
     from nh2st_pipe.prediction import predict as run
 
+    for target in targets_named(exports) if exports is not None else ():
+        target.writer()  # what is missing is said before any work
     with progress_for_terminal() as progress:
         summary = run(
             model,
@@ -289,6 +299,11 @@ def predict(
         )
 
     page = _report(summary.out, summary.files) if with_report and summary.files else None
+    exported = None
+    if exports is not None and summary.files:
+        folder, files = summary.out / "exported", list(summary.files.values())
+        with progress_for_terminal() as progress:
+            exported = export(summary.out, exports, folder, slides=slides, only=files, force=True, progress=progress)
 
     def say() -> None:
         for notice in summary.notices:
@@ -297,9 +312,12 @@ def predict(
         if page is not None:
             typer.echo(f"report: {page}")
         say_failed(summary.failed)
+        if exported is not None:
+            say_export(exported)
 
-    show({**summary.record(), **({} if page is None else {"report": str(page)})}, as_json, say)
-    exit_for(summary.failed)
+    record = {**summary.record(), **({} if page is None else {"report": str(page)})}
+    show({**record, **({} if exported is None else {"exported": export_record(exported)})}, as_json, say)
+    exit_for({**summary.failed, **({} if exported is None else exported.failed)})
 
 
 def _report(out: Path, files: dict[str, Path]) -> Path:

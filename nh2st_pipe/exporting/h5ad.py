@@ -28,5 +28,5 @@ def adata_of(view: PredictionView) -> anndata.AnnData:
 
 def write(view: PredictionView, path: Path, options: ExportOptions) -> list[str]:
     """Write one slide. Returns notices."""
-    write_h5ad(adata_of(view), path)
+    write_h5ad(adata_of(view), path, compression="gzip", compression_opts=1)
     return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -17,8 +17,9 @@ from nh2st_pipe.data.panels import read_gene_file
 from nh2st_pipe.exporting.view import PredictionView, read_view
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.folder import find_run
+from nh2st_pipe.tiles.manifest import read_manifest
 
-__all__ = ["TARGETS", "ExportOptions", "ExportSummary", "Target", "export", "targets_named"]
+__all__ = ["TARGETS", "ExportOptions", "ExportSummary", "Target", "export", "file_name", "targets_named"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class ExportOptions:
     """Names; None: those that are trusted, or with `everything` all, as many as a target takes."""
     everything: bool = False
     """Genes that are not trusted and tiles that are unlike the training tiles too, marked."""
-    force: bool = False
-    """In place of what is there."""
-    slides: Path | None = None
-    """A manifest, where a target shows the slide itself."""
+    slides: Mapping[str, Path] = field(default_factory=dict)
+    """Where slides are, by a manifest, for targets that show the slide itself."""
     ngff: str = "0.5"
     """Of ome-zarr: 0.5, or 0.4 for older viewers."""
+    base_url: str = "http://localhost:8080"
+    """Of vitessce: where the folder will be served."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,14 @@ TARGETS = {
         ),
         Target("ome-tiff", "heat maps, a channel a gene", "ome_tiff", ".ome.tif", beside=(".ome.json",)),
         Target("ome-zarr", "heat maps, a channel a gene", "ome_zarr", ".ome.zarr"),
+        Target("vitessce", "a page's configuration, and what it shows", "vitessce", ".vitessce"),
+        Target(
+            "tissuumaps",
+            "a project with the values on the slide",
+            "tissuumaps",
+            ".tmap",
+            beside=(".tissuumaps.h5ad", ".tissuumaps.png"),
+        ),
         Target("csv", "tables: a row a tile, and a row a value", "tables", ".csv", beside=(".long.csv",)),
         Target("anndata", "the chosen genes and tiles as .h5ad", "h5ad", ".h5ad"),
     )
@@ -138,6 +147,7 @@ def export(
     force: bool = False,
     slides: str | Path | None = None,
     ngff: str = "0.5",
+    base_url: str = "http://localhost:8080",
     only: Sequence[Path] | None = None,
     progress: Progress | None = None,
 ) -> ExportSummary:
@@ -155,7 +165,8 @@ def export(
     writers = {target.name: target.writer() for target in targets}
     if ngff not in ("0.4", "0.5"):
         raise UsageError(f"--ngff takes 0.4 or 0.5, not {ngff}")
-    options = ExportOptions(_genes(genes), everything, force, None if slides is None else Path(slides), ngff)
+    where = {} if slides is None else {row.slide_id: row.slide for row in read_manifest(slides)}
+    options = ExportOptions(_genes(genes), everything, where, ngff, base_url)
     files, verdicts = _predictions(Path(predictions))
     files = list(only) if only is not None else files
     summary, views = ExportSummary(out), dict[str, PredictionView]()
