@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
 import json
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -24,6 +26,11 @@ class Hub:
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
+    commits: list[dict[str, Any]] = field(default_factory=list)
+    """Each with its repository, message, the paths of its files, and whether it was proposed."""
+    private: set[str] = field(default_factory=set)
+    refuses: bool = False
+    """Whether it takes no commit."""
 
 
 def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
@@ -69,6 +76,49 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
             return self._answer(200, data, ETag=f'"{hash(data) & 0xFFFFFFFF:x}"')
 
         do_HEAD = do_GET  # noqa: N815
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            path, _, query = unquote(self.path).strip("/").partition("?")
+            if path == "api/validate-yaml":
+                return self._json({"warnings": [], "errors": []})
+            if path == "api/repos/create":
+                asked = json.loads(body)
+                repo = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+                there = json.dumps({"url": f"{hub.url}/{repo}", "name": repo, "id": repo}).encode()
+                if repo in hub.repos:
+                    return self._answer(409, there, Content_Type="application/json")
+                hub.repos[repo] = {}
+                if asked.get("private") or asked.get("visibility") == "private":
+                    hub.private.add(repo)
+                return self._answer(200, there, Content_Type="application/json")
+            repo = "/".join(path.removeprefix("api/models/").split("/")[:2])
+            if hub.refuses or repo in hub.gated:
+                return self._answer(403, b'{"error": "you may not write here"}', Content_Type="application/json")
+            if repo not in hub.repos:
+                return self._answer(401, X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
+            if "/preupload/" in path:
+                asked = json.loads(body)["files"]
+                modes = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in asked]
+                return self._json({"files": modes})
+            assert "/commit/" in path
+            said = [json.loads(line) for line in body.splitlines()]
+            files = {
+                each["value"]["path"]: base64.b64decode(each["value"]["content"])
+                for each in said
+                if each["key"] == "file"
+            }
+            proposed = "create_pr=1" in query
+            message = next(each["value"]["summary"] for each in said if each["key"] == "header")
+            hub.commits.append({"repo": repo, "message": message, "files": sorted(files), "proposed": proposed})
+            if not proposed:
+                hub.repos[repo].update(files)
+            url = f"{hub.url}/{repo}/commit/{COMMIT}"
+            request = {"pullRequestUrl": f"{hub.url}/{repo}/discussions/1"} if proposed else {}
+            return self._json({"success": True, "commitOid": COMMIT, "commitUrl": url, "hookOutput": "", **request})
+
+        def _json(self, value: Any) -> None:
+            self._answer(200, json.dumps(value).encode(), Content_Type="application/json")
 
     return Handler
 

@@ -61,6 +61,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     training.compare,
     training.report,
     exporting.export,
+    exporting.push,
     embedding.inspect,
     embedding.verify,
     embedding.upgrade,

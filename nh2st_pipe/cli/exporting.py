@@ -1,4 +1,4 @@
-"""Predictions as files of other programs."""
+"""Predictions as files of other programs, and heads to the hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nh2st_pipe.cli.options import Json, exit_for, say_failed, show
 if TYPE_CHECKING:
     from nh2st_pipe.exporting.run import ExportSummary
 
-__all__ = ["export", "export_record", "say_export"]
+__all__ = ["export", "export_record", "push", "say_export"]
 
 
 def export(
@@ -64,6 +64,48 @@ def export(
         )
     show(export_record(summary), as_json, lambda: say_export(summary))
     exit_for(summary.failed)
+
+
+def push(
+    run: Annotated[Path, typer.Argument(help="Run folder, or its model/.")],
+    repo: Annotated[str, typer.Argument(help="Repository on the Hugging Face hub: owner/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private, where it is made.")] = False,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Propose it as a pull request, to somebody else's repository.")
+    ] = False,
+    with_reference: Annotated[
+        bool,
+        typer.Option(
+            "--with-reference", help="Embeddings of training tiles too, made from patients' slides: may they be public?"
+        ),
+    ] = False,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Benchmark dataset on the hub that the run is of, to whose leaderboard its PCC is told."),
+    ] = None,
+    task: Annotated[str, typer.Option(help="The benchmark's name of the task.")] = "default",
+    as_json: Json = False,
+) -> None:
+    """Push a trained head to the Hugging Face hub, in one commit, without names of slides and patients."""
+    from nh2st_pipe.runs.push import push as run_push
+
+    done = run_push(
+        run,
+        repo,
+        private=private,
+        create_pr=create_pr,
+        with_reference=with_reference,
+        dataset=dataset,
+        task=task,
+    )
+
+    def say() -> None:
+        for notice in done.notices:
+            typer.echo(f"note: {notice}")
+        typer.echo(f"{', '.join(done.files)}: {done.url}")
+        typer.echo(f"nh2st-pipe predict --model {done.model} --slides manifest.csv")
+
+    show({"model": done.model, "url": done.url, "files": done.files, "notices": done.notices}, as_json, say)
 
 
 def export_record(summary: ExportSummary) -> dict[str, Any]:

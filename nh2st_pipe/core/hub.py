@@ -1,15 +1,16 @@
-"""Files from the Hugging Face hub: asked for once, and each way in which they cannot be had told apart."""
+"""Files from and to the Hugging Face hub: asked for once, and each way in which that cannot be told apart."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from nh2st_pipe.core.errors import HubError
 
-__all__ = ["cached", "describe", "fetch", "fetch_folder"]
+__all__ = ["Pushed", "cached", "describe", "fetch", "fetch_folder", "has_file", "push_files"]
 
 _SECONDS = 10.0  # to reach the hub, before it counts as out of reach
 
@@ -54,6 +55,45 @@ def fetch_folder(repo: str, patterns: list[str], revision: str | None = None) ->
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=offline))
 
 
+@dataclass(frozen=True)
+class Pushed:
+    """A commit that was made, or proposed."""
+
+    url: str
+    revision: str
+
+
+def has_file(repo: str, file: str) -> bool:
+    """Whether a repository has a file; False where there is no repository. Raises HubError with the actual cause."""
+    from huggingface_hub import HfApi, constants
+
+    with _causes(repo, None, file, "could not be asked for"):
+        return bool(HfApi(endpoint=constants.ENDPOINT).file_exists(repo, file))
+
+
+def push_files(
+    repo: str, files: Mapping[str, bytes | Path], message: str, private: bool = False, create_pr: bool = False
+) -> Pushed:
+    """Put files into a repository in one commit, or propose that with `create_pr`. Without, one that is not there is
+    made, `private` if asked for.
+
+    Raises HubError with the actual cause; then nothing of it is there but an empty repository.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, constants
+
+    api = HfApi(endpoint=constants.ENDPOINT)
+    with _causes(repo, None, "the head", "could not be pushed"):
+        if not create_pr:
+            api.create_repo(repo, private=private, exist_ok=True)
+        made = api.create_commit(
+            repo,
+            [CommitOperationAdd(name, content) for name, content in files.items()],
+            commit_message=message,
+            create_pr=create_pr,
+        )
+    return Pushed(str(made.pr_url or made.commit_url), str(made.pr_revision or made.oid))
+
+
 def _reachable() -> bool:
     """Whether the hub answers at all, in whatever way: one request, where the library would try six times in 30 s."""
     from huggingface_hub import constants, get_session
@@ -68,7 +108,7 @@ def _reachable() -> bool:
 
 
 @contextmanager
-def _causes(repo: str, revision: str | None, file: str) -> Iterator[None]:
+def _causes(repo: str, revision: str | None, file: str, failed: str = "could not be downloaded") -> Iterator[None]:
     """Turn what the library raises into a HubError that says what to do, its retries and warnings unsaid."""
     from huggingface_hub import errors, get_token
 
@@ -103,6 +143,6 @@ def _causes(repo: str, revision: str | None, file: str) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise HubError(f"{at} is no name of a repository: {str(error).splitlines()[0]}") from error
     except (errors.HfHubHTTPError, OSError) as error:
-        raise HubError(f"{file} of {at} could not be downloaded: {str(error).splitlines()[0]}") from error
+        raise HubError(f"{file} of {at} {failed}: {str(error).splitlines()[0]}") from error
     finally:
         log.setLevel(level)

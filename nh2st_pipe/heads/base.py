@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -130,6 +130,8 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
     kind: str
     carry: Carry | None = None
     """What of its predictions carries over to a new slide; None leaves them as they are."""
+    keeps_tiles: ClassVar[str | None] = None
+    """The buffer (… × tiles × values) that holds embeddings of training tiles, where a head keeps some."""
 
     @classmethod
     def build(cls, recipe: TrainRecipe, dim: int, genes: list[str], about: dict[str, Any]) -> Self:
@@ -154,6 +156,12 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
                 model = cls.build(recipe, train.dim, genes, about).to(train.device)
                 model.fit(train, plan)
             yield model
+
+    def training_tiles(self) -> int:
+        """Return how many tiles that were trained on its weights hold the embeddings of, as far as it says so."""
+        heads = [part for part in self.modules() if isinstance(part, HeadModel)]
+        held = [dict(head.named_buffers()).get(head.keeps_tiles or "") for head in heads]
+        return max((int(each.shape[-2]) for each in held if each is not None), default=0)
 
     @classmethod
     def _load_as_safetensor(  # type: ignore[override]

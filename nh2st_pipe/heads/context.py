@@ -55,6 +55,7 @@ _FITTED = ("target_mean", "kernel_blocks", "kernel_medians", "kernel_coefficient
 class Context(HeadModel):
     """The head; `head` is its recipe's fields (see `recipes.train.ContextHead`) as values."""
 
+    keeps_tiles = "kernel_blocks"
     target_mean: torch.Tensor
     target_scale: torch.Tensor
     kernel_blocks: torch.Tensor

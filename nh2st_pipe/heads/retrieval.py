@@ -28,6 +28,7 @@ __all__ = ["KNN"]
 class KNN(HeadModel):
     """Mean target of the `k` most alike training spots; of all of them where there are fewer."""
 
+    keeps_tiles = "keys"
     keys: torch.Tensor
     values: torch.Tensor
     mean: torch.Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,9 +17,17 @@ from nh2st_pipe.recipes.train import FeatureRecipe, TargetRecipe, as_kept
 from nh2st_pipe.recipes.values import faults_in_words
 from nh2st_pipe.store.format import Contract
 
-__all__ = ["MPP_TOLERANCE", "RUN_FORMAT", "About", "Seen", "TrainedOn"]
+__all__ = ["MPP_TOLERANCE", "RUN_FORMAT", "About", "Seen", "TrainedOn", "hidden"]
 
 RUN_FORMAT = 1
+
+
+def hidden(name: str) -> str:
+    """Return what stands for the name of a slide or patient where it is not to be told: whoever has it finds it again.
+
+    Names can be tried one by one; it keeps them from being read, not from being guessed.
+    """
+    return f"sha256:{hashlib.sha256(name.encode()).hexdigest()[:16]}" if name else ""
 
 
 class TrainedOn(BaseModel):
@@ -53,7 +62,7 @@ class Seen(BaseModel):
         """Say in words how a slide was trained on; None where neither it nor its patient was, or nothing is known."""
         if image and image in self.images:
             return "trained on other blocks of this slide" if self.blocks else "trained on this slide"
-        if patient in self.patients:
+        if patient in self.patients or hidden(patient) in self.patients:
             return f"trained on other slides of patient {patient}"
         return None
 

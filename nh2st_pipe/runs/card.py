@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
+
+import yaml
 
 from nh2st_pipe.evaluation.reference import REFERENCE
 from nh2st_pipe.evaluation.statistics import headline, many
@@ -11,27 +15,54 @@ from nh2st_pipe.store.format import Contract, tile_words
 
 __all__ = ["model_card"]
 
-_FRONT = """---
-library_name: nh2st-pipe
-license: apache-2.0
-tags: [pathology, spatial-transcriptomics, histology, gene-expression]
----
-"""
+_TAGS = ["pathology", "histology", "spatial-transcriptomics", "gene-expression"]
+_LICENCES = {
+    "Apache-2.0": "apache-2.0",
+    "MIT": "mit",
+    "BSD-3-Clause": "bsd-3-clause",
+    "GPL-3.0": "gpl-3.0",
+    "CC-BY-NC-ND-4.0": "cc-by-nc-nd-4.0",
+    "CC-BY-NC-4.0": "cc-by-nc-4.0",
+    "CC-BY-4.0": "cc-by-4.0",
+}
+"""What the hub calls licences."""
 
 
-def model_card(metrics: dict[str, Any], about: About) -> str:
-    """Return the card of the head of a run, as Markdown, from its metrics.json and what the model says of itself."""
+def _front(about: About, dataset: str | None) -> str:
+    """Return what the hub reads of a card: the encoder's licence binds whatever is made of its embeddings."""
+    encoder = about.store.encoder
+    said: dict[str, Any] = {"library_name": "nh2st-pipe", "pipeline_tag": "image-feature-extraction", "tags": _TAGS}
+    licence, repo = str(encoder.get("licence") or "unknown"), encoder.get("repo")
+    if licence in _LICENCES:
+        said["license"] = _LICENCES[licence]
+    else:
+        said |= {"license": "other", "license_name": re.sub(r"[^a-z0-9.-]+", "-", licence.lower())}
+        said |= {"license_link": f"https://huggingface.co/{repo}"} if repo else {}
+    if repo:
+        said |= {"base_model": str(repo), "base_model_relation": "adapter"}
+    if dataset is not None:
+        said["datasets"] = [dataset]
+    return f"---\n{yaml.safe_dump(said, sort_keys=False)}---\n"
+
+
+def model_card(metrics: Mapping[str, Any], about: About, dataset: str | None = None) -> str:
+    """Return the card of the head of a run, as Markdown, from its metrics.json and what the model says of itself.
+
+    `dataset` is the data it was trained on, where the hub knows it.
+    """
     store, model = about.store, metrics["model"]
     n = len({slide.patient for slide in about.trained_on})
     patients = f"{n} patient{'s' * (n != 1)}"
     lines = [
-        _FRONT,
+        _front(about, dataset),
         f"# {about.recipe}: spatial gene expression from H&E",
         f"Predicts {model['genes']:,} genes a spot, as {about.unit}.",
         "",
         f"- Embeddings: {store.identity['name']} ({store.dim} values, {_weights(store)}), "
         f"tiles of {tile_words(store.tile)}, {metrics['views']} of its views. Others are refused.",
         f"- Trained on {len(about.trained_on)} slides of {patients}, {metrics['n_spots']:,} spots.",
+        f"- Licence of the encoder: {about.store.encoder.get('licence') or 'unknown'}. It may bind what is made of "
+        "its embeddings, as this head is.",
         f"- Made by nh2st-pipe {about.version}.",
         "",
         *_figures(metrics, about),
@@ -47,13 +78,28 @@ def model_card(metrics: dict[str, Any], about: About) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _coverage(about: About) -> list[str]:
+    """Say what intervals reached on what was held out."""
+    known = {level: each for level, each in about.intervals.levels.items() if each.coverage is not None}
+    if not known:
+        return []
+    said = (
+        f"{float(level):.0%} cover {each.coverage:.0%}{'' if each.promised else ' (not promised)'}"
+        for level, each in known.items()
+    )
+    return [
+        f"Intervals, by leaving out one of {many(about.intervals.groups, about.intervals.by)}: {', '.join(said)}.",
+        "",
+    ]
+
+
 def _weights(store: Contract) -> str:
     if store.imported is not None:
         return f"{store.made_by()}, weights unknown"
     return f"weights SHA-256 `{store.weights.sha256[:12]}…`"
 
 
-def _figures(metrics: dict[str, Any], about: About) -> list[str]:
+def _figures(metrics: Mapping[str, Any], about: About) -> list[str]:
     if metrics["summary"] is None:
         return ["Nothing was judged: it was trained without folds, and how good it is on a new slide is not known.", ""]
     heads = {metrics["head"]: metrics, **metrics["baselines"]}
@@ -79,7 +125,7 @@ def _figures(metrics: dict[str, Any], about: About) -> list[str]:
     if about.trusted:
         trusted = sum(about.trusted.values())
         said += [f"{trusted:,} of {many(len(about.trusted), 'gene')} are trusted: {about.trusted_in_words}.", ""]
-    return said
+    return [*said, *_coverage(about)]
 
 
 def _cell(summary: dict[str, Any], key: str, digits: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from nh2st_pipe.core.errors import RunError
@@ -27,8 +27,8 @@ def write_sums(folder: Path) -> None:
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def check_files(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Hold `names` (by default every file that is listed) against the list in `folder`.
+def check_files(folder: Path, names: Iterable[str] | None = None, *, but: Collection[str] = ()) -> None:
+    """Hold `names` (by default every file that is listed, `but` for some) against the list in `folder`.
 
     A folder without a list was made before there was one, and passes. Raises RunError naming the first file that is
     not what was written.
@@ -40,7 +40,7 @@ def check_files(folder: Path, names: Iterable[str] | None = None) -> None:
     for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
         listed[name] = digest
-    for name in listed if names is None else names:
+    for name in [each for each in listed if each not in but] if names is None else names:
         path = folder / name
         if name not in listed:
             raise RunError(f"{path} is not in the list of files {sums}; was it added, or the list cut short?")

@@ -14,6 +14,7 @@ import anndata
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 from nh2st_pipe import NH2ST
 from nh2st_pipe.core.errors import RecipeError, RunError, StoreError, UsageError
@@ -357,7 +358,8 @@ def test_a_models_card_says_what_it_is_and_what_it_reached(finished: Path) -> No
     card = (finished / "model" / "README.md").read_text()
     metrics = json.loads((finished / "metrics.json").read_text())
     about = About.of(load_model(finished).about, finished)
-    assert card.startswith("---\nlibrary_name: nh2st-pipe\nlicense: apache-2.0\n")
+    front = yaml.safe_load(card.split("---")[1])
+    assert (front["library_name"], front["license"]) == ("nh2st-pipe", "apache-2.0")
     assert f"Predicts {len(load_model(finished).genes)} genes a spot, as {about.unit}." in card
     assert "Embeddings: fake (96 values" in card
     assert "Trained on 3 slides of 3 patients, 75 spots" in card
