@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from nh2st_pipe.embedding.run import embed
     from nh2st_pipe.evaluation.compare import compare
     from nh2st_pipe.evaluation.judge import evaluate
+    from nh2st_pipe.exporting.run import export
     from nh2st_pipe.heads.nh2st import NH2ST
     from nh2st_pipe.importing.run import import_features
     from nh2st_pipe.prediction import predict
     from nh2st_pipe.reporting.page import report
     from nh2st_pipe.runs.model import load_model
+    from nh2st_pipe.runs.push import push
     from nh2st_pipe.store.arrays import SlideArrays, write_store
     from nh2st_pipe.store.read import open_store
     from nh2st_pipe.training.repeat import repeat
@@ -37,10 +39,12 @@ __all__ = [
     "compare",
     "embed",
     "evaluate",
+    "export",
     "import_features",
     "load_model",
     "open_store",
     "predict",
+    "push",
     "repeat",
     "report",
     "sweep",
@@ -56,10 +60,12 @@ _HOME = {
     "compare": "nh2st_pipe.evaluation.compare",
     "embed": "nh2st_pipe.embedding.run",
     "evaluate": "nh2st_pipe.evaluation.judge",
+    "export": "nh2st_pipe.exporting.run",
     "import_features": "nh2st_pipe.importing.run",
     "load_model": "nh2st_pipe.runs.model",
     "open_store": "nh2st_pipe.store.read",
     "predict": "nh2st_pipe.prediction",
+    "push": "nh2st_pipe.runs.push",
     "repeat": "nh2st_pipe.training.repeat",
     "report": "nh2st_pipe.reporting.page",
     "sweep": "nh2st_pipe.training.sweep",
