@@ -13,8 +13,8 @@ from nh2st_pipe.core.errors import RunError, reason_of
 from nh2st_pipe.recipes.train import TargetRecipe, as_kept
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.reporting import words
-from nh2st_pipe.reporting.maps import SlideMaps, read_slides
-from nh2st_pipe.reporting.tables import HALVES, GeneTable, heads_of, history_of, number, table
+from nh2st_pipe.reporting.maps import SlideMaps, moran_columns, read_slides
+from nh2st_pipe.reporting.tables import HALVES, GeneTable, add_moran, heads_of, history_of, number, table
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.folder import FoundRun
 
@@ -126,6 +126,7 @@ def _genes(
         pcc = of(head, "pcc")
         if any(pcc.values()):  # a head whose predictions do not vary, as the mean's, would be a column of zeros
             genes.column(f"head {head}", head, f"{head}: {words_of_pcc}", pcc, note=False)
+    add_moran(genes, moran_columns(slides))
     genes.column("mean", "mean", "Mean of the measured values", of(own, "target_mean"))
     genes.column("folds", "folds", "Number of folds whose panel had the gene", of(own, "n_folds"), digits=0)
     return genes

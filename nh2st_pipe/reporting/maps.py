@@ -14,7 +14,7 @@ import io
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from scipy.spatial import cKDTree
 from nh2st_pipe.core.errors import RunError, reason_of
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.evaluation.metrics import gene_metrics
+from nh2st_pipe.evaluation.moran import morans_i
 
-__all__ = ["SlideMaps", "packed", "read_slides"]
+__all__ = ["SlideMaps", "moran_columns", "packed", "read_slides"]
 
 _NO_VALUE = 255
 _LEVELS = (254, 127, 62, 30)
@@ -39,7 +40,8 @@ _MOST_VALUES = 40_000_000  # of all slides; beyond that, maps are kept of the fi
 _FEWEST_GENES = 20
 _ROWS_AT_ONCE = 4096
 
-_THUMBNAIL_PX = 640
+_THUMBNAIL_PX, _SMALLEST_PX = 640, 96
+_PICTURE_BYTES, _BYTES_PER_PX = 24_000_000, 0.3  # of all slides' thumbnails together, and what a px of one takes
 
 
 @dataclass
@@ -64,6 +66,8 @@ class SlideMaps:
     measured: list[bool]
     half_width: list[float | None]
     """Of the kept genes' intervals; empty where the file has none."""
+    moran: dict[str, list[float | None]]
+    """Moran's I of the kept genes' maps, predicted and measured (`target`)."""
     shown: dict[str, Any]
     """What else the page is told of the slide."""
 
@@ -83,13 +87,25 @@ def read_slides(files: Sequence[Path], order: dict[str, int]) -> list[SlideMaps]
     spots = sum(n for n, _ in shapes)
     values = 2 * sum(n * g for n, g in shapes)
     most = None if values <= _MOST_VALUES else max(_FEWEST_GENES, _MOST_VALUES // (2 * max(1, spots)))
-    found = [_read(file, order, most) for file in files]
+    longest = int(max(_SMALLEST_PX, min(_THUMBNAIL_PX, (_PICTURE_BYTES / _BYTES_PER_PX / max(1, len(files))) ** 0.5)))
+    found = [_read(file, order, most, longest) for file in files]
     seen: dict[str, Path] = {}
     for each in found:
         if each.slide_id in seen:
             raise RunError(f"{seen[each.slide_id]} and {each.file} are both of slide {each.slide_id}; leave one out")
         seen[each.slide_id] = each.file
     return found
+
+
+def moran_columns(slides: Sequence[SlideMaps]) -> dict[str, dict[str, float | None]]:
+    """Return each gene's Moran's I, the mean over slides, of predicted and of measured maps (`target`)."""
+    of: dict[str, dict[str, list[float]]] = {}
+    for slide in slides:
+        for key, values in slide.moran.items():
+            for place, value in zip(slide.kept, values, strict=True):
+                if value is not None:
+                    of.setdefault(key, {}).setdefault(slide.names[place], []).append(value)
+    return {key: {gene: float(np.mean(each)) for gene, each in genes.items()} for key, genes in of.items()}
 
 
 def packed(slides: Sequence[SlideMaps], place: dict[str, int]) -> list[dict[str, Any]]:
@@ -113,6 +129,7 @@ def packed(slides: Sequence[SlideMaps], place: dict[str, int]) -> list[dict[str,
                 "pcc": slide.pcc[:most],
                 "measured": slide.measured[:most],
                 "half_width": slide.half_width[:most],
+                "moran": {key: values[:most] for key, values in slide.moran.items()},
                 "planes": [
                     {
                         "key": key,
@@ -140,6 +157,10 @@ def _pack(slide: SlideMaps, levels: int, most: int) -> bytes:
     return zlib.compress(b"".join(parts), 6)
 
 
+def _finite(values: Iterable[float]) -> list[float | None]:
+    return [round(float(v), 4) if math.isfinite(v) else None for v in values]
+
+
 def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
@@ -164,7 +185,7 @@ def _shape(file: Path) -> tuple[int, int]:
         return int(n), int(g)
 
 
-def _read(file: Path, order: dict[str, int], most: int | None) -> SlideMaps:
+def _read(file: Path, order: dict[str, int], most: int | None, longest: int) -> SlideMaps:
     with _opened(file) as data, quiet_warnings():
         try:
             obs, var, uns = (read_elem(data[name]) for name in ("obs", "var", "uns"))
@@ -197,7 +218,8 @@ def _read(file: Path, order: dict[str, int], most: int | None) -> SlideMaps:
         "in_sample": bool(about.get("in_sample")),
         "notes": [str(about[key]) for key in ("in_sample", "caution", "unlike", "carried", "pitch") if about.get(key)],
         "n": len(xy),
-        **_background(uns, slide_id, xy),
+        **(background := _background(uns, slide_id, xy, longest)),
+        "um_per_px": _um_per_px(about, background["per_px"]),
         "barcodes": _zipped(json.dumps([str(name) for name in obs.index]).encode()),
         "unlike": np.flatnonzero(obs["unlike"] == "yes").tolist() if "unlike" in obs else [],
         "percentile": (
@@ -215,9 +237,10 @@ def _read(file: Path, order: dict[str, int], most: int | None) -> SlideMaps:
         planes={key: _steps(values, lows[key], highs[key]) for key, values in planes.items()},
         low=lows,
         high=highs,
-        pcc=[round(v, 4) if math.isfinite(v) else None for v in pcc],
+        pcc=_finite(pcc),
         measured=[] if target is None else np.asarray(np.isfinite(target).any(axis=0)).tolist(),
         half_width=half,
+        moran={key: _finite(morans_i(values, xy)) for key, values in planes.items() if key != "spread"},
         shown=shown,
     )
 
@@ -254,9 +277,18 @@ def _zipped(raw: bytes) -> str:
     return base64.b64encode(zlib.compress(raw, 6)).decode("ascii")
 
 
-def _background(uns: dict[str, Any], slide_id: str, xy: NDArray[np.float64]) -> dict[str, Any]:
-    """Return what maps are drawn on: the thumbnail around the spots (`image`, a data URI, None where the run has
-    none), its width and height, and in its px the spots' x, y and radius; `square` where they are tiles side by side.
+def _um_per_px(about: dict[str, Any], level0_px: float) -> float | None:
+    """Return µm per px of the picture, each so many level-0 px; None where the file does not say the slide's mpp."""
+    mpp = json.loads(str(about.get("image") or "{}")).get("mpp")
+    return None if mpp is None else _short(float(mpp) * level0_px)
+
+
+def _background(
+    uns: dict[str, Any], slide_id: str, xy: NDArray[np.float64], longest: int = _THUMBNAIL_PX
+) -> dict[str, Any]:
+    """Return what maps are drawn on: the thumbnail around the spots (`image`, a data URI, None where the run has none)
+    with at most `longest` px a side, its width and height, level-0 px per px of it, and in its px the spots' x, y and
+    radius; `square` where they are tiles side by side.
     """
     spatial = uns.get("spatial", {})
     section: dict[str, Any] = spatial.get(slide_id) or next(iter(spatial.values()), {})
@@ -272,7 +304,7 @@ def _background(uns: dict[str, Any], slide_id: str, xy: NDArray[np.float64]) -> 
     margin = 2.0 * max(step, diameter)
     low, high = (xy.min(axis=0) - margin, xy.max(axis=0) + margin) if len(xy) else (np.zeros(2), np.ones(2))
     if picture is None:
-        image, scale = None, _THUMBNAIL_PX / float((high - low).max())
+        image, scale = None, longest / float((high - low).max())
         width, height = (math.ceil(side * scale) for side in high - low)
     else:
         pixels = np.asarray(picture)
@@ -285,7 +317,7 @@ def _background(uns: dict[str, Any], slide_id: str, xy: NDArray[np.float64]) -> 
         if right <= left or bottom <= top:
             raise RunError(f"the spots of slide {slide_id} are not on its thumbnail, in the run's predictions")
         cut = whole.crop((left, top, right, bottom))
-        cut.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+        cut.thumbnail((longest, longest))
         low = np.array((left, top)) / scale
         scale *= cut.width / (right - left)
         width, height = cut.size
@@ -294,7 +326,7 @@ def _background(uns: dict[str, Any], slide_id: str, xy: NDArray[np.float64]) -> 
         image = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     x, y = ((xy - low) * scale).round(1).T.tolist()
     shape = {"radius": round(radius * scale, 2), "square": square}
-    return {"image": image, "width": width, "height": height, "x": x, "y": y, **shape}
+    return {"image": image, "width": width, "height": height, "per_px": 1 / scale, "x": x, "y": y, **shape}
 
 
 def _range(planes: list[NDArray[np.float32]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

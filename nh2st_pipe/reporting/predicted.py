@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from nh2st_pipe.evaluation.reference import UNLIKE
-from nh2st_pipe.reporting.maps import SlideMaps, read_slides
-from nh2st_pipe.reporting.tables import HALVES, GeneTable
+from nh2st_pipe.reporting.maps import SlideMaps, moran_columns, read_slides
+from nh2st_pipe.reporting.tables import HALVES, GeneTable, add_moran
 
 __all__ = ["predicted_folder"]
 
@@ -67,6 +67,7 @@ def _gene_table(slides: list[SlideMaps]) -> GeneTable:
     genes.column("cv_low", "from", "Lower end of its 95 % interval", of.get("cv_low", {}))
     genes.column("cv_high", "to", "Upper end of its 95 % interval", of.get("cv_high", {}))
     genes.column("half", "halves", HALVES, of.get("half_pcc", {}))
+    add_moran(genes, moran_columns(slides))
     words = "Share of its variation that was taken away, as it does not carry over between slides; the largest"
     genes.column("cut", "cut", words, of.get("cut", {}))
     return genes

@@ -13,7 +13,7 @@ from typing import Any
 from nh2st_pipe.core.errors import RunError, reason_of
 from nh2st_pipe.evaluation.statistics import FIGURES
 
-__all__ = ["HALVES", "GeneTable", "heads_of", "history_of", "number", "table"]
+__all__ = ["HALVES", "GeneTable", "add_moran", "heads_of", "history_of", "number", "table"]
 
 HALVES = "PCC between halves of the training tissue: the better guide to a new slide"
 
@@ -70,6 +70,13 @@ class GeneTable:
 
     def _values(self, of: Mapping[str, float]) -> list[float | None]:
         return [round(of[name], 5) if name in of else None for name in self.names]
+
+
+def add_moran(genes: GeneTable, of: Mapping[str, Mapping[str, float | None]]) -> None:
+    """Add Moran's I of measured and predicted maps."""
+    words = "Moran's I of its {} map, mean over slides: the share of it that is structure"
+    genes.column("moran_target", "I measured", words.format("measured"), of.get("target", {}), 2, note=False)
+    genes.column("moran", "I predicted", words.format("predicted"), of.get("predicted", {}), 2, note=False)
 
 
 def table(path: Path) -> list[dict[str, str]]:

@@ -421,3 +421,111 @@ def test_a_browser_that_cannot_unpack_says_so(browser: Browser, run_page: Path) 
     with pytest.raises(Error):
         page.evaluate("new DecompressionStream('deflate')")
     page.close()
+
+
+def sized(folder: Path, *, narrow: bool = False, measured: bool = True) -> Path:
+    """Write a report of a slide of 0.5 µm a px; with `narrow` predictions hardly vary."""
+    predicted, target = values(4)
+    slide = slide_data("sized")
+    slide.uns["image"] = {"path": "a.svs", "width": 240, "height": 240, "mpp": 0.5, "tile_level0_px": 40.0}
+    if narrow:
+        predicted = 1 + 0.05 * predicted
+    write_prediction(
+        folder / "sized.h5ad",
+        slide,
+        GENES,
+        Prediction(predicted),
+        target if measured else None,
+        None,
+        {"recipe": "nh2st", "out_of_fold": False, "interval_level": 0.9, "intervals": "…", "unit": "log1p(counts)"},
+        {"cv_pcc": {"ACTB": 0.31, "KRT19": 0.64, HOSTILE: -0.08}},
+        half_width=dict.fromkeys(GENES, 0.4),
+    )
+    return report(folder)
+
+
+WORDS = """() => { window.said = []; window.bars = [];
+    const text = CanvasRenderingContext2D.prototype.fillText;
+    CanvasRenderingContext2D.prototype.fillText = function (words, ...rest) {
+        window.said.push(words);
+        text.call(this, words, ...rest);
+    };
+    const kept = scaleBar;
+    scaleBar = (pen, width, height, um) => { window.bars.push([width, um]); kept(pen, width, height, um); };
+}"""
+
+
+def test_every_map_has_a_bar_of_a_round_length_and_so_has_the_picture(seen: Page, tmp_path: Path) -> None:
+    opened(seen, sized(tmp_path))
+    seen.evaluate(WORDS)
+    seen.evaluate("drawMaps()")
+    words, bars = seen.evaluate("window.said"), seen.evaluate("window.bars")
+    assert len(bars) == 3
+    slide = seen.evaluate("({ um: current.slide.um_per_px, ...placed(current.slide, 400, 400, state.view) })")
+    assert words == [words[0]] * 3
+    length = float(words[0].removesuffix(" µm"))
+    assert length in {k * 10**p for k in (1, 2, 5) for p in range(4)}
+    for width, um in bars:  # µm of a px of the canvas: that of the picture, by how large it is drawn
+        assert um == pytest.approx(slide["um"] / (slide["scale"] * width / 400), rel=0.2)
+        assert 0.05 * width < length / um <= 0.36 * width
+    # Spots are 40 level-0 px apart, 20 µm: so they are on the map.
+    apart = seen.evaluate(
+        "Math.abs(current.slide.x[1] - current.slide.x[0]) + Math.abs(current.slide.y[1] - current.slide.y[0])"
+    )
+    assert apart * slide["um"] == pytest.approx(20, rel=0.02)
+    seen.evaluate("window.said = []")
+    with seen.expect_download():
+        seen.click("#png")
+    said = " ".join(seen.evaluate("window.said"))
+    assert "Unit: log1p(counts). Colours: one scale for measured and predicted" in said
+    assert said.count(" µm") == 3
+    seen.select_option("#scale", "own")
+    until(seen, "state.scale === 'own'")
+    seen.evaluate("window.said = []")
+    with seen.expect_download():
+        seen.click("#png")
+    assert "each map on a scale of its own" in " ".join(seen.evaluate("window.said"))
+
+
+def test_without_a_resolution_there_is_no_bar(seen: Page, run_page: Path) -> None:
+    opened(seen, run_page)
+    seen.evaluate(WORDS)
+    seen.evaluate("drawMaps()")
+    assert not [words for words in seen.evaluate("window.said") if "µm" in words or " mm" in words]
+
+
+@pytest.mark.parametrize("measured", [True, False], ids=["beside what was measured", "beside its interval"])
+def test_colours_of_next_to_no_difference_are_said_to_be(seen: Page, tmp_path: Path, measured: bool) -> None:
+    for name in ("narrow", "wide"):
+        (tmp_path / name).mkdir()
+    opened(seen, sized(tmp_path / "narrow", narrow=True, measured=measured))
+    words = seen.inner_text("#narrow")
+    assert ("of what was measured" if measured else "less than the interval around each") in words
+    opened(seen, sized(tmp_path / "wide", measured=measured))
+    assert seen.evaluate("at('narrow').hidden")  # they span more than half of what was measured, and the interval
+
+
+def test_on_a_narrow_screen_one_map_is_seen_at_a_time(seen: Page, run_page: Path) -> None:
+    opened(seen, run_page)
+    assert seen.locator(".map:visible").count() == 3
+    assert seen.locator("#tabs:visible").count() == 0
+    seen.set_viewport_size({"width": 390, "height": 844})
+    until(seen, "document.querySelectorAll('.maps figure.behind').length === 2")
+    assert seen.locator(".map:visible").count() == 1
+    seen.click("#tabs button >> nth=0")
+    assert seen.locator(".map:visible canvas").get_attribute("data-map") == "target"
+    opaque(seen)
+    assert colour(seen, "target", 2) == pytest.approx(expected(seen, "target", 2), abs=2)
+
+
+def test_all_genes_are_seen_at_once(seen: Page, tmp_path: Path) -> None:
+    opened(seen, sized(tmp_path))
+    assert seen.inner_text("#distribution-title") == "3 genes by PCC: median 0.31, 2 above 0"
+    assert seen.locator("#distribution rect").count() == 3
+    title = seen.inner_text("#moran-title")
+    assert title.startswith("Moran's I of measured and predicted maps: ")
+    assert title.endswith("of 2 genes are smoother as predicted")  # the third was not measured
+    assert seen.locator("#moran circle").count() == 2
+    assert "Moran's I" in seen.inner_text("#note")
+    seen.click("#glossary summary")
+    assert "how much of a map is structure" in seen.inner_text("#glossary")

@@ -557,3 +557,24 @@ def test_a_judged_run_says_which_differences_are_more_than_chance(study: Study) 
         assert slide["half_width"] == expected
     assert data["calibration"]["groups"] == 3
     assert [level["level"] for level in data["calibration"]["levels"]] == [0.5, 0.8, 0.9, 0.95]
+
+
+def test_thumbnails_of_many_slides_are_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what a page weighs does not grow with the slides."""
+
+    def widths(budget: int) -> list[int]:
+        monkeypatch.setattr(maps, "_PICTURE_BYTES", budget)
+        slides = maps.read_slides(sorted(tmp_path.glob("*.h5ad")), {})
+        assert sum(len(slide.shown["image"]) for slide in slides) < 1.6 * budget
+        return [max(slide.shown["width"], slide.shown["height"]) for slide in slides]
+
+    for number in range(6):
+        slide = slide_data(f"s{number}")
+        slide.uns["spatial"][f"s{number}"]["images"]["lowres"] = picture(1200, 1200, number)
+        slide.uns["spatial"][f"s{number}"]["scalefactors"]["tissue_lowres_scalef"] = 6.0
+        predicted, _ = values(number)
+        write_prediction(tmp_path / f"s{number}.h5ad", slide, GENES, Prediction(predicted), None, None, {})
+    assert widths(24_000_000) == [640] * 6
+    few = widths(60_000)
+    assert len(set(few)) == 1
+    assert 96 < few[0] < 200

@@ -29,7 +29,7 @@ function definitions(id, pairs) {
 
 // What is chosen. `view` is what of the slide is seen: k times as large, its middle at x, y (shares of the slide).
 const state = {
-  gene: null, slide: 0, column: 1, up: false, scale: "shared", tissue: false, mask: true, spot: null,
+  gene: null, slide: 0, column: 1, up: false, scale: "shared", tab: "predicted", tissue: false, mask: true, spot: null,
   view: { k: 1, x: 0.5, y: 0.5 },
 };
 

@@ -73,6 +73,44 @@ function listenScatter() {
   at("scatter").addEventListener("pointerleave", () => point(null));
 }
 
+// ---- all genes at once: how well, and how smooth
+function drawOverGenes() {
+  const column = (key) => D.genes.columns.find((each) => each.key === key);
+  const pcc = column("cv_pcc"), [measured, predicted] = [column("moran_target"), column("moran")];
+  const values = pcc ? pcc.values.filter((v) => v !== null) : [];
+  const both = measured && predicted ? D.genes.names.map((_, g) => [measured.values[g], predicted.values[g], g]).filter(([m, p]) => m !== null && p !== null) : [];
+  at("distribution-box").hidden = values.length < 2;
+  at("moran-box").hidden = both.length < 2;
+  at("over-genes").hidden = values.length < 2 && both.length < 2;
+  if (values.length > 1) {
+    const step = 0.05, bins = new Map();
+    values.forEach((v) => { const k = Math.min(19, Math.floor(v / step)); bins.set(k, (bins.get(k) || 0) + 1); });
+    const [low, high] = [Math.min(0, ...bins.keys()), Math.max(...bins.keys()) + 1];
+    const most = Math.max(...bins.values());
+    const sorted = [...values].sort((a, b) => a - b);
+    const middle = sorted[Math.floor(sorted.length / 2)];
+    const words = `${values.length} genes by PCC: median ${shown(middle, 2)}, ${values.filter((v) => v > 0).length} above 0`;
+    at("distribution-title").textContent = words;
+    const { svg, X, Y } = axes(at("distribution"), words, [low * step, high * step], [0, most], "PCC, genes in steps of 0.05", false);
+    for (const [k, n] of bins) {
+      const bar = draw_svg("rect", svg, { x: X(k * step) + 0.5, width: Math.max(1, X((k + 1) * step) - X(k * step) - 1), y: Y(n), height: Y(0) - Y(n), class: "dot" });
+      draw_svg("title", bar, {}, `${shown(k * step, 2)} to ${shown((k + 1) * step, 2)}: ${n} genes`);
+    }
+  }
+  if (both.length > 1) {
+    const smoother = both.filter(([m, p]) => p > m).length;
+    const words = `Moran's I of measured and predicted maps: ${smoother} of ${both.length} genes are smoother as predicted`;
+    at("moran-title").textContent = words;
+    const every = range(both.flatMap(([m, p]) => [m, p]));
+    const { svg, X, Y } = axes(at("moran"), words, every, every, "measured (across), predicted (up)", false);
+    draw_svg("line", svg, { x1: X(every[0]), y1: Y(every[0]), x2: X(every[1]), y2: Y(every[1]), class: "axis", "stroke-dasharray": "5 4" });
+    both.forEach(([m, p, g]) => {
+      const dot = draw_svg("circle", svg, { cx: X(m).toFixed(1), cy: Y(p).toFixed(1), r: 3, class: "dot", "fill-opacity": 0.55 });
+      draw_svg("title", dot, {}, `${D.genes.names[g]}: ${shown(m, 2)} measured, ${shown(p, 2)} predicted`);
+    });
+  }
+}
+
 // ---- heads: figures, the best of each column in bold, and a dot per fold
 const FIGURES = [["pcc", "PCC", 3, true], ["pcc_top50_train", "best 50", 3, true], ["pcc_top50", "top 50", 3, true], ["pcc_top50_null", "its null", 3, null], ["mse", "MSE", 4, false], ["mae", "MAE", 4, false]];
 const SECONDS = ["train_seconds", "train s", 1];

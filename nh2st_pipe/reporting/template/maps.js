@@ -29,6 +29,46 @@ function canvasOf(canvas, height) {
   return { pen, width, height: h / dense };
 }
 
+// A bar of a round length in µm, where the slide says its resolution; `umPerPx` of the canvas.
+function scaleBar(pen, width, height, umPerPx) {
+  if (!umPerPx || width < 90) return;
+  const most = Math.min(160, width * 0.35) * umPerPx;
+  const power = 10 ** Math.floor(Math.log10(most));
+  const length = [5, 2, 1].map((k) => k * power).find((um) => um <= most);
+  const [wide, x, y] = [length / umPerPx, 10, height - 10];
+  pen.save();
+  pen.font = "600 12px system-ui, sans-serif";
+  pen.textAlign = "left";
+  pen.lineJoin = "round";
+  for (const [colour, thick] of [["#ffffff", 6], ["#111111", 3]]) {
+    pen.strokeStyle = colour;
+    pen.lineWidth = thick;
+    pen.beginPath(); pen.moveTo(x, y); pen.lineTo(x + wide, y); pen.stroke();
+  }
+  const words = length >= 1000 ? `${length / 1000} mm` : `${length} µm`;
+  pen.strokeStyle = "#ffffff";
+  pen.lineWidth = 3;
+  pen.strokeText(words, x, y - 7);
+  pen.fillStyle = "#111111";
+  pen.fillText(words, x, y - 7);
+  pen.restore();
+}
+
+// On a narrow screen one map is seen at a time.
+function layTabs() {
+  at("tabs").replaceChildren();
+  panels.forEach(({ key }) => {
+    const button = make("button", PANELS[key], at("tabs"), { type: "button", "data-tab": key });
+    button.addEventListener("click", () => { state.tab = key; showTab(); if (current && current.found) drawMaps(); });
+  });
+  if (!panels.some(({ key }) => key === state.tab)) state.tab = "predicted";
+  showTab();
+}
+function showTab() {
+  panels.forEach(({ key, box }) => box.parentElement.classList.toggle("behind", key !== state.tab));
+  [...at("tabs").children].forEach((button) => button.setAttribute("aria-pressed", String(button.dataset.tab === state.tab)));
+}
+
 function layPanels(slide) {
   const keys = panelsOf(slide);
   if (panels.map((panel) => panel.key).join() === keys.join()) return;
@@ -47,6 +87,7 @@ function layPanels(slide) {
   at("which").replaceChildren();
   keys.filter((key) => key !== "percentile").forEach((key) => make("option", PANELS[key], at("which"), { value: key }));
   if (keys.includes("predicted")) at("which").value = "predicted";
+  layTabs();
 }
 
 // How a slide lies on a canvas of this size: px of the canvas are ox + scale · px of the slide.
@@ -61,7 +102,8 @@ function paint(pen, width, height, slide, data, values, scale, palette, view, op
   pen.fillStyle = ink("--ground");
   pen.fillRect(0, 0, width, height);
   if (data.picture) pen.drawImage(data.picture, ox, oy, slide.width * zoom, slide.height * zoom);
-  if (!values || options.tissue) return;
+  const bar = () => scaleBar(pen, width, height, slide.um_per_px ? slide.um_per_px / zoom : null);
+  if (!values || options.tissue) { bar(); return; }
   const radius = Math.max(slide.square ? 0.5 : 1.1, slide.radius * zoom);
   const buckets = new Map();
   const hollow = [], covered = [];
@@ -107,6 +149,7 @@ function paint(pen, width, height, slide, data, values, scale, palette, view, op
       pen.beginPath(); pen.arc(x, y, Math.max(5, radius + 2), 0, 2 * Math.PI); pen.stroke();
     }
   }
+  bar();
 }
 
 const symmetric = (scale) => {
@@ -174,6 +217,8 @@ function describe(slide, found, name) {
     if (!slide.measured[found.place]) words.push("not measured on this slide: there is only the prediction");
     else words.push(slide.pcc[found.place] === null ? "PCC undefined" : `PCC ${shown(slide.pcc[found.place], 3)} on this slide${inSample(slide)}`);
   }
+  const moran = Object.entries(slide.moran).map(([key, values]) => [key, values[found.place]]).filter(([, value]) => value !== null);
+  if (moran.length) words.push(`Moran's I ${moran.map(([key, value]) => `${shown(value, 2)} ${key === "target" ? "measured" : "predicted"}`).join(", ")}`);
   if (slide.unlike.length) words.push(`${slide.unlike.length} of ${slide.n} tiles are unlike the training tiles (crosses)`);
   return words;
 }
@@ -219,14 +264,31 @@ function drawBars() {
     ? panels.map(({ key }) => [key, PANELS[key]])
     : panels.filter(({ key }) => key !== "predicted" || !scales.target).map(({ key }) => [key, key === "target" ? "Measured and predicted" : PANELS[key]]);
   rows.forEach(([key, label]) => {
-    make("div", label, at("bars"), { class: "soft note" });
+    make("div", `${label}, a range of ${short(scales[key].to - scales[key].from)}`, at("bars"), { class: "soft note" });
     const box = make("div", null, at("bars"));
     const canvas = make("canvas", null, box, { role: "img" });
     const { pen, width } = canvasOf(canvas, () => 36);
     drawBar(pen, width, scales[key], paletteOf(key));
     canvas.setAttribute("aria-label", `Colours of ${label}: ${short(scales[key].from)} to ${short(scales[key].to)}`);
   });
+  at("narrow").textContent = narrow();
+  at("narrow").hidden = !at("narrow").textContent;
   at("unit").textContent = `${D.unit ? `Unit: ${D.unit}. ` : ""}The ends are the 1st and 99th percentile. This page keeps each value to 1/${slide.levels} of its gene's range on the slide.`;
+}
+
+// What colours would hide: a map of all colours may be of next to no difference.
+function narrow() {
+  const { of, half } = current.found;
+  const span = (values) => { const { from, to } = ends([values]); return to - from; };
+  const own = span(of.predicted);
+  if (of.target && own < 0.5 * span(of.target)) {
+    return `Predicted values span ${short(own)}, ${Math.round((100 * own) / span(of.target))} % of what was measured (${short(span(of.target))}).`
+      + (state.scale === "own" ? " On a scale of their own the two maps look alike and are not." : "");
+  }
+  if (half !== null && half !== undefined && own < 2 * half) {
+    return `Predicted values span ${short(own)}, less than the interval around each of them (${short(2 * half)}): differences between colours may be chance.`;
+  }
+  return "";
 }
 
 function drawBar(pen, width, scale, palette) {
@@ -444,7 +506,7 @@ function savePng() {
   const high = Math.round(side * Math.min(1.4, slide.height / slide.width));
   const canvas = document.createElement("canvas");
   canvas.width = pad + panels.length * (side + pad);
-  canvas.height = top + high + 80;
+  canvas.height = top + high + 108;
   const pen = canvas.getContext("2d");
   pen.fillStyle = "#ffffff";
   pen.fillRect(0, 0, canvas.width, canvas.height);
@@ -468,6 +530,11 @@ function savePng() {
     drawBar(pen, side, scales[key], paletteOf(key));
     pen.restore();
   });
+  pen.fillStyle = "#1d2129";
+  pen.font = "15px system-ui, sans-serif";
+  const scaled = { shared: "one scale for measured and predicted", own: "each map on a scale of its own", all: "one scale for all slides" }[state.scale];
+  pen.fillText(`${D.unit ? `Unit: ${D.unit}. ` : ""}Colours: ${scaled}, from the 1st to the 99th percentile. ${narrow()}`, pad, top + high + 78, canvas.width - 2 * pad);
+  pen.fillText(`${D.run}${D.head ? `, ${D.head}` : ""}; nh2st-pipe`, pad, top + high + 98, canvas.width - 2 * pad);
   canvas.toBlob((blob) => save(blob, `${name}_${slide.id}.png`), "image/png");
 }
 

@@ -136,6 +136,7 @@ theme();
 heading();
 headTables();
 explorer();
+drawOverGenes();
 drawCurves();
 drawCalibration();
 keys();
@@ -145,6 +146,7 @@ window.addEventListener("resize", () => {
   if (document.body.clientWidth === bodyWidth) return;  // a phone's address bar came or went
   bodyWidth = document.body.clientWidth;
   draw();
+  drawOverGenes();
   drawCurves();
   drawCalibration();
 });
