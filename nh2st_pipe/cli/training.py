@@ -408,11 +408,14 @@ def _figure(value: float | None, digits: int, sign: str = "") -> str:
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder, one that was interrupted, or a folder of predictions.")],
     out: Annotated[Path | None, typer.Option(help="File to write; default: RUN/report.html.")] = None,
+    gene_sets: Annotated[
+        Path | None, typer.Option(help="Gene sets (GMT), each of which gets maps: the mean of its genes.")
+    ] = None,
 ) -> None:
     """Write one self-contained report.html for a run or predictions: verdict, genes, measured and predicted maps."""
     from nh2st_pipe.reporting.page import report as write
 
-    typer.echo(str(write(run, out)))
+    typer.echo(str(write(run, out, gene_sets=gene_sets)))
 
 
 def heads(as_json: Json = False) -> None:

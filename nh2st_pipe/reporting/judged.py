@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from nh2st_pipe.recipes.train import TargetRecipe, as_kept
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.reporting import words
 from nh2st_pipe.reporting.maps import SlideMaps, moran_columns, read_slides
+from nh2st_pipe.reporting.sets import GeneSet
 from nh2st_pipe.reporting.tables import HALVES, GeneTable, add_moran, heads_of, history_of, number, table
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.folder import FoundRun
@@ -23,7 +24,7 @@ __all__ = ["judged_run"]
 _LEVEL = "0.9"  # of the intervals that maps and scatter show
 
 
-def judged_run(found: FoundRun) -> tuple[GeneTable, list[SlideMaps], dict[str, Any]]:
+def judged_run(found: FoundRun, sets: Sequence[GeneSet] = ()) -> tuple[GeneTable, list[SlideMaps], dict[str, Any]]:
     """Return the genes, the slides, and all else that the page shows of a run."""
     run, metrics = found.path, found.metrics
     recipe_text, recipe = _recipe(run)
@@ -31,8 +32,9 @@ def judged_run(found: FoundRun) -> tuple[GeneTable, list[SlideMaps], dict[str, A
     heads = heads_of(metrics)
     rows = table(run / "per_gene.csv")
     listed = list(dict.fromkeys(row["gene"] for row in rows))
-    slides = read_slides(sorted((run / "predictions").glob("*.h5ad")), {name: i for i, name in enumerate(listed)})
-    about = About.of_run(run)
+    about, order = About.of_run(run), {name: i for i, name in enumerate(listed)}
+    verdicts = None if about is None else about.trusted
+    slides = read_slides(sorted((run / "predictions").glob("*.h5ad")), order, sets, verdicts)
     genes = _genes(rows, listed, [head["name"] for head in heads], slides, metrics, about)
     if about is not None:
         genes.trusted = about.trusted

@@ -14,13 +14,14 @@ import io
 import json
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 from anndata.io import read_elem
 from numpy.typing import NDArray
 from PIL import Image
@@ -30,6 +31,7 @@ from nh2st_pipe.core.errors import RunError, reason_of
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.evaluation.metrics import gene_metrics
 from nh2st_pipe.evaluation.moran import morans_i
+from nh2st_pipe.reporting.sets import PREFIX, GeneSet, score_of
 
 __all__ = ["SlideMaps", "moran_columns", "packed", "read_slides"]
 
@@ -68,6 +70,8 @@ class SlideMaps:
     """Of the kept genes' intervals; empty where the file has none."""
     moran: dict[str, list[float | None]]
     """Moran's I of the kept genes' maps, predicted and measured (`target`)."""
+    sets: dict[str, str]
+    """Names of the gene sets that are among the kept genes' maps, and in words what each is of."""
     shown: dict[str, Any]
     """What else the page is told of the slide."""
 
@@ -77,9 +81,15 @@ class SlideMaps:
         return str(self.about.get("slide_id", self.file.stem))
 
 
-def read_slides(files: Sequence[Path], order: dict[str, int]) -> list[SlideMaps]:
+def read_slides(
+    files: Sequence[Path],
+    order: dict[str, int],
+    sets: Sequence[GeneSet] = (),
+    trusted: Mapping[str, bool] | None = None,
+) -> list[SlideMaps]:
     """Read predictions. `order` is the table's place of each gene: where not all genes' maps can be kept, those that
-    stand first are.
+    stand first are. Gene `sets` get maps of their own, of genes that are not known to be untrusted, by the file or by
+    `trusted`.
 
     Raises RunError where a file cannot be read, or two are of one slide.
     """
@@ -88,7 +98,7 @@ def read_slides(files: Sequence[Path], order: dict[str, int]) -> list[SlideMaps]
     values = 2 * sum(n * g for n, g in shapes)
     most = None if values <= _MOST_VALUES else max(_FEWEST_GENES, _MOST_VALUES // (2 * max(1, spots)))
     longest = int(max(_SMALLEST_PX, min(_THUMBNAIL_PX, (_PICTURE_BYTES / _BYTES_PER_PX / max(1, len(files))) ** 0.5)))
-    found = [_read(file, order, most, longest) for file in files]
+    found = [_read(file, order, most, longest, sets, trusted or {}) for file in files]
     seen: dict[str, Path] = {}
     for each in found:
         if each.slide_id in seen:
@@ -185,7 +195,14 @@ def _shape(file: Path) -> tuple[int, int]:
         return int(n), int(g)
 
 
-def _read(file: Path, order: dict[str, int], most: int | None, longest: int) -> SlideMaps:
+def _read(
+    file: Path,
+    order: dict[str, int],
+    most: int | None,
+    longest: int,
+    sets: Sequence[GeneSet],
+    trusted: Mapping[str, bool],
+) -> SlideMaps:
     with _opened(file) as data, quiet_warnings():
         try:
             obs, var, uns = (read_elem(data[name]) for name in ("obs", "var", "uns"))
@@ -199,6 +216,14 @@ def _read(file: Path, order: dict[str, int], most: int | None, longest: int) -> 
             target = _columns(layers["target"], kept) if "target" in layers else None
             spread = _columns(layers["spread"], kept) if "spread" in layers and target is None else None
             half = _half_width(data, predicted, kept) if "high" in layers else []
+            of_sets, words = _places(sets, names, var, trusted)
+            if of_sets:
+                scores, n = _scores(data["X"], of_sets), len(of_sets)  # first: they are kept where some cannot be
+                predicted = np.column_stack((scores, predicted))
+                target = None if target is None else np.column_stack((_scores(layers["target"], of_sets), target))
+                spread = None if spread is None else np.column_stack((np.full((len(spread), n), np.nan), spread))
+                half = [*[None] * n, *half] if half else []
+                kept = np.concatenate((np.arange(n) + len(names), kept))
         except Exception as error:  # whatever h5py or anndata make of a broken file
             raise _unreadable(file, error) from error
     planes: dict[str, NDArray[np.float32]] = {"predicted": predicted}
@@ -230,7 +255,8 @@ def _read(file: Path, order: dict[str, int], most: int | None, longest: int) -> 
     }
     return SlideMaps(
         file=file,
-        names=names,
+        names=[*names, *of_sets],
+        sets={name: words[name] for name in of_sets},
         var={str(column): var[column].tolist() for column in var.columns},
         about=about,
         kept=kept,
@@ -252,6 +278,28 @@ def _label(about: dict[str, Any]) -> str:
     if about.get("out_of_fold", "fold" in about):
         return f"out of fold ({about.get('fold', '')})"
     return "a slide the head was not trained on"
+
+
+def _places(
+    sets: Sequence[GeneSet], names: list[str], var: pd.DataFrame, trusted: Mapping[str, bool]
+) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """Return the places of each set's genes, and in words which those are; a set with too few genes has words alone."""
+    known = dict(zip(names, var["trusted"], strict=True)) if "trusted" in var else dict(trusted)
+    if "trusted" in var and "judged" in var:
+        known = {name: yes for name, yes, judged in zip(names, var["trusted"], var["judged"], strict=True) if judged}
+    doubted = {name for name, yes in known.items() if not yes}
+    found = {f"{PREFIX}{each.name}": each.of(names, doubted) for each in sets}
+    return {name: places for name, (places, _) in found.items() if places}, {
+        n: words for n, (_, words) in found.items()
+    }
+
+
+def _scores(values: h5py.Dataset, of_sets: Mapping[str, list[int]]) -> NDArray[np.float32]:
+    """Return the scores of sets, n × S, from a stored matrix of which their genes are read."""
+    needed = sorted({place for places in of_sets.values() for place in places})
+    within = {place: i for i, place in enumerate(needed)}
+    some = _columns(values, np.array(needed, np.int64))
+    return score_of(some, {name: [within[place] for place in places] for name, places in of_sets.items()})
 
 
 def _columns(values: h5py.Dataset, kept: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nh2st_pipe.core.errors import RunError, fault_of, nearest
+from nh2st_pipe.core.errors import RunError, fault_of, listed, nearest
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.reporting.judged import judged_run
 from nh2st_pipe.reporting.maps import SlideMaps, packed
 from nh2st_pipe.reporting.predicted import predicted_folder
+from nh2st_pipe.reporting.sets import PREFIX, GeneSet, read_gmt
 from nh2st_pipe.reporting.tables import GeneTable
 from nh2st_pipe.runs.folder import find_run
 
@@ -25,15 +26,23 @@ _TEMPLATE = Path(__file__).with_name("template")
 _SCRIPTS = ("base.js", "genes.js", "maps.js", "charts.js", "page.js")
 
 
-def report(of: str | Path, out: str | Path | None = None, *, only: Sequence[Path] | None = None) -> Path:
+def report(
+    of: str | Path,
+    out: str | Path | None = None,
+    *,
+    only: Sequence[Path] | None = None,
+    gene_sets: str | Path | None = None,
+) -> Path:
     """Write report.html for a run folder or a folder of predictions, at `out` or inside it, and return its path.
 
     A run that was interrupted is reported on with what there is of it, which the page says, into NAME.report.html
     beside it. Predictions are those of `nh2st-pipe predict`, with or without truth; with `only`, some of its files.
+    `gene_sets` are a GMT file, each set of which gets maps of its own.
 
-    Raises RunError where `of` is neither, a file in it is not as it was written, or `out` is a folder.
+    Raises UsageError where the gene sets cannot be read, RunError where `of` is neither, a file in it is not as it was
+    written, or `out` is a folder.
     """
-    of = Path(of)
+    of, sets = Path(of), () if gene_sets is None else read_gmt(gene_sets)
     run = find_run(of)
     if run is None and not any(of.glob("*.h5ad")):
         near = nearest(of.name, [path.name for path in of.parent.glob("*")] if of.parent.is_dir() else [])
@@ -47,9 +56,10 @@ def report(of: str | Path, out: str | Path | None = None, *, only: Sequence[Path
     changed = "(was a file in it changed, or written by another version?)"
     with fault_of(RunError, f"{folder} cannot be reported on {changed}"):
         if run is None:
-            genes, slides, data = predicted_folder(folder, only or sorted(folder.glob("*.h5ad")))
+            genes, slides, data = predicted_folder(folder, only or sorted(folder.glob("*.h5ad")), sets)
         else:
-            genes, slides, data = judged_run(run)
+            genes, slides, data = judged_run(run, sets)
+        data["warnings"] += _sets_left_out(sets, slides)
         text = _json({**data, **_maps(genes, slides)})
     with written_whole(target) as part:
         part.write_text(_page(text), encoding="utf-8")
@@ -60,7 +70,14 @@ def _maps(genes: GeneTable, slides: list[SlideMaps]) -> dict[str, Any]:
     """Return the slides for the page and the gene table, which gets the genes that only the slides know of."""
     for slide in slides:
         genes.add(slide.names)
-    return {"slides": packed(slides, genes.place), "genes": genes.record()}
+    sets = {genes.place[name]: words for slide in slides for name, words in slide.sets.items()}
+    return {"slides": packed(slides, genes.place), "genes": genes.record(), "sets": sets}
+
+
+def _sets_left_out(sets: Sequence[GeneSet], slides: Sequence[SlideMaps]) -> list[str]:
+    """Name the gene sets of which there is no map."""
+    left = [each.name for each in sets if not any(f"{PREFIX}{each.name}" in slide.sets for slide in slides)]
+    return [f"No map of {listed(left)}: fewer than two of its genes are predicted and not untrusted."] if left else []
 
 
 def _json(data: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from nh2st_pipe.evaluation.reference import UNLIKE
 from nh2st_pipe.reporting.maps import SlideMaps, moran_columns, read_slides
+from nh2st_pipe.reporting.sets import GeneSet
 from nh2st_pipe.reporting.tables import HALVES, GeneTable, add_moran
 
 __all__ = ["predicted_folder"]
@@ -18,9 +19,11 @@ _OVER_SLIDES: dict[str, Callable[[Any, Any], Any]] = {"trusted": lambda a, b: a 
 _MANY = 0.1  # share of the tiles that are unlike, from which on the verdicts on genes are put in doubt
 
 
-def predicted_folder(folder: Path, files: Sequence[Path]) -> tuple[GeneTable, list[SlideMaps], dict[str, Any]]:
+def predicted_folder(
+    folder: Path, files: Sequence[Path], sets: Sequence[GeneSet] = ()
+) -> tuple[GeneTable, list[SlideMaps], dict[str, Any]]:
     """Return the genes, the slides, and all else that the page shows of predictions, `files` of a folder."""
-    slides = read_slides(files, {})
+    slides = read_slides(files, {}, sets)
     genes = _gene_table(slides)
     about = slides[0].about
     return (
@@ -54,9 +57,9 @@ def _gene_table(slides: list[SlideMaps]) -> GeneTable:
     for slide in slides:
         for column, values in slide.var.items():
             known, over = of.setdefault(column, {}), _OVER_SLIDES.get(column)
-            for name, value in zip(slide.names, values, strict=True):
+            for name, value in zip(slide.names, values, strict=False):  # sets of genes stand behind
                 known[name] = over(known[name], value) if over is not None and name in known else value
-    every = list(dict.fromkeys(name for slide in slides for name in slide.names))
+    every = list(dict.fromkeys(name for slide in slides for name in slide.names if name not in slide.sets))
     by = next((key for key in ("half_pcc", "cv_low", "cv_pcc") if key in of), "")
     rank = {name: value for name, value in of.get(by, {}).items() if value == value}
     genes = GeneTable(sorted(every, key=lambda name: -rank.get(name, -2.0)))

@@ -78,7 +78,8 @@ function drawOverGenes() {
   const column = (key) => D.genes.columns.find((each) => each.key === key);
   const pcc = column("cv_pcc"), [measured, predicted] = [column("moran_target"), column("moran")];
   const values = pcc ? pcc.values.filter((v) => v !== null) : [];
-  const both = measured && predicted ? D.genes.names.map((_, g) => [measured.values[g], predicted.values[g], g]).filter(([m, p]) => m !== null && p !== null) : [];
+  const both = measured && predicted ? D.genes.names.map((_, g) => [measured.values[g], predicted.values[g], g])
+    .filter(([m, p, g]) => m !== null && p !== null && D.sets[g] === undefined) : [];
   at("distribution-box").hidden = values.length < 2;
   at("moran-box").hidden = both.length < 2;
   at("over-genes").hidden = values.length < 2 && both.length < 2;

@@ -31,7 +31,7 @@ function geneTable() {
   });
   geneBody = make("tbody", null, table);
   geneOrder = D.genes.names.map((_, g) => g);
-  at("genes-note").textContent = `${D.genes.columns.filter((column) => column.note).map((column) => `${column.label}: ${column.words}`).join(". ")}. ${known ? `Struck through: not to be trusted. A gene is trusted where ${D.trust || "an earlier version said so"}. Not judged: too few slides or patients for a verdict either way. ` : ""}Choose with a click, or with ↑ and ↓.`;
+  at("genes-note").textContent = `${D.genes.columns.filter((column) => column.note).map((column) => `${column.label}: ${column.words}`).join(". ")}. ${known ? `Struck through: not to be trusted. A gene is trusted where ${D.trust || "an earlier version said so"}. Not judged: too few slides or patients for a verdict either way. ` : ""}${Object.keys(D.sets).length ? "Sets of genes stand last: search for set. " : ""}Choose with a click, or with ↑ and ↓.`;
   at("search").addEventListener("input", () => { geneShown = PAGE; fillGenes(); });
   at("search").addEventListener("keydown", (event) => {
     if (event.key === "Enter" || event.key === "ArrowDown") {

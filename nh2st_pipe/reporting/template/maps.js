@@ -212,7 +212,7 @@ function describe(slide, found, name) {
       ? `the maps of ${name} are not kept in this page, for its size; its values are in the .h5ad`
       : `${name} is absent here: it is not in the gene panel of this slide's fold`];
   }
-  const words = [];
+  const words = D.sets[state.gene] === undefined ? [] : [`the mean of ${D.sets[state.gene]}, each standardised on this slide: a pattern, not a level`];
   if (found.of.target) {
     if (!slide.measured[found.place]) words.push("not measured on this slide: there is only the prediction");
     else words.push(slide.pcc[found.place] === null ? "PCC undefined" : `PCC ${shown(slide.pcc[found.place], 3)} on this slide${inSample(slide)}`);
@@ -273,8 +273,10 @@ function drawBars() {
   });
   at("narrow").textContent = narrow();
   at("narrow").hidden = !at("narrow").textContent;
-  at("unit").textContent = `${D.unit ? `Unit: ${D.unit}. ` : ""}The ends are the 1st and 99th percentile. This page keeps each value to 1/${slide.levels} of its gene's range on the slide.`;
+  at("unit").textContent = `${unitWords()}The ends are the 1st and 99th percentile. This page keeps each value to 1/${slide.levels} of its gene's range on the slide.`;
 }
+
+const unitWords = () => (D.sets[state.gene] !== undefined ? "Unit: standard deviations of a gene on this slide. " : D.unit ? `Unit: ${D.unit}. ` : "");
 
 // What colours would hide: a map of all colours may be of next to no difference.
 function narrow() {
@@ -291,12 +293,12 @@ function narrow() {
   return "";
 }
 
-function drawBar(pen, width, scale, palette) {
+function drawBar(pen, width, scale, palette, colour = ink("--soft")) {
   for (let i = 0; i < 256; i++) {
     pen.fillStyle = LUTS[palette][i];
     pen.fillRect((i / 256) * width, 0, width / 256 + 1, 14);
   }
-  pen.fillStyle = ink("--soft");
+  pen.fillStyle = colour;
   for (const mark of [0, 0.5, 1]) {
     pen.textAlign = mark === 0 ? "left" : mark === 1 ? "right" : "center";
     let label = short(scale.from + mark * (scale.to - scale.from));
@@ -527,13 +529,13 @@ function savePng() {
     pen.save();
     pen.translate(left, top + high + 12);
     pen.font = "15px system-ui, sans-serif";
-    drawBar(pen, side, scales[key], paletteOf(key));
+    drawBar(pen, side, scales[key], paletteOf(key), "#5a6270");
     pen.restore();
   });
   pen.fillStyle = "#1d2129";
   pen.font = "15px system-ui, sans-serif";
   const scaled = { shared: "one scale for measured and predicted", own: "each map on a scale of its own", all: "one scale for all slides" }[state.scale];
-  pen.fillText(`${D.unit ? `Unit: ${D.unit}. ` : ""}Colours: ${scaled}, from the 1st to the 99th percentile. ${narrow()}`, pad, top + high + 78, canvas.width - 2 * pad);
+  pen.fillText(`${unitWords()}Colours: ${scaled}, from the 1st to the 99th percentile. ${narrow()}`, pad, top + high + 78, canvas.width - 2 * pad);
   pen.fillText(`${D.run}${D.head ? `, ${D.head}` : ""}; nh2st-pipe`, pad, top + high + 98, canvas.width - 2 * pad);
   canvas.toBlob((blob) => save(blob, `${name}_${slide.id}.png`), "image/png");
 }
