@@ -411,11 +411,17 @@ def report(
     gene_sets: Annotated[
         Path | None, typer.Option(help="Gene sets (GMT), each of which gets maps: the mean of its genes.")
     ] = None,
+    regions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Outlines as QuPath exports them: a folder with SLIDE.geojson, or a file for the only slide."
+        ),
+    ] = None,
 ) -> None:
     """Write one self-contained report.html for a run or predictions: verdict, genes, measured and predicted maps."""
     from nh2st_pipe.reporting.page import report as write
 
-    typer.echo(str(write(run, out, gene_sets=gene_sets)))
+    typer.echo(str(write(run, out, gene_sets=gene_sets, regions=regions)))
 
 
 def heads(as_json: Json = False) -> None:

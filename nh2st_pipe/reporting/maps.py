@@ -31,6 +31,7 @@ from nh2st_pipe.core.errors import RunError, reason_of
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.evaluation.metrics import gene_metrics
 from nh2st_pipe.evaluation.moran import morans_i
+from nh2st_pipe.reporting.regions import Region, find_regions, means_of, read_regions
 from nh2st_pipe.reporting.sets import PREFIX, GeneSet, score_of
 
 __all__ = ["SlideMaps", "moran_columns", "packed", "read_slides"]
@@ -70,6 +71,8 @@ class SlideMaps:
     """Of the kept genes' intervals; empty where the file has none."""
     moran: dict[str, list[float | None]]
     """Moran's I of the kept genes' maps, predicted and measured (`target`)."""
+    regions: dict[str, list[dict[str, list[float | None]]]]
+    """By plane, of each region: mean and quartiles of the kept genes over its spots."""
     sets: dict[str, str]
     """Names of the gene sets that are among the kept genes' maps, and in words what each is of."""
     shown: dict[str, Any]
@@ -86,10 +89,11 @@ def read_slides(
     order: dict[str, int],
     sets: Sequence[GeneSet] = (),
     trusted: Mapping[str, bool] | None = None,
+    regions: str | Path | None = None,
 ) -> list[SlideMaps]:
     """Read predictions. `order` is the table's place of each gene: where not all genes' maps can be kept, those that
     stand first are. Gene `sets` get maps of their own, of genes that are not known to be untrusted, by the file or by
-    `trusted`.
+    `trusted`. `regions` are outlines by slide (`regions.find_regions`).
 
     Raises RunError where a file cannot be read, or two are of one slide.
     """
@@ -98,7 +102,8 @@ def read_slides(
     values = 2 * sum(n * g for n, g in shapes)
     most = None if values <= _MOST_VALUES else max(_FEWEST_GENES, _MOST_VALUES // (2 * max(1, spots)))
     longest = int(max(_SMALLEST_PX, min(_THUMBNAIL_PX, (_PICTURE_BYTES / _BYTES_PER_PX / max(1, len(files))) ** 0.5)))
-    found = [_read(file, order, most, longest, sets, trusted or {}) for file in files]
+    outlined = {} if regions is None else find_regions(regions, [_name(file) for file in files])
+    found = [_read(file, order, most, longest, sets, trusted or {}, outlined) for file in files]
     seen: dict[str, Path] = {}
     for each in found:
         if each.slide_id in seen:
@@ -140,6 +145,10 @@ def packed(slides: Sequence[SlideMaps], place: dict[str, int]) -> list[dict[str,
                 "measured": slide.measured[:most],
                 "half_width": slide.half_width[:most],
                 "moran": {key: values[:most] for key, values in slide.moran.items()},
+                "region_means": {
+                    key: [{name: values[:most] for name, values in region.items()} for region in of]
+                    for key, of in slide.regions.items()
+                },
                 "planes": [
                     {
                         "key": key,
@@ -202,6 +211,7 @@ def _read(
     longest: int,
     sets: Sequence[GeneSet],
     trusted: Mapping[str, bool],
+    outlined: Mapping[str, Path],
 ) -> SlideMaps:
     with _opened(file) as data, quiet_warnings():
         try:
@@ -226,6 +236,9 @@ def _read(
                 kept = np.concatenate((np.arange(n) + len(names), kept))
         except Exception as error:  # whatever h5py or anndata make of a broken file
             raise _unreadable(file, error) from error
+    slide_id = str(about.get("slide_id", file.stem))
+    background = _background(uns, slide_id, xy, longest)
+    regions = _regions(outlined.get(slide_id), xy, about)
     planes: dict[str, NDArray[np.float32]] = {"predicted": predicted}
     if target is not None:
         planes = {"target": target, **planes}
@@ -235,7 +248,6 @@ def _read(
         planes["spread"] = spread
         lows["spread"], highs["spread"] = np.zeros(len(kept)), _range([spread])[1]
     pcc = [] if target is None else gene_metrics(predicted, target)["pcc"].tolist()
-    slide_id = str(about.get("slide_id", file.stem))
     shown = {
         "id": slide_id,
         "patient": str(about.get("patient", "")),
@@ -243,7 +255,15 @@ def _read(
         "in_sample": bool(about.get("in_sample")),
         "notes": [str(about[key]) for key in ("in_sample", "caution", "unlike", "carried", "pitch") if about.get(key)],
         "n": len(xy),
-        **(background := _background(uns, slide_id, xy, longest)),
+        **{key: value for key, value in background.items() if key != "low"},
+        "regions": [
+            {
+                "name": region.name,
+                "n": len(region.rows),
+                "rings": region.rings(background["low"], 1 / background["per_px"]),
+            }
+            for region in regions
+        ],
         "um_per_px": _um_per_px(about, background["per_px"]),
         "barcodes": _zipped(json.dumps([str(name) for name in obs.index]).encode()),
         "unlike": np.flatnonzero(obs["unlike"] == "yes").tolist() if "unlike" in obs else [],
@@ -266,6 +286,7 @@ def _read(
         pcc=_finite(pcc),
         measured=[] if target is None else np.asarray(np.isfinite(target).any(axis=0)).tolist(),
         half_width=half,
+        regions={key: means_of(values, regions) for key, values in planes.items() if key != "spread" and regions},
         moran={key: _finite(morans_i(values, xy)) for key, values in planes.items() if key != "spread"},
         shown=shown,
     )
@@ -325,6 +346,20 @@ def _zipped(raw: bytes) -> str:
     return base64.b64encode(zlib.compress(raw, 6)).decode("ascii")
 
 
+def _name(file: Path) -> str:
+    """Return the slide that a prediction says it is of."""
+    with _opened(file) as data:
+        said = data.get("uns/nh2st_pipe/slide_id")
+        return file.stem if said is None else str(said.asstr()[()])
+
+
+def _regions(path: Path | None, xy: NDArray[np.float64], about: dict[str, Any]) -> list[Region]:
+    if path is None:
+        return []
+    origin = json.loads(str(about.get("image") or "{}")).get("origin") or (0, 0)
+    return read_regions(path, xy, (int(origin[0]), int(origin[1])))
+
+
 def _um_per_px(about: dict[str, Any], level0_px: float) -> float | None:
     """Return µm per px of the picture, each so many level-0 px; None where the file does not say the slide's mpp."""
     mpp = json.loads(str(about.get("image") or "{}")).get("mpp")
@@ -374,7 +409,8 @@ def _background(
         image = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     x, y = ((xy - low) * scale).round(1).T.tolist()
     shape = {"radius": round(radius * scale, 2), "square": square}
-    return {"image": image, "width": width, "height": height, "per_px": 1 / scale, "x": x, "y": y, **shape}
+    size = {"image": image, "width": width, "height": height, "per_px": 1 / scale, "low": low}
+    return {**size, "x": x, "y": y, **shape}
 
 
 def _range(planes: list[NDArray[np.float32]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

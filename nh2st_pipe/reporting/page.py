@@ -32,15 +32,17 @@ def report(
     *,
     only: Sequence[Path] | None = None,
     gene_sets: str | Path | None = None,
+    regions: str | Path | None = None,
 ) -> Path:
     """Write report.html for a run folder or a folder of predictions, at `out` or inside it, and return its path.
 
     A run that was interrupted is reported on with what there is of it, which the page says, into NAME.report.html
     beside it. Predictions are those of `nh2st-pipe predict`, with or without truth; with `only`, some of its files.
-    `gene_sets` are a GMT file, each set of which gets maps of its own.
+    `gene_sets` are a GMT file, each set of which gets maps of its own; `regions` outlines as QuPath exports them: a
+    folder with SLIDE.geojson for each slide that has some, or a file for the only slide.
 
-    Raises UsageError where the gene sets cannot be read, RunError where `of` is neither, a file in it is not as it was
-    written, or `out` is a folder.
+    Raises UsageError where the gene sets or regions cannot be read, RunError where `of` is neither, a file in it is not
+    as it was written, or `out` is a folder.
     """
     of, sets = Path(of), () if gene_sets is None else read_gmt(gene_sets)
     run = find_run(of)
@@ -56,9 +58,9 @@ def report(
     changed = "(was a file in it changed, or written by another version?)"
     with fault_of(RunError, f"{folder} cannot be reported on {changed}"):
         if run is None:
-            genes, slides, data = predicted_folder(folder, only or sorted(folder.glob("*.h5ad")), sets)
+            genes, slides, data = predicted_folder(folder, only or sorted(folder.glob("*.h5ad")), sets, regions)
         else:
-            genes, slides, data = judged_run(run, sets)
+            genes, slides, data = judged_run(run, sets, regions)
         data["warnings"] += _sets_left_out(sets, slides)
         text = _json({**data, **_maps(genes, slides)})
     with written_whole(target) as part:

@@ -20,10 +20,10 @@ _MANY = 0.1  # share of the tiles that are unlike, from which on the verdicts on
 
 
 def predicted_folder(
-    folder: Path, files: Sequence[Path], sets: Sequence[GeneSet] = ()
+    folder: Path, files: Sequence[Path], sets: Sequence[GeneSet] = (), regions: str | Path | None = None
 ) -> tuple[GeneTable, list[SlideMaps], dict[str, Any]]:
     """Return the genes, the slides, and all else that the page shows of predictions, `files` of a folder."""
-    slides = read_slides(files, {}, sets)
+    slides = read_slides(files, {}, sets, regions=regions)
     genes = _gene_table(slides)
     about = slides[0].about
     return (

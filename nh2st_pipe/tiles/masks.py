@@ -6,6 +6,7 @@ does not grow with its size.
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from collections import Counter
@@ -29,7 +30,7 @@ from nh2st_pipe.slides.directories import open_tiff
 from nh2st_pipe.slides.png import png_in_strips
 from nh2st_pipe.slides.raster import any_size
 
-__all__ = ["MASK_PX", "geojson_of", "mask_from_geojson", "mask_from_image", "tissue_files"]
+__all__ = ["MASK_PX", "geojson_of", "mask_from_geojson", "mask_from_image", "outlines_in", "tissue_files"]
 
 MASK_PX = 2048  # longest side of the thumbnail the mask is made on
 _PER_BYTE = 40  # of memory for each byte of JSON, about: numbers of few digits, each a Python object
@@ -151,10 +152,7 @@ def mask_from_geojson(path: Path, slide: Slide) -> tuple[NDArray[np.bool_], list
     cut off. Raises SlideError where there is none.
     """
     with fault_of(SlideError, f"the tissue outline {path} is not GeoJSON"):
-        require(_PER_BYTE * path.stat().st_size, f"{path}, as JSON,")
-        outlines = list(_polygons(path, json.loads(read_text(path, SlideError))))
-        if not outlines:
-            raise SlideError(f"the tissue outline {path} holds no Polygon or MultiPolygon")
+        outlines = outlines_in(path, "tissue outline")
         wanted = [outline for name, outline in outlines if not _is_ignored(name)]
         if not wanted:
             named = listed(sorted({name for name, _ in outlines}))
@@ -164,6 +162,21 @@ def mask_from_geojson(path: Path, slide: Slide) -> tuple[NDArray[np.bool_], list
         if ignored:
             mask &= ~_drawn(ignored, slide)
         return mask, _class_words(Counter(name for name, _ in outlines))
+
+
+def outlines_in(path: Path, what: str, *, by_name: bool = False) -> list[tuple[str, BaseGeometry]]:
+    """Return the polygons of a GeoJSON file, as QuPath exports them, each with the name of its class; of an object
+    without a class its own with `by_name`.
+
+    Raises SlideError, which calls the file `what` it is, where it is none or holds none.
+    """
+    with fault_of(SlideError, f"the {what} {path} is not GeoJSON"):
+        require(_PER_BYTE * path.stat().st_size, f"{path}, as JSON,")
+        text = read_text(path, SlideError) if path.suffix != ".gz" else gzip.decompress(path.read_bytes()).decode()
+        outlines = list(_polygons(path, json.loads(text), what, by_name))
+    if not outlines:
+        raise SlideError(f"the {what} {path} holds no Polygon or MultiPolygon")
+    return outlines
 
 
 _NO_TISSUE = ("ignore", "exclude", "excluded", "background", "glass", "artefact", "artefacts", "artifact", "artifacts")
@@ -213,24 +226,26 @@ def _drawn(outlines: Sequence[BaseGeometry], slide: Slide) -> NDArray[np.bool_]:
     return mask
 
 
-def _polygons(path: Path, node: Any, name: str = "") -> Iterator[tuple[str, BaseGeometry]]:
+def _polygons(path: Path, node: Any, what: str, by_name: bool, name: str = "") -> Iterator[tuple[str, BaseGeometry]]:
     """Yield the polygons of a file, each with the name of its class."""
     if isinstance(node, list):  # as QuPath exports features without a collection around them
         for each in node:
-            yield from _polygons(path, each, name)
+            yield from _polygons(path, each, what, by_name, name)
         return
     kind = node.get("type")
     if kind == "FeatureCollection":
-        yield from _polygons(path, node["features"])
+        yield from _polygons(path, node["features"], what, by_name)
     elif kind == "Feature":
-        yield from _polygons(path, node["geometry"] or {}, _class_of(node.get("properties")))
+        properties = node.get("properties")
+        called = _class_of(properties) or (str((properties or {}).get("name") or "") if by_name else "")
+        yield from _polygons(path, node["geometry"] or {}, what, by_name, called)
     elif kind == "GeometryCollection":
-        yield from _polygons(path, node["geometries"], name)
+        yield from _polygons(path, node["geometries"], what, by_name, name)
     elif kind in ("Polygon", "MultiPolygon"):
         for rings in [node["coordinates"]] if kind == "Polygon" else node["coordinates"]:
             few = min(map(len, rings), default=0)
             if few < 3:
-                raise SlideError(f"the tissue outline {path} has a polygon of {few} points")
+                raise SlideError(f"the {what} {path} has a polygon of {few} points")
             closed = [[*ring, ring[0]] for ring in rings]
             yield name, make_valid(Polygon(closed[0], closed[1:]))
 

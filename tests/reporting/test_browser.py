@@ -529,3 +529,34 @@ def test_all_genes_are_seen_at_once(seen: Page, tmp_path: Path) -> None:
     assert "Moran's I" in seen.inner_text("#note")
     seen.click("#glossary summary")
     assert "how much of a map is structure" in seen.inner_text("#glossary")
+
+
+def test_regions_are_drawn_and_their_means_told(seen: Page, tmp_path: Path) -> None:
+    from tests.exporting.made import genes_of, prediction
+    from tests.reporting.test_regions import LEFT, NAMED, write
+
+    (tmp_path / "p").mkdir()
+    trusted = {"G0": True, "G1": False}
+    predicted = prediction(tmp_path / "p/s1.h5ad", origin=(60, 30), genes=genes_of(2), trusted=trusted)
+    opened(seen, report(tmp_path / "p", regions=write(tmp_path / "s1.geojson", LEFT, NAMED)), "#gene=G0")
+    rows = [row.split("\t") for row in seen.inner_text("#regions-table").splitlines() if "\t" in row]
+    assert rows[0] == ["Region", "spots", "measured", "predicted", "its middle half", "difference"]
+    assert [row[0].strip() for row in rows[1:]] == ["Tumor", "Field 1"]
+    assert float(rows[1][3]) == pytest.approx(predicted[[0, 4, 8, 12], 0].mean(), abs=0.006)
+    assert rows[1][5] == "−1"
+    assert "how far means of regions are off is not known" in seen.inner_text("#regions-words")
+    edge = seen.evaluate(
+        """() => {
+            const { canvas } = panels.find((panel) => panel.key === "predicted");
+            const box = canvas.getBoundingClientRect();
+            const { scale, ox, oy } = placed(current.slide, box.width, box.height, state.view);
+            const [[x0, y0], [x1, y1]] = current.slide.regions[1].rings[0];
+            const dense = canvas.width / box.width;
+            const at = [ox + (x0 + x1) / 2 * scale, oy + (y0 + y1) / 2 * scale].map((v) => Math.round(v * dense));
+            return [...canvas.getContext("2d").getImageData(...at, 1, 1).data].slice(0, 3);
+        }"""
+    )
+    assert edge == pytest.approx([0xD5, 0x5E, 0x00], abs=60)  # the second of the colours, in the middle of an edge
+    seen.evaluate("choose(D.genes.names.indexOf('G1'))")
+    until(seen, "current.name === 'G1'")
+    assert "covered" in seen.inner_text("#regions-table")

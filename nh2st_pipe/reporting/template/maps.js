@@ -103,7 +103,7 @@ function paint(pen, width, height, slide, data, values, scale, palette, view, op
   pen.fillRect(0, 0, width, height);
   if (data.picture) pen.drawImage(data.picture, ox, oy, slide.width * zoom, slide.height * zoom);
   const bar = () => scaleBar(pen, width, height, slide.um_per_px ? slide.um_per_px / zoom : null);
-  if (!values || options.tissue) { bar(); return; }
+  if (!values || options.tissue) { drawRegions(pen, slide, zoom, ox, oy); bar(); return; }
   const radius = Math.max(slide.square ? 0.5 : 1.1, slide.radius * zoom);
   const buckets = new Map();
   const hollow = [], covered = [];
@@ -149,7 +149,50 @@ function paint(pen, width, height, slide, data, values, scale, palette, view, op
       pen.beginPath(); pen.arc(x, y, Math.max(5, radius + 2), 0, 2 * Math.PI); pen.stroke();
     }
   }
+  drawRegions(pen, slide, zoom, ox, oy);
   bar();
+}
+
+// Outlines that a person drew, each name in a colour of its own.
+function drawRegions(pen, slide, zoom, ox, oy) {
+  slide.regions.forEach((region, r) => {
+    pen.beginPath();
+    for (const ring of region.rings) {
+      ring.forEach(([x, y], i) => (i ? pen.lineTo(ox + x * zoom, oy + y * zoom) : pen.moveTo(ox + x * zoom, oy + y * zoom)));
+      pen.closePath();
+    }
+    for (const [colour, wide] of [["#ffffff", 4], [HUES[r % HUES.length], 2]]) { pen.strokeStyle = colour; pen.lineWidth = wide; pen.stroke(); }
+  });
+  pen.lineWidth = 1;
+}
+
+// What is measured and predicted in each region. The interval is around a spot's value: that of a mean is not known.
+function drawRegionTable() {
+  const { slide, found } = current;
+  at("regions").hidden = !slide.regions.length;
+  at("regions-table").replaceChildren();
+  if (!slide.regions.length) return;
+  const of = slide.region_means, veiled = covering();
+  const table = make("table", null, at("regions-table"));
+  const head = make("tr", null, make("thead", null, table));
+  ["Region", "spots", ...(of.target ? ["measured"] : []), "predicted", "its middle half", ...(of.target ? ["difference"] : [])].forEach((title) => make("th", title, head, { scope: "col" }));
+  const body = make("tbody", null, table);
+  const cell = (value) => (value === null || value === undefined ? "–" : short(value));
+  slide.regions.forEach((region, r) => {
+    const row = make("tr", null, body);
+    const name = make("th", null, row, { scope: "row" });
+    make("i", null, name, { class: "swatch" }).style.background = HUES[r % HUES.length];
+    make("span", region.name, name);
+    make("td", region.n, row);
+    const value = (plane, key) => of[plane][r][key][found.place];
+    const [mean, low, high] = ["mean", "low", "high"].map((key) => value("predicted", key));
+    if (of.target) make("td", cell(value("target", "mean")), row);
+    make("td", veiled ? "covered" : cell(mean), row);
+    make("td", veiled || low === null ? "–" : `${cell(low)} to ${cell(high)}`, row);
+    if (of.target) make("td", veiled || mean === null || value("target", "mean") === null ? "–" : cell(mean - value("target", "mean")), row);
+  });
+  const half = found.half === null || found.half === undefined ? "" : ` The ${Math.round(100 * D.level)} % interval is ±${short(found.half)} around the value of a spot; how far means of regions are off is not known.`;
+  at("regions-words").textContent = `Means over the spots whose centres lie in a region, and between which values the middle half of them lie.${half}`;
 }
 
 const symmetric = (scale) => {
@@ -202,7 +245,7 @@ async function draw() {
   at("shown").hidden = !found;
   at("note").textContent = [slide.label, ...describe(slide, found, name)].join(" · ");
   current = { s: state.slide, slide, data, found, gene: state.gene, name, scales: found ? scalesOf(slide, found) : {} };
-  if (found) { drawMaps(); drawBars(); drawScatter(); tell(); }
+  if (found) { drawMaps(); drawBars(); drawScatter(); drawRegionTable(); tell(); }
   drawMultiples();
 }
 
