@@ -298,7 +298,7 @@ def predict(
             progress=progress,
         )
 
-    page = _report(summary.out, summary.files) if with_report and summary.files else None
+    page = _report(summary.out, summary.files, slides) if with_report and summary.files else None
     exported = None
     if exports is not None and summary.files:
         folder, files = summary.out / "exported", list(summary.files.values())
@@ -320,11 +320,11 @@ def predict(
     exit_for({**summary.failed, **({} if exported is None else exported.failed)})
 
 
-def _report(out: Path, files: dict[str, Path]) -> Path:
+def _report(out: Path, files: dict[str, Path], slides: Path | None) -> Path:
     """Write the report of the predictions that were just made, whatever else lies in their folder."""
     from nh2st_pipe.reporting.page import report as write
 
-    return write(out, only=list(files.values()))
+    return write(out, only=list(files.values()), slides=slides)
 
 
 def evaluate(
@@ -417,11 +417,14 @@ def report(
             help="Outlines as QuPath exports them: a folder with SLIDE.geojson, or a file for the only slide."
         ),
     ] = None,
+    slides: Annotated[
+        Path | None, typer.Option(help="Manifest that says where the slides are: the H&E under spots is shown.")
+    ] = None,
 ) -> None:
     """Write one self-contained report.html for a run or predictions: verdict, genes, measured and predicted maps."""
     from nh2st_pipe.reporting.page import report as write
 
-    typer.echo(str(write(run, out, gene_sets=gene_sets, regions=regions)))
+    typer.echo(str(write(run, out, gene_sets=gene_sets, regions=regions, slides=slides)))
 
 
 def heads(as_json: Json = False) -> None:

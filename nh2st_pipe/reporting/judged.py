@@ -25,7 +25,10 @@ _LEVEL = "0.9"  # of the intervals that maps and scatter show
 
 
 def judged_run(
-    found: FoundRun, sets: Sequence[GeneSet] = (), regions: str | Path | None = None
+    found: FoundRun,
+    sets: Sequence[GeneSet] = (),
+    regions: str | Path | None = None,
+    images: Mapping[str, Path] | None = None,
 ) -> tuple[GeneTable, list[SlideMaps], dict[str, Any]]:
     """Return the genes, the slides, and all else that the page shows of a run."""
     run, metrics = found.path, found.metrics
@@ -36,7 +39,7 @@ def judged_run(
     listed = list(dict.fromkeys(row["gene"] for row in rows))
     about, order = About.of_run(run), {name: i for i, name in enumerate(listed)}
     verdicts = None if about is None else about.trusted
-    slides = read_slides(sorted((run / "predictions").glob("*.h5ad")), order, sets, verdicts, regions)
+    slides = read_slides(sorted((run / "predictions").glob("*.h5ad")), order, sets, verdicts, regions, images)
     genes = _genes(rows, listed, [head["name"] for head in heads], slides, metrics, about)
     if about is not None:
         genes.trusted = about.trusted

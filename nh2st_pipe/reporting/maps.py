@@ -31,6 +31,7 @@ from nh2st_pipe.core.errors import RunError, reason_of
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.evaluation.metrics import gene_metrics
 from nh2st_pipe.evaluation.moran import morans_i
+from nh2st_pipe.reporting.crops import crops_of
 from nh2st_pipe.reporting.regions import Region, find_regions, means_of, read_regions
 from nh2st_pipe.reporting.sets import PREFIX, GeneSet, score_of
 
@@ -90,10 +91,12 @@ def read_slides(
     sets: Sequence[GeneSet] = (),
     trusted: Mapping[str, bool] | None = None,
     regions: str | Path | None = None,
+    images: Mapping[str, Path] | None = None,
 ) -> list[SlideMaps]:
     """Read predictions. `order` is the table's place of each gene: where not all genes' maps can be kept, those that
     stand first are. Gene `sets` get maps of their own, of genes that are not known to be untrusted, by the file or by
-    `trusted`. `regions` are outlines by slide (`regions.find_regions`).
+    `trusted`. `regions` are outlines by slide (`regions.find_regions`), `images` the slides
+    themselves, of which crops are shown.
 
     Raises RunError where a file cannot be read, or two are of one slide.
     """
@@ -104,6 +107,9 @@ def read_slides(
     longest = int(max(_SMALLEST_PX, min(_THUMBNAIL_PX, (_PICTURE_BYTES / _BYTES_PER_PX / max(1, len(files))) ** 0.5)))
     outlined = {} if regions is None else find_regions(regions, [_name(file) for file in files])
     found = [_read(file, order, most, longest, sets, trusted or {}, outlined) for file in files]
+    for each in found:
+        if images and each.slide_id in images:
+            each.shown["crop_rows"], each.shown["crops"] = _crops(each, images[each.slide_id], len(files))
     seen: dict[str, Path] = {}
     for each in found:
         if each.slide_id in seen:
@@ -255,6 +261,8 @@ def _read(
         "in_sample": bool(about.get("in_sample")),
         "notes": [str(about[key]) for key in ("in_sample", "caution", "unlike", "carried", "pitch") if about.get(key)],
         "n": len(xy),
+        "crop_rows": [],
+        "crops": [],
         **{key: value for key, value in background.items() if key != "low"},
         "regions": [
             {
@@ -344,6 +352,14 @@ def _half_width(data: h5py.File, predicted: NDArray[np.float32], kept: NDArray[n
 
 def _zipped(raw: bytes) -> str:
     return base64.b64encode(zlib.compress(raw, 6)).decode("ascii")
+
+
+def _crops(of: SlideMaps, image: Path, slides: int) -> tuple[list[int], list[str]]:
+    about = json.loads(str(of.about.get("image") or "{}"))
+    if "tile_level0_px" not in about:
+        raise RunError(f"{of.file} does not say how large its tiles are: it is an earlier version's; predict again")
+    with _opened(of.file) as data:
+        return crops_of(image, np.asarray(data["obsm/spatial"], np.float64), about, slides)
 
 
 def _name(file: Path) -> str:

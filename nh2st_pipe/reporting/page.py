@@ -19,6 +19,7 @@ from nh2st_pipe.reporting.predicted import predicted_folder
 from nh2st_pipe.reporting.sets import PREFIX, GeneSet, read_gmt
 from nh2st_pipe.reporting.tables import GeneTable
 from nh2st_pipe.runs.folder import find_run
+from nh2st_pipe.tiles.manifest import read_manifest
 
 __all__ = ["report"]
 
@@ -33,18 +34,21 @@ def report(
     only: Sequence[Path] | None = None,
     gene_sets: str | Path | None = None,
     regions: str | Path | None = None,
+    slides: str | Path | None = None,
 ) -> Path:
     """Write report.html for a run folder or a folder of predictions, at `out` or inside it, and return its path.
 
     A run that was interrupted is reported on with what there is of it, which the page says, into NAME.report.html
     beside it. Predictions are those of `nh2st-pipe predict`, with or without truth; with `only`, some of its files.
     `gene_sets` are a GMT file, each set of which gets maps of its own; `regions` outlines as QuPath exports them: a
-    folder with SLIDE.geojson for each slide that has some, or a file for the only slide.
+    folder with SLIDE.geojson for each slide that has some, or a file for the only slide; `slides` a manifest, of whose
+    images the page shows crops.
 
     Raises UsageError where the gene sets or regions cannot be read, RunError where `of` is neither, a file in it is not
     as it was written, or `out` is a folder.
     """
     of, sets = Path(of), () if gene_sets is None else read_gmt(gene_sets)
+    images = {} if slides is None else {row.slide_id: row.slide for row in read_manifest(slides)}
     run = find_run(of)
     if run is None and not any(of.glob("*.h5ad")):
         near = nearest(of.name, [path.name for path in of.parent.glob("*")] if of.parent.is_dir() else [])
@@ -58,11 +62,11 @@ def report(
     changed = "(was a file in it changed, or written by another version?)"
     with fault_of(RunError, f"{folder} cannot be reported on {changed}"):
         if run is None:
-            genes, slides, data = predicted_folder(folder, only or sorted(folder.glob("*.h5ad")), sets, regions)
+            genes, shown, data = predicted_folder(folder, only or sorted(folder.glob("*.h5ad")), sets, regions, images)
         else:
-            genes, slides, data = judged_run(run, sets, regions)
-        data["warnings"] += _sets_left_out(sets, slides)
-        text = _json({**data, **_maps(genes, slides)})
+            genes, shown, data = judged_run(run, sets, regions, images)
+        data["warnings"] += _sets_left_out(sets, shown)
+        text = _json({**data, **_maps(genes, shown)})
     with written_whole(target) as part:
         part.write_text(_page(text), encoding="utf-8")
     return target

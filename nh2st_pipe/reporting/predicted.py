@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,14 @@ _MANY = 0.1  # share of the tiles that are unlike, from which on the verdicts on
 
 
 def predicted_folder(
-    folder: Path, files: Sequence[Path], sets: Sequence[GeneSet] = (), regions: str | Path | None = None
+    folder: Path,
+    files: Sequence[Path],
+    sets: Sequence[GeneSet] = (),
+    regions: str | Path | None = None,
+    images: Mapping[str, Path] | None = None,
 ) -> tuple[GeneTable, list[SlideMaps], dict[str, Any]]:
     """Return the genes, the slides, and all else that the page shows of predictions, `files` of a folder."""
-    slides = read_slides(files, {}, sets, regions=regions)
+    slides = read_slides(files, {}, sets, regions=regions, images=images)
     genes = _gene_table(slides)
     about = slides[0].about
     return (

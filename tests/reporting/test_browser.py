@@ -560,3 +560,32 @@ def test_regions_are_drawn_and_their_means_told(seen: Page, tmp_path: Path) -> N
     seen.evaluate("choose(D.genes.names.indexOf('G1'))")
     until(seen, "current.name === 'G1'")
     assert "covered" in seen.inner_text("#regions-table")
+
+
+def test_the_tissue_under_a_spot_is_shown(seen: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    from nh2st_pipe.reporting import crops
+    from tests.exporting.made import prediction
+
+    monkeypatch.setattr(crops, "_BYTES", 4 * 45_000)
+    (tmp_path / "p").mkdir()
+    prediction(tmp_path / "p/s1.h5ad")
+    Image.new("RGB", (350, 370), (200, 100, 150)).save(tmp_path / "s1.png")
+    (tmp_path / "manifest.csv").write_text("slide_id,slide\ns1,s1.png\n")
+    opened(seen, report(tmp_path / "p", slides=tmp_path / "manifest.csv"))
+    rows = seen.evaluate("current.slide.crop_rows")
+    assert len(rows) == 4
+    seen.evaluate(f"point({rows[2]}, null)")
+    assert seen.inner_text("#crop-title") == f"H&E of three by three tiles at AA-{rows[2]}"
+    assert seen.evaluate("at('crop').naturalWidth") == 672
+    other = next(row for row in range(16) if row not in rows)
+    seen.evaluate(f"point({other}, null)")
+    assert "µm from it: the page keeps some of them" in seen.inner_text("#crop-title")
+    assert int(seen.inner_text("#crop-title").split(", ")[1].split(" ")[0]) in {
+        25,
+        35,
+        50,
+        56,
+        71,
+    }  # 50 px of 0.5 µm apart

@@ -192,7 +192,7 @@ function drawRegionTable() {
     if (of.target) make("td", veiled || mean === null || value("target", "mean") === null ? "–" : cell(mean - value("target", "mean")), row);
   });
   const half = found.half === null || found.half === undefined ? "" : ` The ${Math.round(100 * D.level)} % interval is ±${short(found.half)} around the value of a spot; how far means of regions are off is not known.`;
-  at("regions-words").textContent = `Means over the spots whose centres lie in a region, and between which values the middle half of them lie.${half}`;
+  at("regions-words").textContent = `Means over the spots whose centres lie in a region, and between which predicted values the middle half of them lie.${half}`;
 }
 
 const symmetric = (scale) => {
@@ -410,7 +410,25 @@ function wordsOf(i) {
   return lines;
 }
 
+// The H&E under the spot, or under the nearest that the page has a picture of.
+function showCrop() {
+  const { slide, data } = current;
+  at("crop-box").hidden = !slide.crops.length;
+  if (!slide.crops.length) return;
+  const spot = state.spot ?? slide.crop_rows[0];
+  const away = (row) => Math.hypot(slide.x[row] - slide.x[spot], slide.y[row] - slide.y[spot]);
+  const which = slide.crop_rows.reduce((best, row, i) => (away(row) < away(slide.crop_rows[best]) ? i : best), 0);
+  const row = slide.crop_rows[which];
+  if (!at("crop")) make("img", null, at("crop-of"), { id: "crop" });
+  at("crop").src = `data:image/jpeg;base64,${slide.crops[which]}`;
+  const far = slide.um_per_px ? `${Math.round(away(row) * slide.um_per_px)} µm from it` : "nearest to it";
+  const words = `H&E of three by three tiles at ${data.barcodes[row]}${row === spot ? "" : `, ${far}: the page keeps some of them`}`;
+  at("crop-title").textContent = words;
+  at("crop").alt = words;
+}
+
 function tell() {
+  showCrop();
   at("spot").textContent = state.spot === null
     ? "Point at a spot, or focus a map and use the arrow keys." : wordsOf(state.spot).join(" · ");
 }
