@@ -245,7 +245,7 @@ async function draw() {
   at("shown").hidden = !found;
   at("note").textContent = [slide.label, ...describe(slide, found, name)].join(" · ");
   current = { s: state.slide, slide, data, found, gene: state.gene, name, scales: found ? scalesOf(slide, found) : {} };
-  if (found) { drawMaps(); drawBars(); drawScatter(); drawRegionTable(); tell(); }
+  if (found) { showCrop(); drawMaps(); drawBars(); drawScatter(); drawRegionTable(); tell(); }
   drawMultiples();
 }
 
