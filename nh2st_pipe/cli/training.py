@@ -420,11 +420,22 @@ def report(
     slides: Annotated[
         Path | None, typer.Option(help="Manifest that says where the slides are: the H&E under spots is shown.")
     ] = None,
+    domains: Annotated[
+        int | None,
+        typer.Option(help="Part each slide into so many domains, as measured and as predicted: how do they match?"),
+    ] = None,
+    embeddings: Annotated[
+        str | None, typer.Option(help="Store of whose embeddings domains are found too, with --domains.")
+    ] = None,
 ) -> None:
     """Write one self-contained report.html for a run or predictions: verdict, genes, measured and predicted maps."""
     from nh2st_pipe.reporting.page import report as write
 
-    typer.echo(str(write(run, out, gene_sets=gene_sets, regions=regions, slides=slides)))
+    typer.echo(
+        str(
+            write(run, out, gene_sets=gene_sets, regions=regions, slides=slides, domains=domains, embeddings=embeddings)
+        )
+    )
 
 
 def heads(as_json: Json = False) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from nh2st_pipe.core.errors import RunError, reason_of
 from nh2st_pipe.recipes.train import TargetRecipe, as_kept
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.reporting import words
+from nh2st_pipe.reporting.asked import Asked
 from nh2st_pipe.reporting.maps import SlideMaps, moran_columns, read_slides
-from nh2st_pipe.reporting.sets import GeneSet
 from nh2st_pipe.reporting.tables import HALVES, GeneTable, add_moran, heads_of, history_of, number, table
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.folder import FoundRun
@@ -24,12 +24,7 @@ __all__ = ["judged_run"]
 _LEVEL = "0.9"  # of the intervals that maps and scatter show
 
 
-def judged_run(
-    found: FoundRun,
-    sets: Sequence[GeneSet] = (),
-    regions: str | Path | None = None,
-    images: Mapping[str, Path] | None = None,
-) -> tuple[GeneTable, list[SlideMaps], dict[str, Any]]:
+def judged_run(found: FoundRun, asked: Asked | None = None) -> tuple[GeneTable, list[SlideMaps], dict[str, Any]]:
     """Return the genes, the slides, and all else that the page shows of a run."""
     run, metrics = found.path, found.metrics
     recipe_text, recipe = _recipe(run)
@@ -39,7 +34,7 @@ def judged_run(
     listed = list(dict.fromkeys(row["gene"] for row in rows))
     about, order = About.of_run(run), {name: i for i, name in enumerate(listed)}
     verdicts = None if about is None else about.trusted
-    slides = read_slides(sorted((run / "predictions").glob("*.h5ad")), order, sets, verdicts, regions, images)
+    slides = read_slides(sorted((run / "predictions").glob("*.h5ad")), order, asked, verdicts)
     genes = _genes(rows, listed, [head["name"] for head in heads], slides, metrics, about)
     if about is not None:
         genes.trusted = about.trusted

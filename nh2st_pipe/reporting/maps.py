@@ -31,7 +31,9 @@ from nh2st_pipe.core.errors import RunError, reason_of
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.evaluation.metrics import gene_metrics
 from nh2st_pipe.evaluation.moran import morans_i
+from nh2st_pipe.reporting.asked import Asked
 from nh2st_pipe.reporting.crops import crops_of
+from nh2st_pipe.reporting.domains import compared, domains_of
 from nh2st_pipe.reporting.regions import Region, find_regions, means_of, read_regions
 from nh2st_pipe.reporting.sets import PREFIX, GeneSet, score_of
 
@@ -88,15 +90,12 @@ class SlideMaps:
 def read_slides(
     files: Sequence[Path],
     order: dict[str, int],
-    sets: Sequence[GeneSet] = (),
+    asked: Asked | None = None,
     trusted: Mapping[str, bool] | None = None,
-    regions: str | Path | None = None,
-    images: Mapping[str, Path] | None = None,
 ) -> list[SlideMaps]:
-    """Read predictions. `order` is the table's place of each gene: where not all genes' maps can be kept, those that
-    stand first are. Gene `sets` get maps of their own, of genes that are not known to be untrusted, by the file or by
-    `trusted`. `regions` are outlines by slide (`regions.find_regions`), `images` the slides
-    themselves, of which crops are shown.
+    """Read predictions, and what is `asked` for beside. `order` is the table's place of each gene: where not all genes'
+    maps can be kept, those that stand first are. Gene sets are of genes that are not known to be untrusted, by the file
+    or by `trusted`.
 
     Raises RunError where a file cannot be read, or two are of one slide.
     """
@@ -105,11 +104,13 @@ def read_slides(
     values = 2 * sum(n * g for n, g in shapes)
     most = None if values <= _MOST_VALUES else max(_FEWEST_GENES, _MOST_VALUES // (2 * max(1, spots)))
     longest = int(max(_SMALLEST_PX, min(_THUMBNAIL_PX, (_PICTURE_BYTES / _BYTES_PER_PX / max(1, len(files))) ** 0.5)))
-    outlined = {} if regions is None else find_regions(regions, [_name(file) for file in files])
-    found = [_read(file, order, most, longest, sets, trusted or {}, outlined) for file in files]
+    asked = asked or Asked()
+    outlined = {} if asked.regions is None else find_regions(asked.regions, [_name(file) for file in files])
+    found = [_read(file, order, most, longest, asked, trusted or {}, outlined) for file in files]
     for each in found:
-        if images and each.slide_id in images:
-            each.shown["crop_rows"], each.shown["crops"] = _crops(each, images[each.slide_id], len(files))
+        if each.slide_id in asked.images:
+            crops = _crops(each, asked.images[each.slide_id], len(files))
+            each.shown["crop_rows"], each.shown["crops"] = crops
     seen: dict[str, Path] = {}
     for each in found:
         if each.slide_id in seen:
@@ -215,7 +216,7 @@ def _read(
     order: dict[str, int],
     most: int | None,
     longest: int,
-    sets: Sequence[GeneSet],
+    asked: Asked,
     trusted: Mapping[str, bool],
     outlined: Mapping[str, Path],
 ) -> SlideMaps:
@@ -232,7 +233,8 @@ def _read(
             target = _columns(layers["target"], kept) if "target" in layers else None
             spread = _columns(layers["spread"], kept) if "spread" in layers and target is None else None
             half = _half_width(data, predicted, kept) if "high" in layers else []
-            of_sets, words = _places(sets, names, var, trusted)
+            plain = predicted, target
+            of_sets, words = _places(asked.sets, names, var, trusted)
             if of_sets:
                 scores, n = _scores(data["X"], of_sets), len(of_sets)  # first: they are kept where some cannot be
                 predicted = np.column_stack((scores, predicted))
@@ -243,6 +245,7 @@ def _read(
         except Exception as error:  # whatever h5py or anndata make of a broken file
             raise _unreadable(file, error) from error
     slide_id = str(about.get("slide_id", file.stem))
+    domains = _domains(asked, slide_id, *plain, xy, [str(name) for name in obs.index])
     background = _background(uns, slide_id, xy, longest)
     regions = _regions(outlined.get(slide_id), xy, about)
     planes: dict[str, NDArray[np.float32]] = {"predicted": predicted}
@@ -263,6 +266,7 @@ def _read(
         "n": len(xy),
         "crop_rows": [],
         "crops": [],
+        "domains": domains,
         **{key: value for key, value in background.items() if key != "low"},
         "regions": [
             {
@@ -352,6 +356,32 @@ def _half_width(data: h5py.File, predicted: NDArray[np.float32], kept: NDArray[n
 
 def _zipped(raw: bytes) -> str:
     return base64.b64encode(zlib.compress(raw, 6)).decode("ascii")
+
+
+def _domains(
+    asked: Asked,
+    slide_id: str,
+    predicted: NDArray[np.float32],
+    target: NDArray[np.float32] | None,
+    xy: NDArray[np.float64],
+    barcodes: list[str],
+) -> dict[str, dict[str, Any]]:
+    """Return the slide's domains, of the genes whose maps are kept and of its embeddings."""
+    if asked.domains is None:
+        return {}
+    number = asked.domains
+    of = {
+        "measured": None if target is None else domains_of(target, number),
+        "predicted": domains_of(predicted, number),
+    }
+    if asked.store is not None and asked.store.record(slide_id) is not None:
+        slide = asked.store.read(slide_id, first_view_only=True)
+        if slide.barcodes != barcodes:
+            raise RunError(
+                f"slide {slide_id} in {asked.store.location} has other tiles than the prediction; is it the store?"
+            )
+        of["embeddings"] = domains_of(slide.views[:, 0], number)
+    return compared(of, xy, number)
 
 
 def _crops(of: SlideMaps, image: Path, slides: int) -> tuple[list[int], list[str]]:

@@ -13,13 +13,13 @@ from typing import Any
 
 from nh2st_pipe.core.errors import RunError, fault_of, listed, nearest
 from nh2st_pipe.core.whole import written_whole
+from nh2st_pipe.reporting.asked import Asked
 from nh2st_pipe.reporting.judged import judged_run
 from nh2st_pipe.reporting.maps import SlideMaps, packed
 from nh2st_pipe.reporting.predicted import predicted_folder
-from nh2st_pipe.reporting.sets import PREFIX, GeneSet, read_gmt
+from nh2st_pipe.reporting.sets import PREFIX, GeneSet
 from nh2st_pipe.reporting.tables import GeneTable
 from nh2st_pipe.runs.folder import find_run
-from nh2st_pipe.tiles.manifest import read_manifest
 
 __all__ = ["report"]
 
@@ -35,6 +35,8 @@ def report(
     gene_sets: str | Path | None = None,
     regions: str | Path | None = None,
     slides: str | Path | None = None,
+    domains: int | None = None,
+    embeddings: str | Path | None = None,
 ) -> Path:
     """Write report.html for a run folder or a folder of predictions, at `out` or inside it, and return its path.
 
@@ -42,13 +44,13 @@ def report(
     beside it. Predictions are those of `nh2st-pipe predict`, with or without truth; with `only`, some of its files.
     `gene_sets` are a GMT file, each set of which gets maps of its own; `regions` outlines as QuPath exports them: a
     folder with SLIDE.geojson for each slide that has some, or a file for the only slide; `slides` a manifest, of whose
-    images the page shows crops.
+    images the page shows crops; `domains` how many domains each slide is parted into, by what was measured, predicted,
+    and by the `embeddings` of a store.
 
     Raises UsageError where the gene sets or regions cannot be read, RunError where `of` is neither, a file in it is not
     as it was written, or `out` is a folder.
     """
-    of, sets = Path(of), () if gene_sets is None else read_gmt(gene_sets)
-    images = {} if slides is None else {row.slide_id: row.slide for row in read_manifest(slides)}
+    of, asked = Path(of), Asked.of(gene_sets, regions, slides, domains, embeddings)
     run = find_run(of)
     if run is None and not any(of.glob("*.h5ad")):
         near = nearest(of.name, [path.name for path in of.parent.glob("*")] if of.parent.is_dir() else [])
@@ -62,10 +64,10 @@ def report(
     changed = "(was a file in it changed, or written by another version?)"
     with fault_of(RunError, f"{folder} cannot be reported on {changed}"):
         if run is None:
-            genes, shown, data = predicted_folder(folder, only or sorted(folder.glob("*.h5ad")), sets, regions, images)
+            genes, shown, data = predicted_folder(folder, only or sorted(folder.glob("*.h5ad")), asked)
         else:
-            genes, shown, data = judged_run(run, sets, regions, images)
-        data["warnings"] += _sets_left_out(sets, shown)
+            genes, shown, data = judged_run(run, asked)
+        data["warnings"] += _sets_left_out(asked.sets, shown)
         text = _json({**data, **_maps(genes, shown)})
     with written_whole(target) as part:
         part.write_text(_page(text), encoding="utf-8")

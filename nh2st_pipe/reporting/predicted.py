@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from nh2st_pipe.evaluation.reference import UNLIKE
+from nh2st_pipe.reporting.asked import Asked
 from nh2st_pipe.reporting.maps import SlideMaps, moran_columns, read_slides
-from nh2st_pipe.reporting.sets import GeneSet
 from nh2st_pipe.reporting.tables import HALVES, GeneTable, add_moran
 
 __all__ = ["predicted_folder"]
@@ -20,14 +20,10 @@ _MANY = 0.1  # share of the tiles that are unlike, from which on the verdicts on
 
 
 def predicted_folder(
-    folder: Path,
-    files: Sequence[Path],
-    sets: Sequence[GeneSet] = (),
-    regions: str | Path | None = None,
-    images: Mapping[str, Path] | None = None,
+    folder: Path, files: Sequence[Path], asked: Asked | None = None
 ) -> tuple[GeneTable, list[SlideMaps], dict[str, Any]]:
     """Return the genes, the slides, and all else that the page shows of predictions, `files` of a folder."""
-    slides = read_slides(files, {}, sets, regions=regions, images=images)
+    slides = read_slides(files, {}, asked)
     genes = _gene_table(slides)
     about = slides[0].about
     return (

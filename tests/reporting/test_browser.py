@@ -589,3 +589,29 @@ def test_the_tissue_under_a_spot_is_shown(seen: Page, tmp_path: Path, monkeypatc
         56,
         71,
     }  # 50 px of 0.5 µm apart
+
+
+def test_domains_are_drawn_beside_each_other_with_how_they_match(seen: Page, tmp_path: Path) -> None:
+    from tests.exporting.made import genes_of, prediction
+
+    (tmp_path / "p").mkdir()
+    prediction(tmp_path / "p/s1.h5ad", side=8, genes=genes_of(3))
+    opened(seen, report(tmp_path / "p", domains=3))
+    assert seen.locator("#domains canvas").count() == 2
+    assert seen.inner_text("#domains-words").startswith("Adjusted Rand index with what was measured: predicted 1.00 (")
+    middle = seen.evaluate(
+        """() => {
+            const canvas = document.querySelector("[data-domains=predicted]");
+            const box = canvas.getBoundingClientRect();
+            const { scale, ox, oy } = placed(current.slide, box.width, box.height, { k: 1, x: 0.5, y: 0.5 });
+            const dense = canvas.width / box.width;
+            const { x, y } = current.slide;
+            const at = [ox + x[9] * scale, oy + y[9] * scale].map((v) => Math.round(v * dense));
+            const hex = HUES[current.slide.domains.predicted.labels[9]];
+            return [[...canvas.getContext("2d").getImageData(...at, 1, 1).data].slice(0, 3),
+                [1, 3, 5].map((k) => parseInt(hex.slice(k, k + 2), 16))];
+        }"""
+    )
+    assert middle[0] == middle[1]
+    shapes = seen.evaluate("[...document.querySelectorAll('#domains canvas')].map((c) => c.width / c.clientWidth)")
+    assert shapes == [1.0, 1.0], "drawn as wide as it is shown"

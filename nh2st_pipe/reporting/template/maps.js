@@ -166,6 +166,39 @@ function drawRegions(pen, slide, zoom, ox, oy) {
   pen.lineWidth = 1;
 }
 
+// Spots of like expression, a colour each: as measured, as predicted, and by the embeddings.
+const KINDS = { measured: "Measured", predicted: "Predicted", embeddings: "Embeddings" };
+function drawDomains() {
+  const { slide, data } = current;
+  const kinds = Object.entries(slide.domains);
+  at("domains-box").hidden = !kinds.length;
+  at("domains").replaceChildren();
+  if (!kinds.length) return;
+  const words = kinds.filter(([, of]) => of.match !== undefined).map(([kind, of]) =>
+    `${KINDS[kind].toLowerCase()} ${shown(of.match, 2)}${of.chance === null ? "" : ` (${shown(of.chance, 2)} on maps moved over the slide)`}`);
+  at("domains-words").textContent = words.length ? `Adjusted Rand index with what was measured${inSample(slide)}: ${words.join(", ")}.` : "There is nothing measured to match them with.";
+  const canvases = kinds.map(([kind]) => {  // all of them first: each that comes makes the others narrower
+    const figure = make("figure", null, at("domains"));
+    make("figcaption", KINDS[kind], figure);
+    return make("canvas", null, make("div", null, figure), { role: "img", "data-domains": kind });
+  });
+  kinds.forEach(([kind, of], k) => {
+    const canvas = canvases[k];
+    const { pen, width, height } = canvasOf(canvas, mapHeight(slide));
+    const { scale: zoom, ox, oy } = placed(slide, width, height, { k: 1, x: 0.5, y: 0.5 });
+    pen.fillStyle = ink("--ground");
+    pen.fillRect(0, 0, width, height);
+    if (data.picture) pen.drawImage(data.picture, ox, oy, slide.width * zoom, slide.height * zoom);
+    const radius = Math.max(1.5, slide.radius * zoom);
+    of.labels.forEach((label, i) => {
+      pen.fillStyle = HUES[label % HUES.length];
+      pen.fillRect(ox + slide.x[i] * zoom - radius, oy + slide.y[i] * zoom - radius, 2 * radius, 2 * radius);
+    });
+    scaleBar(pen, width, height, slide.um_per_px ? slide.um_per_px / zoom : null);
+    canvas.setAttribute("aria-label", `Domains of slide ${slide.id}, ${KINDS[kind].toLowerCase()}`);
+  });
+}
+
 // What is measured and predicted in each region. The interval is around a spot's value: that of a mean is not known.
 function drawRegionTable() {
   const { slide, found } = current;
@@ -245,7 +278,7 @@ async function draw() {
   at("shown").hidden = !found;
   at("note").textContent = [slide.label, ...describe(slide, found, name)].join(" · ");
   current = { s: state.slide, slide, data, found, gene: state.gene, name, scales: found ? scalesOf(slide, found) : {} };
-  if (found) { showCrop(); drawMaps(); drawBars(); drawScatter(); drawRegionTable(); tell(); }
+  if (found) { showCrop(); drawMaps(); drawBars(); drawScatter(); drawRegionTable(); drawDomains(); tell(); }
   drawMultiples();
 }
 
