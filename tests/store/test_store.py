@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from nh2st_pipe.store.format import (
     fingerprint,
 )
 from nh2st_pipe.store.read import open_store
+from nh2st_pipe.store.verify import verify
 from nh2st_pipe.store.write import SlideWriter, StoreWriter
 from nh2st_pipe.tiles.neighbours import nearest_spots
 from nh2st_pipe.tiles.spots import Spots
@@ -326,3 +327,29 @@ def test_what_a_killed_write_left_behind_is_swept(study: Study) -> None:
     assert [file.exists() for file in (*inside, old, beside)] == [False] * 5
     assert young.exists()  # another process may be writing it
     assert np.array_equal(open_store(store)["s1"].views, before)
+
+
+def test_a_slide_that_was_begun_with_unequal_shards_is_gone_on_with(
+    make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As earlier versions laid them: views had fewer tiles a shard than view 0, and not a whole part of them."""
+    from nh2st_pipe.store import write
+    from nh2st_pipe.store.elements import sharded
+
+    study = make_study(1, side=12)  # 144 tiles
+    study.embed(store=study.folder / "plain.zarr", views=8, batch_size=16, device="cpu")
+    plain = write._skeleton
+
+    def unequal(contract: Any, spots: Any) -> Iterator[tuple[str, bytes]]:
+        n, d = len(spots), contract.dim
+        yield from plain(contract, spots)
+        yield from sharded("embedding/X", (n, d), "float16", 32, 96)
+        yield from sharded("embedding/obsm/views", (n, 8, d), "float16", 32, 64)
+
+    monkeypatch.setattr(write, "_skeleton", unequal)
+    study.embed(store=study.folder / "store.zarr", views=8, batch_size=16, device="cpu")
+    one, two = (open_store(study.folder / name) for name in ("plain.zarr", "store.zarr"))
+    assert np.array_equal(one.read("s0").views, two.read("s0").views)
+    assert not verify(study.folder / "store.zarr").damaged
+    files = {file.name for file in (study.folder / "store.zarr/slides/s0/embedding/obsm/views/c").iterdir()}
+    assert files == {"0", "1", "2"}
