@@ -234,16 +234,18 @@ def file_name(slide_id: str) -> str:
 def _check_free(targets: Sequence[Target], out: Path, views: dict[str, PredictionView], force: bool) -> None:
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; --out takes a folder")
-    taken = dict[Path, str]()
+    taken, read = dict[str, str](), {view.file.resolve(): view.file for view in views.values()}
     for slide_id in views:
         for target in targets:
-            path = target.paths(out, slide_id)[0]
-            if str(path).casefold() in {str(each).casefold() for each in taken}:
-                raise RunError(f"slides {taken.get(path, '?')} and {slide_id} would both be written to {path}")
-            taken[path] = slide_id
-            there = next((each for each in target.paths(out, slide_id) if each.exists()), None)
-            if there is not None and not force:
-                raise RunError(f"{there} is there already; --force writes it anew")
+            paths = target.paths(out, slide_id)
+            other = taken.setdefault(str(paths[0]).casefold(), slide_id)  # some disks tell no a from an A
+            if other != slide_id:
+                raise RunError(f"slides {other} and {slide_id} would both be written to {paths[0]}")
+            for path in paths:
+                if path.resolve() in read:
+                    raise RunError(f"{path} is a prediction that is to be exported: give another folder as --out")
+                if path.exists() and not force:
+                    raise RunError(f"{path} is there already; --force writes it anew")
 
 
 def _genes(genes: str | Path | Sequence[str] | None) -> tuple[str, ...] | None:

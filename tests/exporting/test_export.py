@@ -212,6 +212,16 @@ def test_what_is_there_stays_unless_it_is_said_otherwise(tmp_path: Path, monkeyp
     prediction(tmp_path / "c.h5ad")
     with pytest.raises(RunError, match="both of slide s1"):
         export(tmp_path, "csv", tmp_path / "twice")
+    (tmp_path / "c.h5ad").unlink()
+    before = (tmp_path / "a.h5ad").read_bytes()
+    (tmp_path / "a.h5ad").rename(tmp_path / "s1.h5ad")
+    with pytest.raises(RunError, match="is a prediction that is to be exported"):
+        export(tmp_path, "csv,anndata", tmp_path, force=True)  # it would be gone before it is read
+    assert (tmp_path / "s1.h5ad").read_bytes() == before
+    (tmp_path / "s1.h5ad").rename(tmp_path / "a.h5ad")
+    prediction(tmp_path / "c.h5ad", slide_id="S1")
+    with pytest.raises(RunError, match=r"slides s1 and S1 would both be written to"):
+        export(tmp_path, "csv", tmp_path / "upper")
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="is a file"):
         export(tmp_path / "a.h5ad", "csv", tmp_path / "file")
