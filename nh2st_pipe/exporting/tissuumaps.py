@@ -10,7 +10,6 @@ from typing import Any
 from nh2st_pipe.core.h5ad import write_h5ad
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.exporting.h5ad import adata_of
-from nh2st_pipe.exporting.rasters import pitch_of
 from nh2st_pipe.exporting.run import ExportOptions
 from nh2st_pipe.exporting.view import PredictionView
 from nh2st_pipe.store.write import as_png
@@ -41,7 +40,6 @@ def write(view: PredictionView, path: Path, options: ExportOptions) -> list[str]
 
 
 def _project(view: PredictionView, markers: str, layers: list[dict[str, Any]], factor: float) -> dict[str, Any]:
-    step = pitch_of(view.every_xy) or view.image.tile_px
     header = {
         "X": "/obsm/spatial;0",
         "Y": "/obsm/spatial;1",
@@ -51,6 +49,9 @@ def _project(view: PredictionView, markers: str, layers: list[dict[str, Any]], f
         "coord_factor": factor,
         "shape_fixed": "square",
         "opacity": "1",
+        "edges_col": "",
+        "collectionItem_col": "",
+        "collectionItem_fixed": "0",
     }
     radios = {
         "cb_col": True,
@@ -66,6 +67,8 @@ def _project(view: PredictionView, markers: str, layers: list[dict[str, Any]], f
         "shape_gr_dict": False,
         "shape_gr_rand": False,
         "sortby_check": True,
+        "collectionItem_col": False,
+        "collectionItem_fixed": True,
     }
     options = [
         {
@@ -85,11 +88,9 @@ def _project(view: PredictionView, markers: str, layers: list[dict[str, Any]], f
             {
                 "title": f"Predicted expression ({view.unit})",
                 "name": "Predicted expression",
-                "comment": f"{view.label}; tiles {step:,.0f} level-0 px apart",
                 "uid": "predicted",
                 "path": markers,
                 "hideSettings": True,
-                "autoLoad": False,
                 "expectedHeader": header,
                 "expectedRadios": radios,
                 "dropdownOptions": options,
