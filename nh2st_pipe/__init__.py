@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nh2st_pipe.reporting.page import report
     from nh2st_pipe.runs.model import load_model
     from nh2st_pipe.runs.push import push
+    from nh2st_pipe.searching.search import Query, search
     from nh2st_pipe.store.arrays import SlideArrays, write_store
     from nh2st_pipe.store.read import open_store
     from nh2st_pipe.training.repeat import repeat
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "NH2ST",
+    "Query",
     "SlideArrays",
     "__version__",
     "bench",
@@ -47,6 +49,7 @@ __all__ = [
     "push",
     "repeat",
     "report",
+    "search",
     "sweep",
     "train",
     "write_store",
@@ -54,6 +57,7 @@ __all__ = [
 
 _HOME = {
     "NH2ST": "nh2st_pipe.heads.nh2st",
+    "Query": "nh2st_pipe.searching.search",
     "SlideArrays": "nh2st_pipe.store.arrays",
     "bench": "nh2st_pipe.benching.run",
     "check": "nh2st_pipe.checking.run",
@@ -68,6 +72,7 @@ _HOME = {
     "push": "nh2st_pipe.runs.push",
     "repeat": "nh2st_pipe.training.repeat",
     "report": "nh2st_pipe.reporting.page",
+    "search": "nh2st_pipe.searching.search",
     "sweep": "nh2st_pipe.training.sweep",
     "train": "nh2st_pipe.training.run",
     "write_store": "nh2st_pipe.store.arrays",

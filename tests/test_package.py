@@ -21,6 +21,7 @@ def test_public_names_are_there_and_no_others() -> None:
     assert sorted(nh2st_pipe.__all__) == sorted(
         [
             "NH2ST",
+            "Query",
             "SlideArrays",
             "__version__",
             "bench",
@@ -36,6 +37,7 @@ def test_public_names_are_there_and_no_others() -> None:
             "push",
             "repeat",
             "report",
+            "search",
             "sweep",
             "train",
             "write_store",

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 import nh2st_pipe
-from nh2st_pipe.cli import benching, datasets, embedding, exporting, importing, training
+from nh2st_pipe.cli import benching, datasets, embedding, exporting, importing, searching, training
 from nh2st_pipe.cli.entry import INTERRUPTED
 
 __all__ = ["app", "main"]
@@ -62,6 +62,8 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     training.report,
     exporting.export,
     exporting.push,
+    searching.index,
+    searching.search,
     embedding.inspect,
     embedding.verify,
     embedding.upgrade,

@@ -19,7 +19,16 @@ from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.folder import find_run
 from nh2st_pipe.tiles.manifest import read_manifest
 
-__all__ = ["TARGETS", "ExportOptions", "ExportSummary", "Target", "export", "file_name", "targets_named"]
+__all__ = [
+    "TARGETS",
+    "ExportOptions",
+    "ExportSummary",
+    "Target",
+    "export",
+    "file_name",
+    "predictions_in",
+    "targets_named",
+]
 
 
 @dataclass(frozen=True)
@@ -167,7 +176,7 @@ def export(
         raise UsageError(f"--ngff takes 0.4 or 0.5, not {ngff}")
     where = {} if slides is None else {row.slide_id: row.slide for row in read_manifest(slides)}
     options = ExportOptions(_genes(genes), everything, where, ngff, base_url)
-    files, verdicts = _predictions(Path(predictions))
+    files, verdicts = predictions_in(Path(predictions))
     files = list(only) if only is not None else files
     summary, views = ExportSummary(out), dict[str, PredictionView]()
     for file in files:
@@ -260,7 +269,7 @@ def _genes(genes: str | Path | Sequence[str] | None) -> tuple[str, ...] | None:
     return found
 
 
-def _predictions(of: Path) -> tuple[list[Path], pd.DataFrame | None]:
+def predictions_in(of: Path) -> tuple[list[Path], pd.DataFrame | None]:
     """Return the files that `of` is, or holds, and the verdicts of its run. Raises RunError where there are none."""
     if of.is_file():
         return [of], None

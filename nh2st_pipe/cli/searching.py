@@ -1,0 +1,120 @@
+"""Tiles and slides found by how they look, and by what is predicted there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nh2st_pipe.cli.options import Json, show
+from nh2st_pipe.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from nh2st_pipe.searching.search import Hits
+
+__all__ = ["index", "search"]
+
+IndexAt = Annotated[
+    Path | None, typer.Option("--index", help="Folder of the index; default: STORE.search beside the store.")
+]
+
+
+def index(
+    store: Annotated[str, typer.Argument(help="Store made by `nh2st-pipe embed`.")],
+    where: IndexAt = None,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Make all of it again, its mean and stain directions too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make or renew the index that `search` needs: only slides that are new or have changed are read."""
+    from nh2st_pipe.core.progress import progress_for_terminal
+    from nh2st_pipe.searching.index import index_of
+    from nh2st_pipe.store.read import open_store
+
+    with progress_for_terminal() as progress:
+        found = index_of(open_store(store), where, anew=anew, progress=progress)
+    record = {
+        "index": str(found.path),
+        "slides": len(found.slides),
+        "tiles": len(found),
+        "renewed": list(found.renewed),
+    }
+    words = (
+        f"{found.path}: {len(found):,} tiles of {len(found.slides):,} slides, {len(found.renewed):,} of them read now"
+    )
+    show(record, as_json, lambda: typer.echo(words))
+
+
+def search(
+    store: Annotated[str, typer.Argument(help="Store made by `nh2st-pipe embed`.")],
+    slide: Annotated[
+        str | None, typer.Option(help="Slides like this one; with --tile, --at or --region, tiles.")
+    ] = None,
+    tile: Annotated[str | None, typer.Option(help="Tiles like this tile of --slide, by its name.")] = None,
+    at: Annotated[str | None, typer.Option(help="Tiles like the one at x,y of --slide (level-0 px).")] = None,
+    region: Annotated[
+        Path | None, typer.Option(help="Tiles like those within an outline on --slide, as QuPath exports it.")
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(help="Tiles where this holds: 'ERBB2 > p90 and trusted and unlike < 95'; needs --predictions."),
+    ] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Folder of predictions, or a run.")] = None,
+    genes: Annotated[str | None, typer.Option(help="Tell values of these genes too, with commas between them.")] = None,
+    k: Annotated[int, typer.Option("-k", help="How many.")] = 20,
+    same_patient: Annotated[
+        bool, typer.Option("--same-patient", help="Tiles of other slides of the asker's own patient too.")
+    ] = False,
+    index_at: IndexAt = None,
+    out: Annotated[Path | None, typer.Option(help="Write the hits to this .csv file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find tiles that look like a tile or region, slides like a slide, and tiles by what is predicted there.
+
+    Exact: every tile of the index is held against the query. Those of the asker's own patient are left out.
+    """
+    from nh2st_pipe.core.progress import progress_for_terminal
+    from nh2st_pipe.searching.search import Query
+    from nh2st_pipe.searching.search import search as run
+
+    named = tuple(name.strip() for name in (genes or "").split(",") if name.strip())
+    query = Query(slide, tile, _place(at), region, where, same_patient, named, k)
+    with progress_for_terminal() as progress:
+        hits = run(store, query, predictions=predictions, index=index_at, progress=progress)
+    if out is not None:
+        from nh2st_pipe.core.whole import written_whole
+
+        with written_whole(out) as part:
+            hits.frame().write_csv(part)
+    record = {"hits": [hit.record() for hit in hits], "searched": hits.searched, "notices": hits.notices}
+    show(record, as_json, lambda: _say(hits))
+
+
+def _place(at: str | None) -> tuple[float, float] | None:
+    if at is None:
+        return None
+    try:
+        x, y = (float(part) for part in at.split(","))
+    except ValueError as error:
+        raise UsageError(f"--at takes x,y in level-0 px, not {at}") from error
+    return x, y
+
+
+def _say(hits: Hits) -> None:
+    for notice in hits.notices:
+        typer.echo(f"note: {notice}")
+    rows = [{key: value for key, value in hit.record().items() if value not in (None, "")} for hit in hits]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells if rows else ():
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    typer.echo(f"{len(hits):,} found among {hits.searched:,} tiles")
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
+    return "" if value is None else str(value)

@@ -1,0 +1,1 @@
+"""Tiles and slides found by how they look, and by what is predicted there."""
