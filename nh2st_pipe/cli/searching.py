@@ -69,6 +69,10 @@ def search(
     ] = False,
     index_at: IndexAt = None,
     out: Annotated[Path | None, typer.Option(help="Write the hits to this .csv file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the hits to this page, as pictures.")] = None,
+    slides: Annotated[
+        Path | None, typer.Option(help="Manifest that says where the slides are, for the page to show their H&E.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Find tiles that look like a tile or region, slides like a slide, and tiles by what is predicted there.
@@ -88,7 +92,15 @@ def search(
 
         with written_whole(out) as part:
             hits.frame().write_csv(part)
-    record = {"hits": [hit.record() for hit in hits], "searched": hits.searched, "notices": hits.notices}
+    if html is not None:
+        from nh2st_pipe.searching.page import write_page
+        from nh2st_pipe.store.read import open_store
+
+        asked = [f"slide {slide}" if slide else "", f"where {where}" if where else ""]
+        title = f"Like {tile or at or region or 'all of it'} on " if slide else ""
+        write_page(html, hits, open_store(store), slides, title + ", ".join(filter(None, asked)), hits.asker)
+    about = {"searched": hits.searched, "unit": hits.unit, "notices": hits.notices}
+    record = {"hits": [hit.record() for hit in hits], **about}
     show(record, as_json, lambda: _say(hits))
 
 
@@ -111,6 +123,8 @@ def _say(hits: Hits) -> None:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells if rows else ():
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if hits.unit:
+        typer.echo(f"values: {hits.unit}")
     typer.echo(f"{len(hits):,} found among {hits.searched:,} tiles")
 
 

@@ -45,9 +45,8 @@ class Raster:
         """Yield a picture h × w of each gene, float32, NaN where no tile is."""
         for block in view.blocks():
             values = view.values(layer, of=block)
-            of_none = np.vstack((values, np.full((1, values.shape[1]), np.nan, np.float32)))
             for column in range(values.shape[1]):
-                yield of_none[:, column][self.tile]
+                yield np.append(values[:, column], np.float32(np.nan))[self.tile]  # -1 is the last
 
 
 def pitch_of(xy: NDArray[np.float64]) -> float | None:

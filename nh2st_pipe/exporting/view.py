@@ -26,7 +26,7 @@ __all__ = ["ImageOf", "PredictionView", "read_view"]
 
 _RANKED_BY = ("half_pcc", "cv_low", "cv_pcc")
 _LAYERS = ("low", "high", "spread", "target")
-_BLOCK_VALUES = 32_000_000
+_BLOCK_VALUES = 16_000_000
 _PART_VALUES = 1_500_000  # with two ends of intervals each, as Python's numbers, 0.2 GB
 _ROWS_AT_ONCE = 4096
 
@@ -148,7 +148,7 @@ class PredictionView:
         with fault_of(RunError, f"the predictions {self.file} cannot be read"), h5py.File(self.file) as data:
             out = np.empty((len(rows_of), len(columns)), np.float32)
             first, last = (int(columns.min()), int(columns.max()) + 1) if len(columns) else (0, 0)
-            step = _whole_chunks(data[name])
+            step = _whole_chunks(data[name], last - first)
             for start in range(0, len(self.obs), step):  # of the file, where chunks begin
                 low, high = np.searchsorted(rows_of, (start, start + step))
                 if low < high and last:
@@ -270,10 +270,11 @@ def read_view(file: Path, verdicts: pd.DataFrame | None = None) -> PredictionVie
     )
 
 
-def _whole_chunks(values: h5py.Dataset) -> int:
-    """Return how many rows of a matrix are read at once: so that no chunk of it is decoded twice."""
+def _whole_chunks(values: h5py.Dataset, columns: int) -> int:
+    """Return how many rows of a matrix are read at once, of so many columns: so that no chunk is decoded twice."""
     rows = values.chunks[0] if values.chunks else 1
-    return int(max(1, _ROWS_AT_ONCE // rows) * rows)
+    most = min(_ROWS_AT_ONCE, _BLOCK_VALUES // max(1, columns))
+    return int(max(1, most // rows) * rows)
 
 
 def _verdicts(var: pd.DataFrame) -> list[bool | None]:

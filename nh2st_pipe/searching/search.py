@@ -86,7 +86,11 @@ class Hits:
     hits: list[Hit]
     searched: int
     """Tiles that were held against the query, those that were left out not among them."""
+    asker: Hit | None = None
+    """The tile that was asked for, where it is one."""
     notices: list[str] = field(default_factory=list)
+    unit: str = ""
+    """What the values that are told are of."""
 
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)
@@ -140,11 +144,14 @@ def search(
         resolved = None if record is None else record.resolved
         vector = _vector(query, asker, (0, 0) if resolved is None else resolved.origin or (0, 0))
         if vector is None:
-            return Hits(_slides_like(asker, searched, query.k), tiles, notices)
+            return Hits(_slides_like(asker, searched, query.k), tiles, notices=notices)
         (like,) = nearest_tiles(vector[None], searched, query.k, lambda slide: masks.get(slide.slide_id))
         hits = [(found.slides[name], row, likeness) for likeness, name, row in like]
     told = list(dict.fromkeys((*(condition.genes if condition is not None else ()), *query.genes)))
-    return Hits([_hit(slide, row, likeness, told, views) for slide, row, likeness in hits], tiles, notices)
+    unit = ", ".join(dict.fromkeys(view.unit for view in views.values() if view.unit)) if told else ""
+    row_of = None if asker is None else _row(query, asker)
+    own = None if asker is None or row_of is None else _hit(asker, row_of, None, told, views)
+    return Hits([_hit(slide, row, likeness, told, views) for slide, row, likeness in hits], tiles, own, notices, unit)
 
 
 def _slide(index: Index, name: str) -> IndexedSlide:
@@ -166,26 +173,34 @@ def _vector(query: Query, asker: IndexedSlide, origin: tuple[int, int]) -> NDArr
         raise UsageError(f"--{asked[0]} and --{asked[1]} ask for different things; give one of them")
     if not asked:
         return None
+    row = _row(query, asker)
+    if row is not None:
+        return np.array(asker.vectors()[row])
+    xy, _ = asker.places()
+    assert query.region is not None
+    rows = np.unique(np.concatenate([each.rows for each in read_regions(Path(query.region), xy, origin)]))
+    mean = np.array(asker.vectors()[rows], np.float32).mean(axis=0)
+    return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), np.float16)
+
+
+def _row(query: Query, asker: IndexedSlide) -> int | None:
+    """Return which tile is asked for; None where it is none. Raises UsageError where it is not there."""
     xy, names = asker.places()
-    vectors = asker.vectors()
     if query.tile is not None:
         if query.tile not in names:
             raise UsageError(f"slide {asker.slide_id} has no tile {query.tile}{nearest(query.tile, names)}")
-        return np.array(vectors[names.index(query.tile)])
-    if query.at is not None:
-        away = np.linalg.norm(xy - np.array(query.at), axis=1)
-        row = int(away.argmin())
-        pitch = float(np.median(np.sort(np.linalg.norm(xy - xy[row], axis=1))[1:5])) if len(xy) > 4 else np.inf
-        if away[row] > pitch:
-            raise UsageError(
-                f"no tile of slide {asker.slide_id} is at {query.at[0]:g}, {query.at[1]:g} (level-0 px); the nearest, "
-                f"{names[row]}, is at {xy[row, 0]:.0f}, {xy[row, 1]:.0f}"
-            )
-        return np.array(vectors[row])
-    assert query.region is not None
-    rows = np.unique(np.concatenate([each.rows for each in read_regions(Path(query.region), xy, origin)]))
-    mean = np.array(vectors[rows], np.float32).mean(axis=0)
-    return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), np.float16)
+        return names.index(query.tile)
+    if query.at is None:
+        return None
+    away = np.linalg.norm(xy - np.array(query.at), axis=1)
+    row = int(away.argmin())
+    pitch = float(np.median(np.sort(np.linalg.norm(xy - xy[row], axis=1))[1:5])) if len(xy) > 4 else np.inf
+    if away[row] > pitch:
+        raise UsageError(
+            f"no tile of slide {asker.slide_id} is at {query.at[0]:g}, {query.at[1]:g} (level-0 px); the nearest, "
+            f"{names[row]}, is at {xy[row, 0]:.0f}, {xy[row, 1]:.0f}"
+        )
+    return row
 
 
 def _representatives(slide: IndexedSlide) -> NDArray[np.float16]:
