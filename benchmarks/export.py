@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -18,16 +19,26 @@ _ROOT = Path(__file__).parents[1]
 
 
 def measure(file: Path, target: str, out: Path) -> None:
-    """Export a file, and print seconds, peak memory (MB) and what was written (MB)."""
+    """Export a file, and print seconds, peak memory (MB, without files that are mapped) and what was written (MB)."""
     from nh2st_pipe.exporting.run import export
 
+    held, over = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            anonymous = Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]
+            held[0] = max(held[0], int(anonymous) / 1024)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
     began = time.perf_counter()
     summary = export(file, target, out)
     assert not summary.failed, summary.failed
     seconds = time.perf_counter() - began
-    peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    over.set()
+    watching.join()
     written = [path for given in summary.files["s1"] for path in (given, *given.rglob("*")) if path.is_file()]
-    print(seconds, peak, sum(path.stat().st_size for path in written) / 1e6)
+    print(seconds, held[0], sum(path.stat().st_size for path in written) / 1e6)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nh2st_pipe.cli.options import Json, show
+from nh2st_pipe.cli.options import Device, Json, TrustRemoteCode, Weights, show
 from nh2st_pipe.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ def search(
     region: Annotated[
         Path | None, typer.Option(help="Tiles like those within an outline on --slide, as QuPath exports it.")
     ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="Tiles like the middle of a picture of your own, through the store's encoder.")
+    ] = None,
+    mpp: Annotated[float | None, typer.Option(help="µm per px of --image; default: as it says itself.")] = None,
     where: Annotated[
         str | None,
         typer.Option(help="Tiles where this holds: 'ERBB2 > p90 and trusted and unlike < 95'; needs --predictions."),
@@ -73,6 +77,9 @@ def search(
     slides: Annotated[
         Path | None, typer.Option(help="Manifest that says where the slides are, for the page to show their H&E.")
     ] = None,
+    weights: Weights = None,
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Find tiles that look like a tile or region, slides like a slide, and tiles by what is predicted there.
@@ -84,9 +91,18 @@ def search(
     from nh2st_pipe.searching.search import search as run
 
     named = tuple(name.strip() for name in (genes or "").split(",") if name.strip())
-    query = Query(slide, tile, _place(at), region, where, same_patient, named, k)
+    query = Query(slide, tile, _place(at), region, image, mpp, where, same_patient, named, k)
     with progress_for_terminal() as progress:
-        hits = run(store, query, predictions=predictions, index=index_at, progress=progress)
+        hits = run(
+            store,
+            query,
+            predictions=predictions,
+            index=index_at,
+            weights=weights,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
     if out is not None:
         from nh2st_pipe.core.whole import written_whole
 
@@ -97,7 +113,7 @@ def search(
         from nh2st_pipe.store.read import open_store
 
         asked = [f"slide {slide}" if slide else "", f"where {where}" if where else ""]
-        title = f"Like {tile or at or region or 'all of it'} on " if slide else ""
+        title = f"Like {tile or at or region or 'all of it'} on " if slide else f"Like {image} " if image else ""
         write_page(html, hits, open_store(store), slides, title + ", ".join(filter(None, asked)), hits.asker)
     about = {"searched": hits.searched, "unit": hits.unit, "notices": hits.notices}
     record = {"hits": [hit.record() for hit in hits], **about}

@@ -16,6 +16,7 @@ from nh2st_pipe.exporting.run import predictions_in
 from nh2st_pipe.exporting.view import PredictionView, read_view
 from nh2st_pipe.reporting.regions import read_regions
 from nh2st_pipe.searching.index import Index, IndexedSlide, index_of
+from nh2st_pipe.searching.picture import embedding_of
 from nh2st_pipe.searching.scan import nearest_tiles, slide_distance
 from nh2st_pipe.searching.where import Where
 from nh2st_pipe.store.read import open_store
@@ -37,6 +38,10 @@ class Query:
     """Or a place within it, level-0 px."""
     region: str | Path | None = None
     """Or an outline on the slide, as QuPath exports it."""
+    image: str | Path | None = None
+    """Or a picture of somebody's own: tiles like its middle, as large as a tile."""
+    mpp: float | None = None
+    """µm per px of the picture; None: as it says itself."""
     where: str | None = None
     """See `where`."""
     same_patient: bool = False
@@ -111,12 +116,16 @@ def search(
     *,
     predictions: str | Path | None = None,
     index: str | Path | None = None,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Hits:
     """Search a store, whose index is made or renewed first (`index_of`).
 
     `predictions` are a folder of them, or a run: for `where`, and for the values that are told. The asker's patient is
-    left out, unless the query says otherwise.
+    left out, unless the query says otherwise. `weights`, `device` and `trust_remote_code` are for the encoder that a
+    picture goes through.
 
     Raises UsageError where the query asks for what is not there or cannot be understood, StoreError and RunError where
     store, index or predictions cannot be read.
@@ -125,8 +134,12 @@ def search(
     found = index_of(opened, index, progress=progress)
     condition = None if query.where is None else Where(query.where)
     views = _views(predictions, condition, query.genes)
-    if condition is None and query.slide is None:
-        raise UsageError("search for something: --slide NAME, with --tile, --at or --region, or --where CONDITION")
+    if condition is None and query.slide is None and query.image is None:
+        raise UsageError(
+            "search for something: --slide NAME, with --tile, --at or --region, --image FILE, or --where CONDITION"
+        )
+    if query.image is not None and query.slide is not None:
+        raise UsageError("--image and --slide ask for different things; give one of them")
     if query.k < 1:
         raise UsageError(f"-k takes 1 and more, not {query.k}")
     asker = None if query.slide is None else _slide(found, query.slide)
@@ -136,15 +149,29 @@ def search(
         searched = [slide for slide in searched if slide.slide_id in masks and masks[slide.slide_id].any()]
     tiles = sum(int(masks[s.slide_id].sum()) if s.slide_id in masks else s.tiles for s in searched)
     notices = _notices(found, searched, asker, query, condition, views)
-    if asker is None:
+    vector: NDArray[np.float16] | None = None
+    if query.image is not None:
+        given = None if weights is None else Path(weights)
+        embedded = embedding_of(
+            Path(query.image),
+            query.mpp,
+            opened,
+            weights=given,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+        vector = found.space.of(embedded)[0]
+    if asker is None and vector is None:
         assert condition is not None
         hits = _by_value(condition, searched, masks, views, query.k)
     else:
-        record = opened.record(asker.slide_id)
-        resolved = None if record is None else record.resolved
-        vector = _vector(query, asker, (0, 0) if resolved is None else resolved.origin or (0, 0))
-        if vector is None:
-            return Hits(_slides_like(asker, searched, query.k), tiles, notices=notices)
+        if asker is not None:
+            record = opened.record(asker.slide_id)
+            resolved = None if record is None else record.resolved
+            vector = _vector(query, asker, (0, 0) if resolved is None else resolved.origin or (0, 0))
+            if vector is None:
+                return Hits(_slides_like(asker, searched, query.k), tiles, notices=notices)
+        assert vector is not None
         (like,) = nearest_tiles(vector[None], searched, query.k, lambda slide: masks.get(slide.slide_id))
         hits = [(found.slides[name], row, likeness) for likeness, name, row in like]
     told = list(dict.fromkeys((*(condition.genes if condition is not None else ()), *query.genes)))

@@ -217,3 +217,47 @@ def test_the_command_tells_and_writes_what_it_found(store: Path, tmp_path: Path)
     said = json.loads(runner.invoke(app, [*asked, "--json"]).stdout)
     assert table["tile"].to_list() == [hit["tile"] for hit in said["hits"]]
     assert isinstance(runner.invoke(app, [*asked[:-4], "--at", "150"]).exception, UsageError)
+
+
+def test_a_picture_of_ones_own_is_searched_for(make_study: Any, tmp_path: Path) -> None:
+    from PIL import Image
+
+    study = make_study(3)
+    manifest = study.manifest.read_text().splitlines()
+    study.manifest.write_text("\n".join([f"{manifest[0]},mpp", *(f"{line},0.5" for line in manifest[1:])]) + "\n")
+    study.embed(tile_px=None, tile_um=24.0, device="cpu")  # of 48 px
+    store = study.folder / "store.zarr"
+    data = open_store(store).read("s1")
+    x, y = data.xy[12]
+    with Image.open(study.folder / "s1.png") as slide:
+        tile = slide.crop((int(x) - 24, int(y) - 24, int(x) + 24, int(y) + 24))
+    tile.save(tmp_path / "tile.png")
+    tile.resize((96, 96), Image.Resampling.NEAREST).save(tmp_path / "twice.png")
+    Image.new("RGB", (30, 30)).save(tmp_path / "small.png")
+    found = search(store, Query(image=tmp_path / "tile.png", mpp=0.5, k=3), device="cpu")
+    hit = found.hits[0]
+    assert (hit.slide_id, hit.tile, round(hit.likeness or 0, 2)) == ("s1", data.barcodes[12], 1.0)
+    assert found.searched == 75  # nobody is left out: whose it is is not known
+    done = CliRunner().invoke(
+        app,
+        ["search", str(store), "--image", str(tmp_path / "twice.png"), "--mpp", "0.25", "--device", "cpu", "--json"],
+    )
+    assert json.loads(done.stdout)["hits"][0]["tile"] == data.barcodes[12]
+    wrong: list[tuple[Query, type[Exception], str]] = [
+        (Query(image=tmp_path / "tile.png"), UsageError, "does not say its scale"),
+        (Query(image=tmp_path / "tile.png", mpp=0.0), UsageError, "a number above 0"),
+        (Query(image=tmp_path / "tile.png", mpp=0.25), UsageError, "a tile of the store is 96 px wide"),
+        (Query(image=tmp_path / "small.png", mpp=0.5), UsageError, "shows 30 × 30 px"),
+        (Query(image=tmp_path / "tile.png", mpp=0.5, slide="s1"), UsageError, "--image and --slide"),
+    ]
+    for query, kind, words in wrong:
+        with pytest.raises(kind, match=words):
+            search(store, query, device="cpu")
+
+
+def test_a_picture_cannot_be_held_against_features_of_another_tool(store: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (60, 60)).save(tmp_path / "tile.png")
+    with pytest.raises(StoreError, match="so a picture cannot be embedded alike"):
+        search(store, Query(image=tmp_path / "tile.png", mpp=0.5))
