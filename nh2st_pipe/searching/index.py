@@ -28,6 +28,7 @@ __all__ = ["Index", "IndexedSlide", "Space", "index_of", "index_path"]
 _FORMAT = 1
 _SAMPLE = 32  # tiles of a slide that the mean is of
 _SPACE, _LIST = "space.npz", "index.json"
+_AGAIN = "is damaged; nh2st-pipe index --anew makes it again"
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,21 @@ class IndexedSlide:
     file: Path
 
     def vectors(self) -> NDArray[np.float16]:
-        """Return its tiles as they are compared, n × d, mapped from the disk."""
-        found: NDArray[np.float16] = np.load(self.file, mmap_mode="r")
+        """Return its tiles as they are compared, n × d, mapped from the disk. Raises StoreError where it is damaged."""
+        with fault_of(StoreError, f"{self.file} {_AGAIN}"):
+            found: NDArray[np.float16] = np.load(self.file, mmap_mode="r")
+            if found.ndim != 2 or len(found) != self.tiles or found.dtype != np.float16:
+                raise ValueError(f"it holds {found.dtype} of {found.shape}, and {self.tiles:,} tiles are expected")
         return found
 
     def places(self) -> tuple[NDArray[np.float64], list[str]]:
-        """Return the centres of its tiles (n × 2, level-0 px) and their names."""
-        with np.load(self.file.with_suffix(".tiles.npz")) as held:
-            return held["xy"], [str(name) for name in held["names"]]
+        """Return the centres of its tiles (n × 2, level-0 px) and their names. Raises StoreError as `vectors`."""
+        file = self.file.with_suffix(".tiles.npz")
+        with fault_of(StoreError, f"{file} {_AGAIN}"), np.load(file) as held:
+            xy, names = held["xy"], [str(name) for name in held["names"]]
+            if xy.shape != (self.tiles, 2) or len(names) != self.tiles:
+                raise ValueError(f"it holds {len(names):,} tiles, and {self.tiles:,} are expected")
+            return xy, names
 
 
 @dataclass(frozen=True)
@@ -99,8 +107,12 @@ def index_of(
     """
     path = index_path(store) if where is None else Path(where)
     identity = crc32c(json.dumps(store.contract.attributes(), sort_keys=True, default=str).encode())
+    if path.is_dir() and any(path.iterdir()) and not any((path / name).is_file() for name in (_SPACE, _LIST)):
+        raise StoreError(f"{path} is there already and is no index; --index takes another folder")
     if anew:
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path / "slides", ignore_errors=True)
+        for name in (_SPACE, _LIST):
+            (path / name).unlink(missing_ok=True)
     known = _known(path, store, identity)
     names = store.slides()
     if not names:
@@ -109,8 +121,7 @@ def index_of(
     if not (path / _SPACE).is_file():
         known = {}
         _write_space(path, _space_of(store, names))
-    damaged = f"{path} is damaged; nh2st-pipe index --anew makes it again"
-    with fault_of(StoreError, damaged), np.load(path / _SPACE) as held:
+    with fault_of(StoreError, f"{path} {_AGAIN}"), np.load(path / _SPACE) as held:
         space = Space(held["mean"], held["taken_out"])
     progress = progress or Progress()
     progress.start("indexing", len(names), "slides")
@@ -143,10 +154,8 @@ def index_of(
 def _known(path: Path, store: Store, identity: str) -> dict[str, Any]:
     """Return what an index says of its slides. Raises StoreError where it is of something else."""
     if not (path / _LIST).is_file():
-        if path.exists() and any(path.iterdir()) and not (path / _SPACE).is_file():
-            raise StoreError(f"{path} is there already and is no index; --index takes another folder")
         return {}
-    with fault_of(StoreError, f"{path} is damaged; nh2st-pipe index --anew makes it again"):
+    with fault_of(StoreError, f"{path} {_AGAIN}"):
         said = json.loads((path / _LIST).read_text(encoding="utf-8"))
         if said["format"] != _FORMAT:
             raise StoreError(f"{path} is an index of format {said['format']}; nh2st-pipe index --anew makes it again")

@@ -152,6 +152,25 @@ def test_an_index_of_another_store_or_a_damaged_one_is_refused(store: Path, tmp_
     (tmp_path / "mine/file.txt").write_text("x")
     with pytest.raises(StoreError, match="is there already and is no index"):
         index_of(open_store(store), tmp_path / "mine")
+    with pytest.raises(StoreError, match="is there already and is no index"):
+        index_of(open_store(store), tmp_path / "mine", anew=True)  # which would have deleted it
+    assert (tmp_path / "mine/file.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "places"])
+def test_vectors_that_are_damaged_are_named(store: Path, damage: str) -> None:
+    index = index_of(open_store(store))
+    file = index.slides["b1"].file
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-40])
+    elif damage == "other":
+        np.save(file, np.zeros((15, 24), np.float16))
+    else:
+        file.with_suffix(".tiles.npz").write_bytes(b"PK and so on")
+    with pytest.raises(StoreError, match=r"b1(\.tiles)?\.np[yz] is damaged; nh2st-pipe index --anew makes it again"):
+        search(store, Query(slide="a1", tile="AA-5", k=40))
+    index_of(open_store(store), anew=True)
+    assert len(search(store, Query(slide="a1", tile="AA-5", k=40))) == 32
 
 
 def test_tiles_are_found_by_what_is_predicted_there(store: Path) -> None:
