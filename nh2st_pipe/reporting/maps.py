@@ -132,13 +132,15 @@ def moran_columns(slides: Sequence[SlideMaps]) -> dict[str, dict[str, float | No
 
 def packed(slides: Sequence[SlideMaps], place: dict[str, int]) -> list[dict[str, Any]]:
     """Return the slides for the page, in as many levels as there is room for; `place` is each gene's in its table."""
+    crops = sum(len(crop) for slide in slides for crop in slide.shown["crops"]) * 3 // 4
+    room = max(_MOST_BYTES // 3, _MOST_BYTES - crops)  # of the same page
     most = max((len(slide.kept) for slide in slides), default=0)
     for levels in _LEVELS:
         values = [_pack(slide, levels, most) for slide in slides]
-        if sum(map(len, values)) <= _MOST_BYTES:
+        if sum(map(len, values)) <= room:
             break
-    while sum(map(len, values)) > _MOST_BYTES and most > 1:
-        most = max(1, min(most - 1, int(0.95 * most * _MOST_BYTES / sum(map(len, values)))))
+    while sum(map(len, values)) > room and most > 1:
+        most = max(1, min(most - 1, int(0.95 * most * room / sum(map(len, values)))))
         values = [_pack(slide, levels, most) for slide in slides]
     out = []
     for slide, packed_values in zip(slides, values, strict=True):

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from nh2st_pipe.cli.app import app
 from nh2st_pipe.core.errors import SlideError
-from nh2st_pipe.reporting import crops
+from nh2st_pipe.reporting import crops, maps
 from nh2st_pipe.reporting.crops import spread_over
 from nh2st_pipe.reporting.page import report
-from tests.exporting.made import prediction
+from tests.exporting.made import genes_of, prediction
 from tests.reporting.test_sets import data_of
 
 
@@ -66,6 +66,22 @@ def test_a_page_does_not_grow_beyond_its_room(study: Path, monkeypatch: pytest.M
     (slide,) = data_of(report(study / "p", slides=study / "manifest.csv"))["slides"]
     assert 1 <= len(slide["crops"]) < 16
     assert sum(map(len, slide["crops"])) <= 2.1 * 300_000 * 4 / 3
+
+
+def test_values_make_room_for_crops(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prediction(study / "p/s1.h5ad", genes=genes_of(400))
+    monkeypatch.setattr(crops, "_BYTES", 45_000 * 4)
+
+    def held(slides: Path | None = None) -> tuple[int, int]:
+        (slide,) = data_of(report(study / "p", slides=slides))["slides"]
+        return len(slide["values"]) * 3 // 4, sum(map(len, slide["crops"])) * 3 // 4
+
+    _, of_crops = held(slides=study / "manifest.csv")
+    values, none = held()
+    assert (none, of_crops > 0) == (0, True)
+    for room in (3 * values, of_crops + values // 2, of_crops):
+        monkeypatch.setattr(maps, "_MOST_BYTES", room)
+        assert held(slides=study / "manifest.csv")[0] <= max(room // 3, room - of_crops)
 
 
 def test_another_slide_is_refused(study: Path) -> None:
