@@ -64,6 +64,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     exporting.push,
     searching.index,
     searching.search,
+    searching.cohort,
     embedding.inspect,
     embedding.verify,
     embedding.upgrade,

@@ -1,4 +1,4 @@
-"""Tiles and slides found by how they look, and by what is predicted there."""
+"""Many slides together: tiles and slides found by how they look and what is predicted there, and cohorts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nh2st_pipe.cli.options import Device, Json, TrustRemoteCode, Weights, show
+from nh2st_pipe.cli.options import Device, Json, TrustRemoteCode, Weights, exit_for, say_failed, show
 from nh2st_pipe.core.errors import UsageError
 
 if TYPE_CHECKING:
     from nh2st_pipe.searching.search import Hits
 
-__all__ = ["index", "search"]
+__all__ = ["cohort", "index", "search"]
 
 IndexAt = Annotated[
     Path | None, typer.Option("--index", help="Folder of the index; default: STORE.search beside the store.")
@@ -118,6 +118,33 @@ def search(
     about = {"searched": hits.searched, "unit": hits.unit, "notices": hits.notices}
     record = {"hits": [hit.record() for hit in hits], **about}
     show(record, as_json, lambda: _say(hits))
+
+
+def cohort(
+    predictions: Annotated[Path, typer.Argument(help="A folder of predictions, or a run.")],
+    out: Annotated[Path, typer.Option(help="Folder for cohort.csv, patients.h5ad and cohort.html.")] = Path("cohort"),
+    gene_sets: Annotated[Path | None, typer.Option(help="Gene sets (GMT): a score of each slide.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Put predictions of many slides together: which are unlike or stand apart, and means by patient."""
+    from nh2st_pipe.cohorts.run import write_cohort
+    from nh2st_pipe.core.progress import progress_for_terminal
+    from nh2st_pipe.evaluation.statistics import many
+
+    with progress_for_terminal() as progress:
+        found, paths = write_cohort(predictions, out, gene_sets, progress=progress)
+
+    def say() -> None:
+        for notice in found.notices:
+            typer.echo(f"note: {notice}")
+        say_failed(found.failed)
+        patients = len({slide.patient for slide in found.slides})
+        of = f"{many(len(found.slides), 'slide')} of {many(patients, 'patient')}"
+        typer.echo(f"{of}: {', '.join(map(str, paths))}")
+
+    record = {"slides": found.frame().to_dicts(), "failed": found.failed, "notices": found.notices}
+    show({**record, "files": [str(path) for path in paths]}, as_json, say)
+    exit_for(found.failed)
 
 
 def _place(at: str | None) -> tuple[float, float] | None:

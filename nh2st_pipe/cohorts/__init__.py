@@ -1,0 +1,1 @@
+"""Predictions of many slides together: a table, a page, and means by patient."""
