@@ -71,8 +71,9 @@ def _page(cohort: Cohort) -> str:
     tiles = sum(slide.tiles for slide in cohort.slides)
     patients = len({slide.patient for slide in cohort.slides})
     said = [
-        f"{many(len(cohort.slides), 'slide')} of {many(patients, 'patient')}, {tiles:,} tiles; {len(cohort.trusted):,} of "
-        f"{len(cohort.genes):,} genes are trusted. Values: {cohort.unit or 'without a unit'}.",
+        f"{many(len(cohort.slides), 'slide')} of {many(patients, 'patient')}, {tiles:,} tiles; "
+        f"{len(cohort.trusted):,} of {len(cohort.genes):,} genes are trusted. "
+        f"Values: {cohort.unit or 'without a unit'}.",
         "Unlike: the share of a slide's tiles that are unlike the training tiles; they are left out of all that "
         "follows. Apart: the median over trusted genes of how many deviations (MAD) the slide's mean lies from the "
         "cohort's median. Sets: the mean deviation of their genes. Slides that are most unlike stand first; marked are "
