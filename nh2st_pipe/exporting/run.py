@@ -222,9 +222,12 @@ def _write(
 ) -> list[str]:
     with written_to(paths[0].parent):
         paths[0].parent.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            remove(path)
-        return write(view, paths[0], options)
+        before = {path: path.stat().st_ino for path in paths if path.exists()}
+        said = write(view, paths[0], options)
+        for path, number in before.items():  # of an earlier export, as the table of one that had more tiles
+            if path.exists() and path.stat().st_ino == number:
+                remove(path)
+        return said
 
 
 def remove(path: Path) -> None:

@@ -139,6 +139,26 @@ def test_very_many_tiles_are_a_table_and_a_script(tmp_path: Path, monkeypatch: p
     assert all(f'"{name}": getColorRGB{colour}' in script for name, colour in qupath.CLASSES.items())
 
 
+def test_what_an_earlier_export_had_beside_is_gone_and_what_fails_leaves_the_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prediction(tmp_path / "p.h5ad")
+    monkeypatch.setattr(qupath, "MOST_TILES", 16)
+    export(tmp_path / "p.h5ad", "qupath", tmp_path / "out")
+    monkeypatch.setattr(qupath, "MOST_TILES", 17)
+    export(tmp_path / "p.h5ad", "qupath,spatialdata", tmp_path / "out", force=True)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["s1.geojson.gz", "s1.sdata.zarr"]
+    before = (tmp_path / "out/s1.geojson.gz").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(qupath, "_features", full)
+    with pytest.raises(OSError, match="No space left"):
+        export(tmp_path / "p.h5ad", "qupath", tmp_path / "out", force=True)
+    assert (tmp_path / "out/s1.geojson.gz").read_bytes() == before
+
+
 def test_tables_name_their_units_and_hold_the_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(view, "_PART_VALUES", 9)  # so that tables are written part by part
     values = prediction(tmp_path / "p.h5ad", trusted={"G0": True, "G1": False}, unlike=(0,))

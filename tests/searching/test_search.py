@@ -105,6 +105,19 @@ def test_it_is_the_same_block_by_block(store: Path, monkeypatch: pytest.MonkeyPa
     assert not [name for _, name, _ in masked[0] if name == "b1"]
 
 
+def test_a_large_slide_is_stood_for_by_tiles_of_each_kind(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nh2st_pipe.searching import search as searching
+
+    monkeypatch.setattr(searching, "_REPRESENTATIVES", 4)
+    slide = index_of(open_store(store)).slides["a1"]
+    some, every = searching._representatives(slide), np.array(slide.vectors())
+    rows = [int(np.flatnonzero((every == one).all(axis=1))[0]) for one in some]
+    assert len(set(rows)) == len(rows) == 4
+    assert {bool(X[row] >= 2) for row in rows} == {True, False}
+    like = every.astype(float) @ some.T.astype(float)
+    assert like.max(axis=1).min() > 0.5  # each tile has one that is like it
+
+
 def test_the_directions_of_stains_are_taken_out() -> None:
     rng = np.random.default_rng(0)
     directions = np.linalg.qr(rng.normal(size=(24, 2)))[0].T.astype(np.float32)
