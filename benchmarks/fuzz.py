@@ -179,6 +179,21 @@ def _genes(folder: Path) -> None:
     (folder / "genes.json").write_text(json.dumps({"genes": [f"G{i}" for i in range(8)]}))
 
 
+def _together(folder: Path) -> None:
+    """Predictions, and what goes with them: an index, gene sets, regions."""
+    from nh2st_pipe import open_store
+    from nh2st_pipe.searching.index import index_of
+
+    _run(folder)
+    index_of(open_store(folder / "store.zarr"))
+    ring = [[10, 10], [200, 10], [200, 150], [10, 150], [10, 10]]
+    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {"name": "A"}}
+    (folder / "regions").mkdir()
+    text = json.dumps({"type": "FeatureCollection", "features": [feature]})
+    (folder / "regions/s0.geojson").write_text(text)
+    (folder / "sets.tsv").write_text("UP\tx\tG0\tG1\tG2\tG3\tG4\tG5\nDOWN\ty\tG2\tG3\tG1\n")
+
+
 def _layout(name: str) -> Make:
     def make(folder: Path) -> None:
         from nh2st_pipe.datasets.generated import generate_layout
@@ -292,6 +307,33 @@ def _read_predictions(folder: Path) -> object:
     return evaluate(folder / "predictions", embeddings=folder / "store.zarr")
 
 
+def _read_exports(folder: Path) -> object:
+    """Predictions as tables, for QuPath, as pictures, in a cohort, and in a report; a fault of one slide is said."""
+    from nh2st_pipe.cohorts.table import cohort_of
+    from nh2st_pipe.core.errors import RunError
+    from nh2st_pipe.exporting.run import export
+
+    out = folder.parent / "exported"
+    shutil.rmtree(out, ignore_errors=True)
+    done = export(folder / "predictions", "csv,qupath,anndata,ome-tiff", out, everything=True)
+    cohort = cohort_of(folder / "predictions")
+    words = [*done.failed.values(), *cohort.failed.values()]
+    if any(_PYTHON.search(each) for each in words):
+        raise RunError(next(each for each in words if _PYTHON.search(each)))
+    return [cohort.frame(), cohort.by_patient(), done]
+
+
+def _read_together(folder: Path) -> object:
+    from nh2st_pipe.reporting.page import report
+    from nh2st_pipe.searching.search import Query, search
+
+    asked = {"gene_sets": folder / "sets.tsv", "regions": folder / "regions"}
+    page = report(folder / "predictions", folder.parent / "report.html", domains=2, **asked)  # type: ignore[arg-type]
+    store, predictions = folder / "store.zarr", folder / "predictions"
+    found = search(store, Query(slide="s0", at=(60.0, 60.0), same_patient=True, k=5))
+    return [page, found, search(store, Query(where="unlike < 101", k=5), predictions=predictions)]
+
+
 def _read_layout(name: str) -> Read:
     def read(folder: Path) -> object:
         from nh2st_pipe.datasets import import_dataset
@@ -327,6 +369,11 @@ DOORS: dict[str, Door] = {
     "run": Door(_run, _read_run, "run/**/*"),
     "run, edited": Door(_run, _read_unchecked_run, "run/**/*"),
     "predictions": Door(_run, _read_predictions, "predictions/*.h5ad"),
+    "exports": Door(_run, _read_exports, "predictions/*.h5ad"),
+    "together, predictions": Door(_together, _read_together, "predictions/*.h5ad"),
+    "together, index": Door(_together, _read_together, "store.zarr.search/**/*"),
+    "together, regions": Door(_together, _read_together, "regions/*"),
+    "together, sets": Door(_together, _read_together, "sets.tsv"),
     **{
         f"layout {name}": Door(_layout(name), _read_layout(name))
         for name in ("her2st", "hest", "visium", "spatialdata", "xenium", "stimage")

@@ -42,6 +42,7 @@ def test_spatialdata_reads_what_was_written(tmp_path: Path) -> None:
         assert (tile.x, tile.y) == tile.geometry.bounds[:2]
     assert extent["x"] == pytest.approx((0, 350), abs=2)  # the thumbnail lies over the whole slide
     assert study.attrs["slide_properties"]["shape"] == [370, 350]
+    assert study.attrs["slide_properties"]["bounds"] == [0, 0, 350, 370]
     assert study.attrs["tile_spec"]["slide_1_tiles"]["width"] == 40
     assert study.attrs["tile_spec"]["slide_1_tiles"]["stride_width"] == 50
 
