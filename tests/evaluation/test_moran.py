@@ -47,4 +47,6 @@ def test_spots_without_a_value_are_left_out() -> None:
     assert most == pytest.approx(morans_i(X[:, None].astype(float), XY)[0], abs=0.02)
     values[2:, 0] = np.nan
     assert np.isnan(morans_i(values, XY)[0])
-    assert np.isnan(morans_i(np.zeros((2, 1)), XY[:2])).all()
+    few = morans_i(np.zeros((2, 5)), XY[:2])
+    assert few.shape == (5,)
+    assert np.isnan(few).all()
