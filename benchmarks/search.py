@@ -40,7 +40,7 @@ def main() -> None:
             values /= np.linalg.norm(values, axis=1, keepdims=True)
             file = Path(folder) / f"s{number}.npy"
             np.save(file, values.astype(np.float16))
-            slides.append(IndexedSlide(f"s{number}", f"s{number}", each, file))
+            slides.append(IndexedSlide(f"s{number}", f"s{number}", each, given.dim, file))
         queries = np.array(slides[0].vectors()[: given.queries])
         block = torch.randn(65_536, given.dim)
         asked = torch.from_numpy(queries.astype(np.float32))

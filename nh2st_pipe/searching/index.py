@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from nh2st_pipe.core.errors import StoreError, fault_of
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.whole import written_whole
-from nh2st_pipe.store.format import crc32c
+from nh2st_pipe.recipes.values import Strict
+from nh2st_pipe.store.format import Count, crc32c
 from nh2st_pipe.store.read import Store
 
 __all__ = ["Index", "IndexedSlide", "Space", "index_of", "index_path"]
@@ -48,6 +49,21 @@ class Space:
         return np.asarray(moved / np.maximum(length, 1e-12), np.float16)
 
 
+class _Listed(Strict):
+    """What an index says of a slide."""
+
+    made_of: str
+    tiles: Count
+
+
+class _About(Strict):
+    """What an index says of itself."""
+
+    format: int
+    store: str
+    slides: dict[str, _Listed]
+
+
 @dataclass(frozen=True)
 class IndexedSlide:
     """A slide in an index."""
@@ -55,14 +71,17 @@ class IndexedSlide:
     slide_id: str
     patient: str
     tiles: int
+    dim: int
     file: Path
 
     def vectors(self) -> NDArray[np.float16]:
         """Return its tiles as they are compared, n × d, mapped from the disk. Raises StoreError where it is damaged."""
         with fault_of(StoreError, f"{self.file} {_AGAIN}"):
             found: NDArray[np.float16] = np.load(self.file, mmap_mode="r")
-            if found.ndim != 2 or len(found) != self.tiles or found.dtype != np.float16:
-                raise ValueError(f"it holds {found.dtype} of {found.shape}, and {self.tiles:,} tiles are expected")
+            if found.shape != (self.tiles, self.dim) or found.dtype != np.float16:
+                raise ValueError(
+                    f"it holds {found.dtype} of {found.shape}, and {self.tiles:,} tiles of {self.dim:,} are expected"
+                )
         return found
 
     def places(self) -> tuple[NDArray[np.float64], list[str]]:
@@ -122,7 +141,11 @@ def index_of(
         known = {}
         _write_space(path, _space_of(store, names))
     with fault_of(StoreError, f"{path} {_AGAIN}"), np.load(path / _SPACE) as held:
-        space = Space(held["mean"], held["taken_out"])
+        space, dim = Space(held["mean"], held["taken_out"]), store.contract.dim
+        if space.mean.shape != (dim,) or space.taken_out.ndim != 2 or space.taken_out.shape[1] != dim:
+            raise ValueError(f"its mean is of {space.mean.shape}, and embeddings have {dim:,} values")
+        if not (np.isfinite(space.mean).all() and np.isfinite(space.taken_out).all()):
+            raise ValueError("its mean or the stains' directions are no numbers")
     progress = progress or Progress()
     progress.start("indexing", len(names), "slides")
     slides, listed, renewed = dict[str, IndexedSlide](), dict[str, Any](), list[str]()
@@ -132,7 +155,7 @@ def index_of(
         assert record is not None
         made_of = crc32c(json.dumps([record.image.model_dump(), record.spots, record.files], default=str).encode())
         file = path / "slides" / f"{name}.npy"
-        if known.get(name, {}).get("made_of") != made_of or not file.is_file():
+        if name not in known or known[name].made_of != made_of or not file.is_file():
             data = store.read(name, first_view_only=True)
             with written_whole(file) as part, part.open("wb") as out:
                 np.save(out, space.of(data.views[:, 0]))
@@ -140,7 +163,7 @@ def index_of(
                 np.savez_compressed(out, xy=data.xy, names=np.array(data.barcodes, dtype=np.str_))
             renewed.append(name)
         tiles = record.state.tiles
-        slides[name] = IndexedSlide(name, record.row.patient, tiles, file)
+        slides[name] = IndexedSlide(name, record.row.patient, tiles, store.contract.dim, file)
         listed[name] = {"made_of": made_of, "tiles": tiles}
     for gone in known.keys() - slides.keys():
         for ending in (".npy", ".tiles.npz"):
@@ -151,21 +174,23 @@ def index_of(
     return Index(path, space, slides, tuple(renewed))
 
 
-def _known(path: Path, store: Store, identity: str) -> dict[str, Any]:
+def _known(path: Path, store: Store, identity: str) -> dict[str, _Listed]:
     """Return what an index says of its slides. Raises StoreError where it is of something else."""
     if not (path / _LIST).is_file():
         return {}
     with fault_of(StoreError, f"{path} {_AGAIN}"):
-        said = json.loads((path / _LIST).read_text(encoding="utf-8"))
-        if said["format"] != _FORMAT:
-            raise StoreError(f"{path} is an index of format {said['format']}; nh2st-pipe index --anew makes it again")
-        if said["store"] != identity:
+        said = _About.model_validate_json((path / _LIST).read_bytes())
+        strange = [name for name in said.slides if Path(name).name != name]
+        if strange:
+            raise ValueError(f"it names a slide {strange[0]}")
+        if said.format != _FORMAT:
+            raise StoreError(f"{path} is an index of format {said.format}; nh2st-pipe index --anew makes it again")
+        if said.store != identity:
             raise StoreError(
                 f"{path} is the index of another store than {store.location}: its encoder, weights or tiles differ; "
                 "nh2st-pipe index --anew makes it again"
             )
-        found: dict[str, Any] = said["slides"]
-        return found
+        return said.slides
 
 
 def _space_of(store: Store, names: list[str]) -> Space:

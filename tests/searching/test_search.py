@@ -157,9 +157,23 @@ def test_an_index_of_another_store_or_a_damaged_one_is_refused(store: Path, tmp_
     write_store(tmp_path / "other.zarr", [other], encoder="another", tile_um=20.0)
     with pytest.raises(StoreError, match="is the index of another store"):
         index_of(open_store(tmp_path / "other.zarr"), path)
-    (path / "index.json").write_text("{")
-    with pytest.raises(StoreError, match=r"is damaged; nh2st-pipe index --anew"):
-        index_of(open_store(store))
+    whole = json.loads((path / "index.json").read_text())
+    (store.parent / "mine.npy").write_text("mine")
+    for said in (
+        "{",
+        "[]",
+        json.dumps({**whole, "slides": {**whole["slides"], "a1": 3}}),
+        json.dumps({**whole, "slides": {"../../mine": whole["slides"]["a1"]}}),  # a slide that is gone: it is deleted
+    ):
+        (path / "index.json").write_text(said)
+        with pytest.raises(StoreError, match=r"is damaged; nh2st-pipe index --anew"):
+            index_of(open_store(store))
+    assert (store.parent / "mine.npy").exists()
+    (path / "index.json").write_text(json.dumps(whole))
+    for mean in (np.zeros(5, np.float32), np.full(24, np.nan, np.float32)):
+        np.savez(path / "space.npz", mean=mean, taken_out=np.zeros((0, 24), np.float32))
+        with pytest.raises(StoreError, match=r"is damaged; nh2st-pipe index --anew"):
+            index_of(open_store(store))
     assert len(index_of(open_store(store), anew=True)) == 64
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/file.txt").write_text("x")
