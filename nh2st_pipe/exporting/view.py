@@ -234,7 +234,7 @@ def read_view(file: Path, verdicts: pd.DataFrame | None = None) -> PredictionVie
                 f"the predictions {file} are {shape}, and it names {len(obs):,} tiles and {len(var):,} genes"
             )
     about = dict(uns.get("nh2st_pipe", {}))
-    said: Any = json.loads(str(about.pop("image", "null")))
+    said: Any = json.loads(str(about.get("image", "null")))
     if said is None:
         raise RunError(f"{file} does not say how large its tiles are: it is an earlier version's; predict again")
     slide_id = str(about.get("slide_id", file.stem))

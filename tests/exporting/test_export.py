@@ -192,6 +192,10 @@ def test_anndata_is_the_chosen_part(tmp_path: Path) -> None:
     np.testing.assert_allclose(data.layers["high"], values[rows][:, [1, 3]] + 0.25, rtol=1e-6)
     assert data.uns["nh2st_pipe"]["unit"] == UNIT
     assert data.uns["spatial"]["s1"]["images"]["hires"].ndim == 3
+    for name, of in (("one", tmp_path / "p.h5ad"), ("two", tmp_path / "out/s1.h5ad")):  # it is a prediction itself
+        export(of, "csv,qupath", tmp_path / name)
+    assert (tmp_path / "one/s1.csv").read_bytes() == (tmp_path / "two/s1.csv").read_bytes()
+    assert geojson(tmp_path / "one/s1.geojson.gz") == geojson(tmp_path / "two/s1.geojson.gz")
 
 
 def test_the_likeliest_genes_come_first_and_the_others_are_counted(tmp_path: Path) -> None:
