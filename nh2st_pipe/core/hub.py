@@ -1,4 +1,4 @@
-"""Files from and to the Hugging Face hub: asked for once, and each way in which that cannot be told apart."""
+"""Files from and to the Hugging Face hub: asked for once, and each way in which that fails told apart."""
 
 from __future__ import annotations
 

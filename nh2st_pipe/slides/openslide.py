@@ -136,7 +136,7 @@ class OpenSlideSlide:
         """See `DecodesMany.decode_with`: of the levels that are not left to OpenSlide."""
         if self._direct:
             self.notices += tuple(self._pieces.decode_with(decoder))
-            self.reader += f", {decoder.name}"
+            self.reader += f", {decoder.name}" if self._pieces.by_decoder else ""
         else:
             self.notices += (f"OpenSlide decodes all of it, and {decoder.name} none",)
 

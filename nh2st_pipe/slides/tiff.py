@@ -104,6 +104,11 @@ class TiffPieces(Pieces):
         self._by_decoder = frozenset(by)
         return [f"{word}: it is decoded on the CPU" for word in words]
 
+    @property
+    def by_decoder(self) -> bool:
+        """Whether any level is decoded by the decoder that was given."""
+        return bool(self._by_decoder)
+
     def region(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
         """See `Pieces.region`."""
         if level in self._by_decoder:
@@ -278,7 +283,7 @@ class TiffSlide:
     def decode_with(self, decoder: PieceDecoder) -> None:
         """See `DecodesMany.decode_with`."""
         self.notices += tuple(self._pieces.decode_with(decoder))
-        self.reader += f", {decoder.name}"
+        self.reader += f", {decoder.name}" if self._pieces.by_decoder else ""
 
     def fetch(self, level: int, boxes: Iterable[tuple[int, int, int, int]]) -> None:
         """See `DecodesMany.fetch`."""

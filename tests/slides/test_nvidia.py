@@ -119,6 +119,7 @@ def test_what_cannot_be_decoded_there_is_decoded_here(tmp_path: Path, pixels: ND
         assert isinstance(slide, DecodesMany)
         slide.decode_with(decoder)
         assert (said is None) or said in slide.notices
+        assert slide.reader == plain.reader + ("" if said else f", {decoder.name}")  # the record says what decoded it
         fetch_tiles(slide, _CENTRES, 64.0, 64, "bicubic")
         for x, y in _CENTRES:
             tile, expected = (read_tile(each, (x, y), 64.0, 64, "bicubic").astype(int) for each in (slide, plain))
