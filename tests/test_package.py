@@ -57,6 +57,17 @@ def test_importing_does_nothing() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_stage_two_imports_no_slide_reader() -> None:
+    code = (
+        "import sys, nh2st_pipe.training.run, nh2st_pipe.prediction, nh2st_pipe.evaluation.judge, "
+        "nh2st_pipe.reporting.page, nh2st_pipe.exporting.run, nh2st_pipe.cohorts.run, nh2st_pipe.searching.search\n"
+        "readers = ('nh2st_pipe.slides', 'openslide', 'tifffile', 'skimage', 'shapely')\n"
+        "found = [name for name in sys.modules if name.startswith(readers)]\n"
+        "assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_model_and_encoder_modules_need_little() -> None:
     """They run where only torch, timm, numpy, YAML and the hub's client are installed."""
     code = (

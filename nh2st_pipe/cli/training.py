@@ -278,11 +278,13 @@ def predict(
 ) -> None:
     """Predict expression with a trained head, one .h5ad per slide."""
     from nh2st_pipe.core.progress import progress_for_terminal
-    from nh2st_pipe.exporting.run import export, targets_named
     from nh2st_pipe.prediction import predict as run
 
-    for target in targets_named(exports) if exports is not None else ():
-        target.writer()  # what is missing is said before any work
+    if exports is not None:
+        from nh2st_pipe.exporting.run import export, targets_named
+
+        for target in targets_named(exports):
+            target.writer()  # what is missing is said before any work
     with progress_for_terminal() as progress:
         summary = run(
             model,

@@ -17,7 +17,6 @@ from nh2st_pipe.data.panels import read_gene_file
 from nh2st_pipe.exporting.view import PredictionView, read_view
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.folder import find_run
-from nh2st_pipe.tiles.manifest import read_manifest
 
 __all__ = [
     "TARGETS",
@@ -174,7 +173,11 @@ def export(
     writers = {target.name: target.writer() for target in targets}
     if ngff not in ("0.4", "0.5"):
         raise UsageError(f"--ngff takes 0.4 or 0.5, not {ngff}")
-    where = {} if slides is None else {row.slide_id: row.slide for row in read_manifest(slides)}
+    where = dict[str, Path]()
+    if slides is not None:
+        from nh2st_pipe.tiles.manifest import slide_files
+
+        where = slide_files(slides)
     options = ExportOptions(_genes(genes), everything, where, ngff, base_url)
     files, verdicts = predictions_in(Path(predictions))
     files = list(only) if only is not None else files

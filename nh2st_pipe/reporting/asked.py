@@ -10,7 +10,6 @@ from nh2st_pipe.core.errors import UsageError
 from nh2st_pipe.reporting.domains import check_domains
 from nh2st_pipe.reporting.sets import GeneSet, read_gmt
 from nh2st_pipe.store.read import Store, open_store
-from nh2st_pipe.tiles.manifest import read_manifest
 
 __all__ = ["Asked"]
 
@@ -41,10 +40,15 @@ class Asked:
         """Read what is asked for. Raises UsageError, ManifestError or StoreError where that cannot be done."""
         if embeddings is not None and domains is None:
             raise UsageError("--embeddings says of what to find domains; --domains 5 says how many")
+        images = dict[str, Path]()
+        if slides is not None:
+            from nh2st_pipe.tiles.manifest import slide_files
+
+            images = slide_files(slides)
         return cls(
             () if gene_sets is None else read_gmt(gene_sets),
             regions,
-            {} if slides is None else {row.slide_id: row.slide for row in read_manifest(slides)},
+            images,
             None if domains is None else check_domains(domains),
             None if embeddings is None else open_store(embeddings),
         )

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nh2st_pipe.core.errors import SlideError
-from nh2st_pipe.slides import open_slide
-from nh2st_pipe.slides.base import read_tile
 
 __all__ = ["crops_of", "spread_over"]
 
@@ -44,6 +42,9 @@ def crops_of(path: Path, xy: NDArray[np.float64], about: Mapping[str, Any], slid
 
     Raises SlideError where the image cannot be read, or is not the one that was predicted.
     """
+    from nh2st_pipe.slides import open_slide
+    from nh2st_pipe.slides.base import read_tile
+
     slide = open_slide(path)
     try:
         if slide.size != (about["width"], about["height"]):

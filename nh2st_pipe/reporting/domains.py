@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from nh2st_pipe.core.errors import UsageError
 from nh2st_pipe.evaluation.null import moves
@@ -80,6 +79,8 @@ def _rand(one: NDArray[np.int64], two: NDArray[np.int64]) -> float:
 
 
 def _renumbered(labels: NDArray[np.int64], like: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    from scipy.optimize import linear_sum_assignment
+
     shared = np.zeros((number, number), np.int64)
     np.add.at(shared, (labels, like), 1)
     own, theirs = linear_sum_assignment(shared, maximize=True)

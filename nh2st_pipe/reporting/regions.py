@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import RunError, UsageError, listed, nearest
-from nh2st_pipe.tiles.masks import outlines_in
 
 __all__ = ["Region", "find_regions", "means_of", "read_regions"]
 
@@ -32,6 +30,8 @@ class Region:
 
     def rings(self, low: NDArray[np.float64], scale: float) -> list[list[list[float]]]:
         """Return its rings in px of a picture that begins at `low` (level-0 px), with `scale` px per level-0 px."""
+        import shapely
+
         parts = shapely.get_parts(shapely.get_parts(np.array(self.outlines, dtype=object)))
         found = []
         for part in parts[:_MOST_RINGS]:
@@ -74,6 +74,10 @@ def read_regions(path: Path, xy: NDArray[np.float64], origin: tuple[int, int]) -
     Outlines of one class are one region; those without a class go by their name.
     Raises SlideError where the file holds no outline, RunError where no spot lies in any of them.
     """
+    import shapely
+
+    from nh2st_pipe.tiles.masks import outlines_in
+
     of: dict[str, list[Any]] = {}
     for name, outline in outlines_in(path, "regions", by_name=True):
         moved = shapely.transform(outline, lambda places: places[:, :2] + np.array(origin))

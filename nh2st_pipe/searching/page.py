@@ -17,7 +17,7 @@ from nh2st_pipe.slides import Slide, open_slide
 from nh2st_pipe.slides.base import read_tile
 from nh2st_pipe.store.format import THUMBNAIL
 from nh2st_pipe.store.read import Store
-from nh2st_pipe.tiles.manifest import read_manifest
+from nh2st_pipe.tiles.manifest import slide_files
 
 __all__ = ["write_page"]
 
@@ -68,7 +68,7 @@ def write_page(path: Path, hits: Hits, store: Store, slides: Path | None, title:
 
     `asker` is the tile that was asked for. Raises SlideError where an image cannot be read.
     """
-    images = {} if slides is None else {row.slide_id: row.slide for row in read_manifest(slides)}
+    images = {} if slides is None else slide_files(slides)
     with _Pictures(store, images) as pictures:
         cards = [] if asker is None else [_card(asker, "What was asked for", pictures, "asker")]
         cards += [_card(hit, f"{rank}. {hit.slide_id}", pictures) for rank, hit in enumerate(hits, start=1)]

@@ -16,7 +16,6 @@ from nh2st_pipe.exporting.run import predictions_in
 from nh2st_pipe.exporting.view import PredictionView, read_view
 from nh2st_pipe.reporting.regions import read_regions
 from nh2st_pipe.searching.index import Index, IndexedSlide, index_of
-from nh2st_pipe.searching.picture import embedding_of
 from nh2st_pipe.searching.scan import nearest_tiles, slide_distance
 from nh2st_pipe.searching.where import Where
 from nh2st_pipe.store.read import open_store
@@ -151,6 +150,8 @@ def search(
     notices = _notices(found, searched, asker, query, condition, views)
     vector: NDArray[np.float16] | None = None
     if query.image is not None:
+        from nh2st_pipe.searching.picture import embedding_of
+
         given = None if weights is None else Path(weights)
         embedded = embedding_of(
             Path(query.image),

@@ -23,7 +23,7 @@ from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.slides.omezarr import OmeZarrSlide
 from nh2st_pipe.slides.resolution import implausible_mpp, plausible_mpp
 
-__all__ = ["SlideRow", "manifest_lines", "read_manifest", "write_manifest"]
+__all__ = ["SlideRow", "manifest_lines", "read_manifest", "slide_files", "write_manifest"]
 
 _KNOWN = ("slide_id", "slide", "expression", "patient", "mpp", "tissue")
 _REQUIRED = ("slide_id", "slide")
@@ -65,6 +65,11 @@ def read_manifest(path: str | Path) -> list[SlideRow]:
     path = Path(path)
     with fault_of(ManifestError, f"{path} cannot be used"):
         return _rows_of(path)
+
+
+def slide_files(path: str | Path) -> dict[str, Path]:
+    """Return where the slides of a manifest are, by name. Raises ManifestError as `read_manifest` does."""
+    return {row.slide_id: row.slide for row in read_manifest(path)}
 
 
 def _rows_of(path: Path) -> list[SlideRow]:
