@@ -17,7 +17,7 @@ from nh2st_pipe.core.devices import pick_head_device
 from nh2st_pipe.core.errors import OF_ONE_SLIDE, NH2STError, SlideError, StoreError, TrainError, UsageError, listed
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.progress import Progress
-from nh2st_pipe.data.panels import read_gene_file
+from nh2st_pipe.data.panels import genes_named
 from nh2st_pipe.data.pitch import overlap_for, parted, pitch_in_tiles, sublattice
 from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.data.targets import targets
@@ -233,21 +233,14 @@ def _columns(wanted: str | Path | Sequence[str] | None, known: list[str], model:
     """Return the places of the genes to be written among those of the model."""
     if wanted is None:
         return np.arange(len(known))
-    if isinstance(wanted, Path) or (isinstance(wanted, str) and Path(wanted).is_file()):
-        names: Sequence[str] = read_gene_file(Path(wanted))
-    else:
-        names = [name.strip() for name in wanted.split(",") if name.strip()] if isinstance(wanted, str) else wanted
+    names = genes_named(wanted)
     place = {gene: i for i, gene in enumerate(known)}
-    if len(names) == 1 and names[0] not in place and Path(names[0]).suffix in {".txt", ".csv", ".tsv", ".json"}:
-        raise UsageError(f"there is no gene file {names[0]}")
-    strangers = [name for name in dict.fromkeys(names) if name not in place]
+    strangers = [name for name in names if name not in place]
     if strangers:
         near = "; ".join(f"{name}{_nearest(name, known)}" for name in strangers[:5])
         more = f" and {len(strangers) - 5:,} more" if len(strangers) > 5 else ""
         raise UsageError(f"{model} does not predict {near}{more}")
-    if not names:
-        raise UsageError("--genes names no gene")
-    return np.array([place[name] for name in dict.fromkeys(names)], dtype=np.int64)
+    return np.array([place[name] for name in names], dtype=np.int64)
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -16,9 +16,11 @@ from nh2st_pipe.core.tables import read_text
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.store.read import SlideData
 
-__all__ = ["choose_panel", "read_gene_file"]
+__all__ = ["choose_panel", "genes_named", "read_gene_file"]
 
 _HEADERS = ("gene", "genes", "gene_name", "gene_names", "gene_symbol", "symbol")
+
+_FILES = (".txt", ".csv", ".tsv", ".json")
 
 _SEEN_IN = 0.01
 """Share of the spots in which a gene has to be seen, for its dispersion to say anything."""
@@ -46,6 +48,22 @@ def read_gene_file(path: Path) -> tuple[str, ...]:
     if not genes:
         raise UsageError(f"the gene file {path} names no genes; it should hold one a line")
     return tuple(genes)
+
+
+def genes_named(wanted: str | Path | Sequence[str]) -> tuple[str, ...]:
+    """Return genes, each once, as --genes names them: with commas between them, or a file with one a line.
+
+    Raises UsageError where it names none, or what is called like a file is none.
+    """
+    if isinstance(wanted, Path) or (isinstance(wanted, str) and Path(wanted).is_file()):
+        return read_gene_file(Path(wanted))
+    names = [name.strip() for name in wanted.split(",")] if isinstance(wanted, str) else wanted
+    found = tuple(dict.fromkeys(name for name in names if name))
+    if not found:
+        raise UsageError("--genes names no gene")
+    if len(found) == 1 and Path(found[0]).suffix in _FILES:
+        raise UsageError(f"there is no gene file {found[0]}")
+    return found
 
 
 def choose_panel(slides: Sequence[SlideData], recipe: TargetRecipe, others: Sequence[SlideData] = ()) -> list[str]:

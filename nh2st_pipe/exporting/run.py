@@ -13,7 +13,7 @@ import pandas as pd
 
 from nh2st_pipe.core.errors import RunError, SlideError, UsageError, listed, nearest, written_to
 from nh2st_pipe.core.progress import Progress
-from nh2st_pipe.data.panels import read_gene_file
+from nh2st_pipe.data.panels import genes_named
 from nh2st_pipe.exporting.view import PredictionView, read_view
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.folder import find_run
@@ -178,7 +178,7 @@ def export(
         from nh2st_pipe.tiles.manifest import slide_files
 
         where = slide_files(slides)
-    options = ExportOptions(_genes(genes), everything, where, ngff, base_url)
+    options = ExportOptions(None if genes is None else genes_named(genes), everything, where, ngff, base_url)
     files, verdicts = predictions_in(Path(predictions))
     files = list(only) if only is not None else files
     summary, views = ExportSummary(out), dict[str, PredictionView]()
@@ -261,18 +261,6 @@ def _check_free(targets: Sequence[Target], out: Path, views: dict[str, Predictio
                     raise RunError(f"{path} is a prediction that is to be exported: give another folder as --out")
                 if path.exists() and not force:
                     raise RunError(f"{path} is there already; --force writes it anew")
-
-
-def _genes(genes: str | Path | Sequence[str] | None) -> tuple[str, ...] | None:
-    if genes is None:
-        return None
-    if isinstance(genes, Path) or (isinstance(genes, str) and Path(genes).is_file()):
-        return tuple(read_gene_file(Path(genes)))
-    names = [name.strip() for name in genes.split(",")] if isinstance(genes, str) else list(genes)
-    found = tuple(name for name in names if name)
-    if not found:
-        raise UsageError("--genes names no gene")
-    return found
 
 
 def predictions_in(of: Path) -> tuple[list[Path], pd.DataFrame | None]:

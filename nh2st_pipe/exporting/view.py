@@ -6,7 +6,7 @@ Letters: n tiles, g genes, those that were chosen.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -85,12 +85,12 @@ class PredictionView:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
+    @cached_property
     def barcodes(self) -> list[str]:
         """Names of the tiles, n."""
         return [str(name) for name in self.obs.index[self.rows]]
 
-    @property
+    @cached_property
     def genes(self) -> list[str]:
         """Names of the genes, g."""
         return [str(name) for name in self.var.index[self.columns]]
@@ -100,12 +100,12 @@ class PredictionView:
         """Centres of the tiles, n × 2, level-0 px."""
         return self.every_xy[self.rows]
 
-    @property
+    @cached_property
     def trusted(self) -> list[bool | None]:
         """Whether each gene is trusted, None where there was no verdict; g."""
         return list(np.array(_verdicts(self.var), object)[self.columns])
 
-    @property
+    @cached_property
     def unlike(self) -> NDArray[np.bool_]:
         """Whether each tile is unlike the training tiles, n; none where that is not known."""
         return _unlike(self.obs)[self.rows]
@@ -123,7 +123,7 @@ class PredictionView:
         made = ", ".join(str(self.about[key]) for key in ("recipe", "encoder") if key in self.about)
         return f"{self.unit or 'values without a unit'}; predicted by {made or 'a head that is not named'}"
 
-    @property
+    @cached_property
     def marked_genes(self) -> list[str]:
         """Names of the genes, those that are not trusted marked, g."""
         known = {True: "", False: " (untrusted)", None: " (not judged)"}
@@ -233,10 +233,11 @@ def read_view(file: Path, verdicts: pd.DataFrame | None = None) -> PredictionVie
             raise RunError(
                 f"the predictions {file} are {shape}, and it names {len(obs):,} tiles and {len(var):,} genes"
             )
-    about = dict(uns.get("nh2st_pipe", {}))
-    said: Any = json.loads(str(about.get("image", "null")))
-    if said is None:
-        raise RunError(f"{file} does not say how large its tiles are: it is an earlier version's; predict again")
+        about = dict(uns.get("nh2st_pipe", {}))
+        said: Any = json.loads(str(about.get("image", "null"))) or {}
+        if any(said.get(key) is None for key in ("width", "height", "tile_level0_px")):
+            raise RunError(f"{file} does not say how large its tiles are: it is an earlier version's; predict again")
+        image = _image_of(said)
     slide_id = str(about.get("slide_id", file.stem))
     section = uns.get("spatial", {}).get(slide_id, {})
     factors = section.get("scalefactors", {})
@@ -248,15 +249,7 @@ def read_view(file: Path, verdicts: pd.DataFrame | None = None) -> PredictionVie
         file=file,
         slide_id=slide_id,
         unit=str(about.get("unit", "")),
-        image=ImageOf(
-            name=str(said.get("path", "")),
-            width=int(said["width"]),
-            height=int(said["height"]),
-            mpp=said.get("mpp"),
-            tile_px=float(said["tile_level0_px"]),
-            origin=None if said.get("origin") is None else (int(said["origin"][0]), int(said["origin"][1])),
-            fingerprint=str(said.get("fingerprint", "")),
-        ),
+        image=image,
         about=about,
         obs=obs,
         var=var,
@@ -267,6 +260,18 @@ def read_view(file: Path, verdicts: pd.DataFrame | None = None) -> PredictionVie
         picture=None if picture is None else np.asarray(picture, np.uint8),
         scale=float(factors.get("tissue_hires_scalef", 1.0)),
         spot_px=None if "spot_diameter_fullres" not in factors else float(factors["spot_diameter_fullres"]),
+    )
+
+
+def _image_of(said: Mapping[str, Any]) -> ImageOf:
+    return ImageOf(
+        name=str(said.get("path", "")),
+        width=int(said["width"]),
+        height=int(said["height"]),
+        mpp=None if said.get("mpp") is None else float(said["mpp"]),
+        tile_px=float(said["tile_level0_px"]),
+        origin=None if said.get("origin") is None else (int(said["origin"][0]), int(said["origin"][1])),
+        fingerprint=str(said.get("fingerprint", "")),
     )
 
 

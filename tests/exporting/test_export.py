@@ -258,6 +258,7 @@ def test_what_cannot_be_is_said_before_anything_is_written(tmp_path: Path) -> No
         ({"to": " , "}, "names no target"),
         ({"to": "csv", "genes": "G0,G77"}, "does not hold G77"),
         ({"to": "csv", "genes": " , "}, "names no gene"),
+        ({"to": "csv", "genes": "panel.txt"}, "there is no gene file panel.txt"),
         ({"to": "csv", "ngff": "0.3"}, "--ngff takes"),
     ]
     for arguments, words in wrong:
@@ -266,13 +267,30 @@ def test_what_cannot_be_is_said_before_anything_is_written(tmp_path: Path) -> No
     with pytest.raises(RunError, match="neither a prediction"):
         export(tmp_path / "nothing", "csv", tmp_path / "out")
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
-    data = anndata.read_h5ad(tmp_path / "p.h5ad")
-    del data.uns["nh2st_pipe"]["image"]
-    data.write_h5ad(tmp_path / "p.h5ad")
+    said = anndata.read_h5ad(tmp_path / "p.h5ad").uns["nh2st_pipe"]["image"]
+    without = {
+        "p": None,
+        "null": "null",
+        "empty": "{}",
+        "side": said.replace("tile_level0_px", "tile"),
+        "size": '{"height": 9}',
+    }
+    strange = {"json": "{", "words": said.replace('"mpp": 0.5', '"mpp": "half"'), "list": "[1, 2]"}
+    for name, image in {**without, **strange}.items():
+        prediction(tmp_path / f"{name}.h5ad", slide_id=name)
+        data = anndata.read_h5ad(tmp_path / f"{name}.h5ad")
+        if image is None:
+            del data.uns["nh2st_pipe"]["image"]
+        else:
+            assert image != said
+            data.uns["nh2st_pipe"]["image"] = image
+        data.write_h5ad(tmp_path / f"{name}.h5ad")
     (tmp_path / "broken.h5ad").write_bytes(b"\x89HDF\r\n\x1a\nand so on")
     failed = export(tmp_path, "csv", tmp_path / "out").failed
-    assert "does not say how large its tiles are" in failed["p"]
-    assert "cannot be read" in failed["broken"]
+    for name in without:
+        assert "does not say how large its tiles are" in failed[name]
+    for name in (*strange, "broken"):
+        assert f"the predictions {tmp_path / name}.h5ad cannot be read" in failed[name]
 
 
 def test_a_run_lends_its_verdicts_to_what_it_held_out(make_study: Any, tmp_path: Path) -> None:
