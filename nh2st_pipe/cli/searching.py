@@ -30,6 +30,7 @@ def index(
 ) -> None:
     """Make or renew the index that `search` needs: only slides that are new or have changed are read."""
     from nh2st_pipe.core.progress import progress_for_terminal
+    from nh2st_pipe.evaluation.statistics import many
     from nh2st_pipe.searching.index import index_of
     from nh2st_pipe.store.read import open_store
 
@@ -41,9 +42,8 @@ def index(
         "tiles": len(found),
         "renewed": list(found.renewed),
     }
-    words = (
-        f"{found.path}: {len(found):,} tiles of {len(found.slides):,} slides, {len(found.renewed):,} of them read now"
-    )
+    of = f"{many(len(found), 'tile')} of {many(len(found.slides), 'slide')}"
+    words = f"{found.path}: {of}, {len(found.renewed):,} of them read now"
     show(record, as_json, lambda: typer.echo(words))
 
 
@@ -90,6 +90,8 @@ def search(
     from nh2st_pipe.searching.search import Query
     from nh2st_pipe.searching.search import search as run
 
+    if slides is not None and html is None:
+        raise UsageError("--slides says where the slides are for a page to show them; --html FILE says which page")
     named = tuple(name.strip() for name in (genes or "").split(",") if name.strip())
     query = Query(slide, tile, _place(at), region, image, mpp, where, same_patient, named, k)
     with progress_for_terminal() as progress:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import RunError, UsageError, listed, nearest
 from nh2st_pipe.core.progress import Progress
+from nh2st_pipe.evaluation.statistics import many
 from nh2st_pipe.exporting.run import predictions_in
 from nh2st_pipe.exporting.view import PredictionView, read_view
 from nh2st_pipe.reporting.regions import read_regions
@@ -48,6 +49,29 @@ class Query:
     genes: tuple[str, ...] = ()
     """Of which values are told, beside those that `where` names."""
     k: int = 20
+
+    @property
+    def within(self) -> list[str]:
+        """What says where on the slide: tile, at and region, those that are given."""
+        return [name for name in ("tile", "at", "region") if getattr(self, name) is not None]
+
+    def check(self) -> None:
+        """Raise UsageError where nothing is asked for, or what is given goes with nothing or not together."""
+        if self.where is None and self.slide is None and self.image is None and not self.within:
+            raise UsageError(
+                "search for something: --slide NAME, with --tile, --at or --region, --image FILE, or --where CONDITION"
+            )
+        if self.image is not None and self.slide is not None:
+            raise UsageError("--image and --slide ask for different things; give one of them")
+        if len(self.within) > 1:
+            one, other = self.within[:2]
+            raise UsageError(f"--{one} and --{other} ask for different things; give one of them")
+        if self.within and self.slide is None:
+            raise UsageError(f"--{self.within[0]} says where on a slide; --slide NAME says which slide")
+        if self.mpp is not None and self.image is None:
+            raise UsageError("--mpp says the scale of a picture; --image FILE says which picture")
+        if self.k < 1:
+            raise UsageError(f"-k takes 1 and more, not {self.k}")
 
 
 @dataclass(frozen=True)
@@ -106,6 +130,8 @@ class Hits:
         """Return the hits as a polars data frame."""
         import polars as pl
 
+        if not self.hits:
+            return pl.DataFrame(schema=list(Hit("", "", None, "", 0.0, 0.0).record()))
         return pl.DataFrame([hit.record() for hit in self.hits], infer_schema_length=None)
 
 
@@ -129,18 +155,11 @@ def search(
     Raises UsageError where the query asks for what is not there or cannot be understood, StoreError and RunError where
     store, index or predictions cannot be read.
     """
-    opened = open_store(store)
-    found = index_of(opened, index, progress=progress)
+    query.check()
     condition = None if query.where is None else Where(query.where)
     views = _views(predictions, condition, query.genes)
-    if condition is None and query.slide is None and query.image is None:
-        raise UsageError(
-            "search for something: --slide NAME, with --tile, --at or --region, --image FILE, or --where CONDITION"
-        )
-    if query.image is not None and query.slide is not None:
-        raise UsageError("--image and --slide ask for different things; give one of them")
-    if query.k < 1:
-        raise UsageError(f"-k takes 1 and more, not {query.k}")
+    opened = open_store(store)
+    found = index_of(opened, index, progress=progress)
     asker = None if query.slide is None else _slide(found, query.slide)
     searched = [slide for slide in found.slides.values() if _may_be_found(slide, asker, query.same_patient)]
     masks = {} if condition is None else _masks(condition, views, searched)
@@ -196,10 +215,7 @@ def _may_be_found(slide: IndexedSlide, asker: IndexedSlide | None, same_patient:
 
 def _vector(query: Query, asker: IndexedSlide, origin: tuple[int, int]) -> NDArray[np.float16] | None:
     """Return what tiles are held against; None where it is the whole slide. Raises UsageError."""
-    asked = [name for name in ("tile", "at", "region") if getattr(query, name) is not None]
-    if len(asked) > 1:
-        raise UsageError(f"--{asked[0]} and --{asked[1]} ask for different things; give one of them")
-    if not asked:
+    if not query.within:
         return None
     row = _row(query, asker)
     if row is not None:
@@ -294,9 +310,8 @@ def _notices(
     if asker is not None and not query.same_patient:
         own = [slide for slide in index.slides.values() if slide.patient == asker.patient and slide is not asker]
         if own:
-            found.append(
-                f"{len(own):,} more slides of patient {asker.patient} are left out; --same-patient takes them in"
-            )
+            others = f"{many(len(own), 'more slide')} of patient {asker.patient}"
+            found.append(f"{others} {'is' if len(own) == 1 else 'are'} left out without --same-patient")
     if condition is not None:
         without = [name for name in index.slides if name not in views]
         if without:

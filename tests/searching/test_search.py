@@ -66,7 +66,7 @@ def test_the_likest_tiles_are_found_and_not_those_of_the_askers_patient(store: P
     for hit, (like, name, row) in zip(found, every, strict=False):
         assert hit.likeness == pytest.approx(like, abs=2e-3)
         assert (hit.slide_id, hit.tile, hit.x, hit.y) == (name, f"AA-{row}", *XY[row])
-    assert "1 more slides of patient A are left out" in found.notices[0]
+    assert "1 more slide of patient A is left out" in found.notices[0]
     own = search(store, Query(slide="a1", at=(151.0, 152.0), k=40, same_patient=True))
     assert {hit.slide_id for hit in own} == {"a2", "b1", "c1"}
     assert own.searched == 48
@@ -243,6 +243,10 @@ def test_what_cannot_be_searched_for_is_said(store: Path) -> None:
         (Query(where="G0 > 1"), None, UsageError, "--predictions FOLDER says where they are"),
         (Query(where="G77 > 1"), "p", UsageError, "does not predict G77"),
         (Query(slide="a1", k=0), None, UsageError, "-k takes 1 and more"),
+        (Query(tile="AA-1"), None, UsageError, "--tile says where on a slide"),
+        (Query(at=(1, 1), where="G0 > 1"), "p", UsageError, "--at says where on a slide"),
+        (Query(region="r.geojson", image="tile.png"), None, UsageError, "--region says where on a slide"),
+        (Query(slide="a1", mpp=0.5), None, UsageError, "--mpp says the scale of a picture"),
         (Query(where="G0 > -9"), "p", RunError, "has other tiles than slide a1"),
     ]
     for query, folder, kind, words in wrong:
@@ -263,6 +267,16 @@ def test_the_command_tells_and_writes_what_it_found(store: Path, tmp_path: Path)
     said = json.loads(runner.invoke(app, [*asked, "--json"]).stdout)
     assert table["tile"].to_list() == [hit["tile"] for hit in said["hits"]]
     assert isinstance(runner.invoke(app, [*asked[:-4], "--at", "150"]).exception, UsageError)
+    (store.parent / "p").mkdir()
+    prediction(store.parent / "p/a1.h5ad", slide_id="a1")
+    nothing = ["--where", "G0 > 999", "--predictions", str(store.parent / "p"), "--out", str(tmp_path / "none.csv")]
+    done = runner.invoke(app, ["search", str(store), *nothing])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1] == "0 found among 0 tiles"
+    assert pl.read_csv(tmp_path / "none.csv").columns == [*table.columns]
+    alone = runner.invoke(app, [*asked, "--slides", "manifest.csv"]).exception
+    assert isinstance(alone, UsageError)
+    assert "--html FILE says which page" in str(alone)
 
 
 def test_a_picture_of_ones_own_is_searched_for(make_study: Any, tmp_path: Path) -> None:
