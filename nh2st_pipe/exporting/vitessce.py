@@ -53,7 +53,7 @@ def _write_values(view: PredictionView, path: Path) -> None:
     obs = pd.DataFrame(index=pd.Index(view.barcodes, name="tile", dtype=object))
     unlike = np.where(view.unlike, "unlike the training tiles", "like the training tiles")
     obs["likeness"] = pd.Categorical(unlike)
-    var = pd.DataFrame(index=pd.Index(view.genes, name="gene", dtype=object))
+    var = pd.DataFrame(index=pd.Index(view.marked_genes, name="gene", dtype=object))
     var["trusted"] = [verdict is True for verdict in view.trusted]
     parts: dict[str, Any] = {
         "obs": obs,
@@ -133,7 +133,7 @@ def _config(view: PredictionView, base: str) -> dict[str, Any]:
         "coordinationSpace": {
             "dataset": {"A": "A"},
             **{kind: {"A": value} for kind, value in _OF.items()},
-            "featureSelection": {"A": view.genes[:1]},
+            "featureSelection": {"A": view.marked_genes[:1]},
             "obsColorEncoding": {"A": "geneSelection"},
         },
         "layout": [

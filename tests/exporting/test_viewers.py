@@ -43,7 +43,7 @@ def test_vitessce_gets_what_its_viewer_can_read(tmp_path: Path, monkeypatch: pyt
     with quiet_warnings():
         data = anndata.read_zarr(folder / "predicted.zarr")
     np.testing.assert_array_equal(data.X, values)
-    assert list(data.var_names) == ODD
+    assert list(data.var_names) == [f"{gene} (untrusted)" if gene == "<&>" else gene for gene in ODD]
     assert data.var["trusted"].tolist() == [gene != "<&>" for gene in ODD]
     options = values_file["options"]
     for path in (options["obsLocations"]["path"], options["obsSegmentations"]["path"], options["obsSets"][0]["path"]):
