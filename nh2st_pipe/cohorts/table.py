@@ -150,7 +150,8 @@ class Cohort:
         obs["slides"] = [len(slides) for slides in of.values()]
         obs["tiles"] = [sum(s.tiles - (s.unlike or 0) for s in slides) for slides in of.values()]
         var = pd.DataFrame(index=pd.Index(self.genes, name="gene", dtype=object))
-        var["trusted"] = [gene in set(self.trusted) for gene in self.genes]
+        trusted = set(self.trusted)
+        var["trusted"] = [gene in trusted for gene in self.genes]
         data = anndata.AnnData(mean("means"), obs=obs, var=var)
         if any(slide.measured for slide in self.slides):
             data.layers["measured"] = mean("measured")
@@ -166,9 +167,9 @@ def cohort_of(predictions: str | Path, sets: Sequence[GeneSet] = (), *, progress
     the cohort.
     """
     files, verdicts = predictions_in(Path(predictions))
-    slides, failed, units = list[SlideSummary](), dict[str, str](), dict[str, str]()
+    slides, failed, units = dict[str, SlideSummary](), dict[str, str](), dict[str, str]()
     judged: dict[str, list[bool]] = {}
-    genes: dict[str, None] = {}
+    of: dict[str, None] = {}
     progress = progress or Progress()
     progress.start("reading predictions", len(files), "slides")
     for number, file in enumerate(files):
@@ -179,26 +180,27 @@ def cohort_of(predictions: str | Path, sets: Sequence[GeneSet] = (), *, progress
         except RunError as error:
             failed[file.stem] = str(error)
             continue
-        if any(summary.slide_id == other.slide_id for other in slides):
+        if summary.slide_id in slides:
             raise RunError(f"{file} is of slide {summary.slide_id}, of which there is a prediction already")
         units.setdefault(view.unit, summary.slide_id)
         if len(units) > 1:
             (one, first), (two, second) = list(units.items())[:2]
             raise RunError(f"{first} is predicted as {one or 'values without a unit'}, and {second} as {two}")
-        slides.append(summary)
-        genes |= dict.fromkeys(view.genes)
+        slides[summary.slide_id] = summary
+        of |= dict.fromkeys(view.genes)
         for gene, verdict in zip(view.genes, view.trusted, strict=True):
             if verdict is not None:
                 judged.setdefault(gene, []).append(verdict)
     if not slides:
         raise RunError(f"none of {len(files):,} predictions can be read: {next(iter(failed.values()))}")
+    genes = list(of)
     trusted = [gene for gene in genes if gene in judged and all(judged[gene])]
-    doubted = {gene for gene in genes if judged and gene not in set(trusted)}
-    found = Cohort(slides, next(iter(units)), list(genes), trusted, failed=failed)
+    doubted = set(genes).difference(trusted) if judged else set()
+    found = Cohort(list(slides.values()), next(iter(units)), genes, trusted, failed=failed)
     for each in sets:
-        places, words = each.of(list(genes), doubted)
+        places, words = each.of(genes, doubted)
         if places:
-            found.sets[f"{PREFIX}{each.name}"] = [list(genes)[place] for place in places]
+            found.sets[f"{PREFIX}{each.name}"] = [genes[place] for place in places]
             found.notices.append(f"{PREFIX}{each.name} is of {words}")
         else:
             found.notices.append(
