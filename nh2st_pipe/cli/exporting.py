@@ -120,9 +120,10 @@ def export_record(summary: ExportSummary) -> dict[str, Any]:
 
 def say_export(summary: ExportSummary) -> None:
     """Say what was exported, and what not."""
+    from nh2st_pipe.evaluation.statistics import many
+
     for notice in summary.notices:
         typer.echo(f"note: {notice}")
     say_failed(summary.failed)
-    n = sum(map(len, summary.files.values()))
-    slides = len(summary.files)
-    typer.echo(f"{n:,} file{'s' * (n != 1)} of {slides:,} slide{'s' * (slides != 1)} in {summary.out}")
+    files = sum(map(len, summary.files.values()))
+    typer.echo(f"{many(files, 'file')} of {many(len(summary.files), 'slide')} in {summary.out}")

@@ -32,9 +32,8 @@ _SCANNED_PART = (".mrxs", ".scn", ".bif", ".dcm")
 """Of images of which QuPath may show the part that was scanned, and count from its corner."""
 
 _UNLIKE = "unlike %"
-_SPACE = uuid.UUID(
-    "7d6f1f0e-6d0c-4c5f-9a63-2f0e5b7a9c11"
-)  # of our ids, which are the same whenever a slide is exported
+# of our ids, which are the same whenever a slide is exported
+_SPACE = uuid.UUID("7d6f1f0e-6d0c-4c5f-9a63-2f0e5b7a9c11")
 _LEVEL = 1  # of gzip: numbers shrink little more for three times as long
 
 

@@ -12,8 +12,9 @@ from scipy.spatial import cKDTree
 
 from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.exporting.view import PredictionView
+from nh2st_pipe.tiles.lattice import pitch_px
 
-__all__ = ["Raster", "halved", "pitch_of", "raster_of"]
+__all__ = ["Raster", "halved", "raster_of"]
 
 _OFF_GRID = 0.1  # of the pitch, by which a tile may lie beside its place
 _REACH = 0.75  # of the pitch, from a tile's centre to that of a px which shows it
@@ -49,14 +50,9 @@ class Raster:
                 yield np.append(values[:, column], np.float32(np.nan))[self.tile]  # -1 is the last
 
 
-def pitch_of(xy: NDArray[np.float64]) -> float | None:
-    """Return how far tiles (n × 2 centres) are from their nearest, the median; None of a single one."""
-    return float(np.median(cKDTree(xy).query(xy, k=[2])[0])) if len(xy) > 1 else None
-
-
 def raster_of(view: PredictionView) -> Raster:
     """Lay the chosen tiles of a prediction on a raster. Raises RunError where it would be immense."""
-    pitch = pitch_of(view.every_xy) or view.image.tile_px  # of all tiles: the chosen may be far apart
+    pitch = pitch_px(view.every_xy) or view.image.tile_px  # of all tiles: the chosen may be far apart
     low, high = view.xy.min(axis=0), view.xy.max(axis=0)
     steps = (view.xy - low) / pitch
     on_grid = bool((np.abs(steps - np.rint(steps)) < _OFF_GRID).all())

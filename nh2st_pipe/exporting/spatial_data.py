@@ -21,9 +21,9 @@ from spatialdata.transformations import Identity, Scale
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.core.whole import folder_whole
 from nh2st_pipe.exporting.h5ad import adata_of
-from nh2st_pipe.exporting.rasters import pitch_of
 from nh2st_pipe.exporting.run import ExportOptions
 from nh2st_pipe.exporting.view import PredictionView
+from nh2st_pipe.tiles.lattice import pitch_px
 
 __all__ = ["element_name", "write"]
 
@@ -73,7 +73,7 @@ def study_of(view: PredictionView) -> spatialdata.SpatialData:
 def _of_lazyslide(view: PredictionView, tiles: str) -> dict[str, Any]:
     """Return what LazySlide (wsidata) knows a slide and its tiles by."""
     image, side = view.image, max(1, round(view.image.tile_px))
-    stride = max(1, round(pitch_of(view.every_xy) or image.tile_px))
+    stride = max(1, round(pitch_px(view.every_xy) or image.tile_px))
     shape = [image.height, image.width]
     return {
         "slide_properties": {

@@ -25,7 +25,6 @@ import pandas as pd
 from anndata.io import read_elem
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.spatial import cKDTree
 
 from nh2st_pipe.core.errors import RunError, reason_of
 from nh2st_pipe.core.quiet import quiet_warnings
@@ -36,6 +35,7 @@ from nh2st_pipe.reporting.crops import crops_of
 from nh2st_pipe.reporting.domains import compared, domains_of
 from nh2st_pipe.reporting.regions import Region, find_regions, means_of, read_regions
 from nh2st_pipe.reporting.sets import PREFIX, GeneSet, score_of
+from nh2st_pipe.tiles.lattice import pitch_px
 
 __all__ = ["SlideMaps", "moran_columns", "packed", "read_slides"]
 
@@ -387,11 +387,17 @@ def _domains(
 
 
 def _crops(of: SlideMaps, image: Path, slides: int) -> tuple[list[int], list[str]]:
-    about = json.loads(str(of.about.get("image") or "{}"))
-    if "tile_level0_px" not in about:
+    image_of = _image(of.about)
+    if any(image_of.get(key) is None for key in ("width", "height", "tile_level0_px")):
         raise RunError(f"{of.file} does not say how large its tiles are: it is an earlier version's; predict again")
     with _opened(of.file) as data:
-        return crops_of(image, np.asarray(data["obsm/spatial"], np.float64), about, slides)
+        return crops_of(image, np.asarray(data["obsm/spatial"], np.float64), image_of, slides)
+
+
+def _image(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a prediction says of its image, nothing where it is an earlier version's."""
+    said: dict[str, Any] = json.loads(str(about.get("image", "null"))) or {}
+    return said
 
 
 def _name(file: Path) -> str:
@@ -404,13 +410,13 @@ def _name(file: Path) -> str:
 def _regions(path: Path | None, xy: NDArray[np.float64], about: dict[str, Any]) -> list[Region]:
     if path is None:
         return []
-    origin = json.loads(str(about.get("image") or "{}")).get("origin") or (0, 0)
+    origin = _image(about).get("origin") or (0, 0)
     return read_regions(path, xy, (int(origin[0]), int(origin[1])))
 
 
 def _um_per_px(about: dict[str, Any], level0_px: float) -> float | None:
     """Return µm per px of the picture, each so many level-0 px; None where the file does not say the slide's mpp."""
-    mpp = json.loads(str(about.get("image") or "{}")).get("mpp")
+    mpp = _image(about).get("mpp")
     return None if mpp is None else _short(float(mpp) * level0_px)
 
 
@@ -427,7 +433,7 @@ def _background(
     which = "hires" if "hires" in images else "lowres"  # runs of earlier versions have this one
     picture = images.get(which)
     factors = section.get("scalefactors", {})
-    step = float(np.median(cKDTree(xy).query(xy, k=[2])[0])) if len(xy) > 1 else 0.0
+    step = pitch_px(xy)
     diameter = float(factors.get("spot_diameter_fullres", 0.0)) or step or 1.0
     square = bool(step) and diameter >= 0.97 * step
     # Spots may touch and never overlap.

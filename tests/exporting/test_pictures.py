@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.exporting import ome_zarr, rasters, view
-from nh2st_pipe.exporting.rasters import halved, pitch_of, raster_of
+from nh2st_pipe.exporting.rasters import halved, raster_of
 from nh2st_pipe.exporting.run import export
 from nh2st_pipe.exporting.view import read_view
 from tests.exporting.made import ODD, genes_of, prediction
@@ -60,7 +60,14 @@ def test_a_level_is_the_mean_of_what_is_there() -> None:
     picture = np.array([[1, 3, nan], [nan, 2, nan], [4, nan, 8]], np.float32)
     expected = np.array([[2, nan], [4, 8]], np.float32)
     np.testing.assert_array_equal(halved(picture), expected)
-    assert pitch_of(np.zeros((1, 2))) is None
+
+
+def test_a_single_tile_is_a_px_as_large_as_it(tmp_path: Path) -> None:
+    values = prediction(tmp_path / "p.h5ad", side=1, tile=40.0)
+    chosen = read_view(tmp_path / "p.h5ad").chosen(everything=True)
+    raster = raster_of(chosen)
+    assert (raster.tile.tolist(), raster.px, raster.first) == ([[0]], 40.0, (100.0, 100.0))
+    assert next(raster.pictures(chosen)).tolist() == [[values[0, 0]]]
 
 
 @pytest.mark.parametrize("side", [4, 23], ids=["one level", "several"])
