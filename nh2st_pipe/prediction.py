@@ -318,7 +318,7 @@ def _predict(
 def _pitch_apart(slide: SlideData, about: About, step: int) -> str | None:
     """Say in words that tiles have their neighbours at another distance than was trained on, if so."""
     own = pitch_in_tiles(slide)
-    if own is None or about.pitch is None or slide.counts is not None:
+    if own is None or about.pitch is None or slide.measured:
         return None
     pitch = own * step
     if abs(pitch / about.pitch - 1) <= _PITCH_TOLERANCE:
@@ -422,7 +422,7 @@ def _embed(
 
 def _truth(slide: SlideData, genes: list[str], about: About) -> NDArray[np.float32] | None:
     """Return the targets where the slide has counts and they can be made from them."""
-    if slide.counts is None:
+    if not slide.measured:
         return None
     try:
         return targets(slide, genes, about.targets, about.scale_genes or None).values

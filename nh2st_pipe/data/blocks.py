@@ -53,4 +53,5 @@ def part_of(slide: SlideData, rows: NDArray[np.int64], block: int) -> SlideData:
         views=slide.views[:0],
         neighbours=around,
         counts=None if slide.counts is None else slide.counts[rows],
+        stored=None if slide.stored is None else slide.stored.take(rows),
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
+
+from nh2st_pipe.store.read import SlideData
 
 __all__ = ["Counts"]
 
@@ -16,16 +18,16 @@ __all__ = ["Counts"]
 class Counts:
     """Rows of a sparse matrix of counts, by gene."""
 
-    matrix: sp.csr_matrix
-    """Of all the slide's spots."""
+    matrix: Callable[[], sp.csr_matrix]
+    """Gives all the slide's spots'."""
     genes: Sequence[str]
     rows: NDArray[np.int64]
     """Those that are meant."""
 
     @classmethod
-    def of(cls, matrix: sp.csr_matrix, genes: Sequence[str]) -> Counts:
-        """Return all rows of `matrix`, whose columns are `genes`."""
-        return cls(matrix, genes, np.arange(matrix.shape[0]))
+    def of(cls, slide: SlideData) -> Counts | None:
+        """Return those of all of a slide's spots; None where it has none."""
+        return cls(slide.counted, slide.genes, np.arange(len(slide))) if slide.measured else None
 
     def subset(self, kept: NDArray[np.bool_]) -> Counts:
         """Return the rows that are `kept`; no count is copied."""
@@ -39,5 +41,5 @@ class Counts:
         have = [i for i, gene in enumerate(genes) if gene in place]
         if have:
             columns = [place[genes[i]] for i in have]
-            out[:, have] = self.matrix[self.rows[rows]][:, columns].toarray()
+            out[:, have] = self.matrix()[self.rows[rows]][:, columns].toarray()
         return out

@@ -113,9 +113,12 @@ def _none_in_common(slides: Sequence[SlideData]) -> str:
 
 def _columns(slide: SlideData, genes: list[str]) -> tuple[sp.csr_matrix, NDArray[np.int64]]:
     """Return a slide's counts and the columns of `genes` in them."""
-    assert slide.counts is not None
     place = {gene: i for i, gene in enumerate(slide.genes)}
-    return slide.counts, np.array([place[gene] for gene in genes])
+    return slide.counted(), np.array([place[gene] for gene in genes], dtype=np.int64)
+
+
+def _of_spots(counts: sp.csr_matrix) -> NDArray[np.float64]:
+    return np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
 
 
 def _mean_counts(slides: Sequence[SlideData], genes: list[str]) -> NDArray[np.float64]:
@@ -129,12 +132,12 @@ def _mean_counts(slides: Sequence[SlideData], genes: list[str]) -> NDArray[np.fl
 
 def _dispersion(slides: Sequence[SlideData], genes: list[str]) -> NDArray[np.float64]:
     """Return variance over mean of each gene's scaled counts over all spots; −∞ for genes that are hardly seen."""
-    sums = np.concatenate([np.asarray(slide.counts.sum(axis=1), dtype=np.float64).ravel() for slide in slides])  # type: ignore[union-attr]
+    sums = np.concatenate([_of_spots(slide.counted()) for slide in slides])
     middle = float(np.median(sums[sums > 0])) if (sums > 0).any() else 1.0
     total, squares, seen = np.zeros(len(genes)), np.zeros(len(genes)), np.zeros(len(genes))
     for slide in slides:
         counts, columns = _columns(slide, genes)
-        of_spot = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+        of_spot = _of_spots(counts)
         scaled = sp.csr_matrix(sp.diags(middle / np.where(of_spot > 0, of_spot, 1.0)) @ counts.astype(np.float64))
         total += np.asarray(scaled.sum(axis=0)).ravel()[columns]
         squares += np.asarray(scaled.multiply(scaled).sum(axis=0)).ravel()[columns]

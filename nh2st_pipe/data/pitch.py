@@ -44,7 +44,7 @@ def parted(slide: SlideData, trained: float | None) -> tuple[int, list[NDArray[n
     """
     own = pitch_in_tiles(slide)
     step = 1 if trained is None or own is None else round(trained / own)
-    if step <= 1 or slide.counts is not None or slide.array_row is None or slide.array_col is None:
+    if step <= 1 or slide.measured or slide.array_row is None or slide.array_col is None:
         return 1, [np.arange(len(slide))]
     which = slide.array_row % step * step + slide.array_col % step
     return step, [np.flatnonzero(which == each) for each in np.unique(which)]
@@ -56,7 +56,7 @@ def sublattice(slide: SlideData, rows: NDArray[np.int64], step: int) -> SlideDat
     """
     if step == 1:
         return slide
-    assert slide.counts is None
+    assert not slide.measured
     return replace(
         slide,
         barcodes=[slide.barcodes[i] for i in rows],

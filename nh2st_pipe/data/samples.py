@@ -19,9 +19,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nh2st_pipe.core.errors import TrainError
+from nh2st_pipe.core.memory import require
 from nh2st_pipe.core.names import part_name
 from nh2st_pipe.data.counts import Counts
 from nh2st_pipe.data.smoothing import grid_mean, near_mean
+from nh2st_pipe.data.targets import StreamedTargets
+from nh2st_pipe.data.truth import Cut, Truth
 
 if TYPE_CHECKING:
     from nh2st_pipe.data.targets import Targets
@@ -145,6 +149,10 @@ class Samples:
     parts: tuple[Part, ...] = ()
     smoothed: bool = False
     """Whether the target is a mean over grid neighbours."""
+    truth: Truth | None = None
+    """What makes the target where it does not lie in memory: `target` and `raw` are None then."""
+    spare: int | None = None
+    """How many bytes a head may keep in memory beside them; None as many as it wants."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -173,17 +181,19 @@ class Samples:
     def of(
         cls,
         slides: Sequence[SlideData],
-        targets: Sequence[Targets] | None = None,
+        targets: Sequence[Targets] | StreamedTargets | None = None,
         *,
         neighbours: int,
         device: torch.device | None = None,
         cache: Cache | None = None,
         places: Sequence[NDArray[np.int64]] | None = None,
         smoothed: bool = False,
+        spare: int | None = None,
     ) -> Samples:
         """Put slides behind each other; rows of neighbours count on from slide to slide.
 
-        `places` are the slides' rows of `cache`. Without a cache one is made of the slides' own views.
+        `places` are the slides' rows of `cache`. Without a cache one is made of the slides' own views. Targets that are
+        streamed stay so.
         """
         if cache is None:
             views = slides[0].views if len(slides) == 1 else np.concatenate([slide.views for slide in slides])
@@ -198,7 +208,6 @@ class Samples:
             table = slide.neighbours[:, :neighbours].astype(np.int64)
             tables.append(np.where(table < 0, np.arange(n)[:, None], table) + offset)
             rows.append(place)
-            counts = None if slide.counts is None else Counts.of(slide.counts, slide.genes)
             parts.append(
                 Part(
                     slide.slide_id,
@@ -208,13 +217,19 @@ class Samples:
                     slide.grid,
                     slide.stain_shift,
                     slide.block,
-                    counts,
+                    Counts.of(slide),
                     slide.slide_vector,
                     slide.slide_vectors,
                 )
             )
             offset += n
-        made = targets or []
+        truth, depth = None, None
+        if isinstance(targets, StreamedTargets):
+            truth = Truth.whole(targets, [part.name for part in parts])
+            depth = np.concatenate([targets.depth(part.name) for part in parts])
+        elif targets:
+            depth = np.concatenate([each.depth for each in targets])
+        made = [] if targets is None or truth is not None else list[Any](targets)
         values, raw = ([getattr(each, name) for each in made] for name in ("values", "raw"))
         same = all(v is r for v, r in zip(values, raw, strict=True))
         target = torch.from_numpy(np.concatenate(values)).to(device) if made else None
@@ -224,10 +239,70 @@ class Samples:
             neighbours=torch.from_numpy(np.concatenate(tables)).to(device),
             target=target,
             raw=target if same else torch.from_numpy(np.concatenate(raw)).to(device),
-            depth=torch.from_numpy(np.concatenate([each.depth for each in made])).to(device) if made else None,
+            depth=None if depth is None else torch.from_numpy(depth).to(device),
             parts=tuple(parts),
             smoothed=smoothed,
+            truth=truth,
+            spare=spare,
         )
+
+    @property
+    def n_genes(self) -> int:
+        """G; 0 without targets."""
+        if self.truth is not None:
+            return self.truth.n_genes
+        return 0 if self.target is None else self.target.shape[1]
+
+    def targets(self, rows: slice) -> torch.Tensor:
+        """Return what is judged of the spots `rows`, b × G, float32, wherever targets are."""
+        if self.truth is None:
+            assert self.target is not None
+            return self.target[rows]
+        return self._made(rows, self.truth, 0)
+
+    def raws(self, rows: slice) -> torch.Tensor:
+        """Return the same before smoothing."""
+        if self.truth is None:
+            assert self.raw is not None
+            return self.raw[rows]
+        return self._made(rows, self.truth, 1)
+
+    def _made(self, rows: slice, truth: Truth, which: int) -> torch.Tensor:
+        start, stop, _ = rows.indices(len(self))
+        found = []
+        for i, part in enumerate(self.parts):
+            first, last = max(start, part.start), min(stop, part.stop)
+            if first < last:
+                found.append(truth.made(i)[which][first - part.start : last - part.start])
+        return torch.from_numpy(found[0] if len(found) == 1 else np.concatenate(found)).to(self.device)
+
+    def target_mean(self) -> torch.Tensor:
+        """Return the mean of each gene over all spots, G, float64: NaN where a slide lacks it."""
+        slides = self.parts or (Part("", 0, len(self), np.zeros((len(self), 2))),)
+        total = torch.zeros(self.n_genes, dtype=torch.float64, device=self.device)
+        for part in slides:
+            total += self.targets(part.rows).double().sum(0)
+        return total / len(self)
+
+    def in_memory(self) -> Samples:
+        """Return the same with its targets in memory, for heads that need them all at once.
+
+        Raises TrainError where they do not fit.
+        """
+        if self.truth is None:
+            return self
+        size = 4 * len(self) * self.n_genes * (2 if self.smoothed else 1)
+        what = f"targets of {len(self):,} spots and {self.n_genes:,} genes, which this head needs all at once,"
+        require(size, what, TrainError, "train on fewer genes (--genes), or nh2st-context or ridge-context")
+        shape = len(self), self.n_genes
+        raw = torch.empty(shape)
+        target = torch.empty(shape) if self.smoothed else raw
+        for i, part in enumerate(self.parts):
+            values, before = (torch.from_numpy(each) for each in self.truth.made(i))
+            raw[part.rows] = before
+            target[part.rows] = values
+        raw = raw.to(self.device)
+        return replace(self, target=target.to(self.device) if self.smoothed else raw, raw=raw, truth=None)
 
     def gather(self, rows: torch.Tensor, views: int | torch.Tensor | slice) -> torch.Tensor:
         """Return the embeddings of `rows` of these samples, each in its view; see Cache.gather."""
@@ -256,19 +331,33 @@ class Samples:
         """Return the spots of one slide of these, whole."""
         if len(self.parts) == 1:
             return self
-        kept = torch.zeros(len(self), dtype=torch.bool, device=self.device)
-        kept[part.rows] = True
-        return self.subset(kept)
+        own, n = part.rows, part.stop - part.start
+        raw = None if self.raw is None else self.raw[own]
+        return replace(
+            self,
+            rows=self.rows[own],
+            neighbours=self.neighbours[own] - part.start,
+            target=raw if self.raw is self.target else None if self.target is None else self.target[own],
+            raw=raw,
+            depth=None if self.depth is None else self.depth[own],
+            parts=(replace(part, start=0, stop=n),),
+            truth=None if self.truth is None else self.truth.only([self._place(part)], [None]),
+        )
+
+    def _place(self, part: Part) -> int:
+        return next(i for i, each in enumerate(self.parts) if each.start == part.start)
 
     def by_genes(self) -> list[tuple[torch.Tensor, Samples]]:
         """Return the genes in groups that the same slides have: columns of the target, and those slides' spots.
 
         The spots' targets have the group's columns alone, and no NaN. A gene that no slide has is in no group.
         """
-        assert self.target is not None
-        assert self.raw is not None
         slides = self.parts or (Part("", 0, len(self), np.zeros((len(self), 2))),)
-        has = torch.stack([torch.isfinite(self.target[part.rows]).all(0) for part in slides])
+        if self.truth is not None:
+            has = torch.from_numpy(np.stack([self.truth.has(i) for i in range(len(slides))])).to(self.device)
+        else:
+            assert self.target is not None
+            has = torch.stack([torch.isfinite(self.target[part.rows]).all(0) for part in slides])
         if has.all():
             return [(torch.arange(has.shape[1], device=self.device), self)]
         patterns, of_gene = torch.unique(has.T, dim=0, return_inverse=True)
@@ -281,6 +370,9 @@ class Samples:
             for part, mine in zip(slides, pattern.tolist(), strict=True):
                 kept[part.rows] = mine
             spots = self if bool(kept.all()) else self.subset(kept)
+            if spots.truth is not None:
+                groups.append((genes, replace(spots, truth=spots.truth.of_genes(genes.cpu().numpy()))))
+                continue
             assert spots.target is not None
             assert spots.raw is not None
             target = spots.target[:, genes]
@@ -301,7 +393,8 @@ class Samples:
         place[rows] = own
         around = place[self.neighbours[rows]]
         parts, apart, offset = list[Part](), list[Part](), 0
-        for part in self.parts:
+        taken, cuts = list[int](), list[Cut | None]()
+        for i, part in enumerate(self.parts):
             inside = kept[part.rows].cpu().numpy()
             n = int(inside.sum())
             if not n:
@@ -310,9 +403,14 @@ class Samples:
             counts = None if part.counts is None else part.counts.subset(inside)
             cut = replace(part, start=offset, stop=offset + n, xy=part.xy[inside], grid=grid, counts=counts)
             parts.append(cut)
-            if n < part.stop - part.start:
+            whole = n == part.stop - part.start
+            if not whole:
                 apart.append(cut)
             offset += n
+            taken.append(i)
+            if self.truth is not None:
+                mean = _mean_of(cut) if smooth_anew and self.smoothed and not whole else None
+                cuts.append(None if whole else Cut(np.flatnonzero(inside), mean))
         raw = None if self.raw is None else self.raw[rows]
         target = raw if self.raw is self.target else None if self.target is None else self.target[rows]
         if smooth_anew and self.smoothed and raw is not None and target is not None and target is not raw:
@@ -327,6 +425,7 @@ class Samples:
             raw=raw,
             depth=None if self.depth is None else self.depth[rows],
             parts=tuple(parts),
+            truth=None if self.truth is None else self.truth.only(taken, cuts),
         )
 
     @cached_property

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,9 +21,12 @@ import torch
 from nh2st_pipe.core.errors import TrainError
 from nh2st_pipe.core.leftovers import Held, new_file, sweep
 
-__all__ = ["StreamedCache", "scratch_file"]
+__all__ = ["LEAST_KEPT", "StreamedCache", "scratch_file", "scratch_folders"]
 
 _KIND = "nh2st-cache"
+LEAST_KEPT = 64 << 20
+"""Bytes of a file that may lie in memory in any case."""
+
 _SPARE = 1 << 30  # bytes of the disk that others may need
 _IN_MEMORY = ("tmpfs", "ramfs")
 
@@ -112,8 +116,17 @@ def _room(folder: Path, size: int) -> tuple[Path, Held]:
     return file, held
 
 
+def scratch_folders(*beside: Path) -> list[Path]:
+    """Return where such files may lie: TMPDIR, /var/tmp, and folders beside what is read."""
+    return [Path(tempfile.gettempdir()), Path("/var/tmp"), *beside]
+
+
 def scratch_file(
-    shape: tuple[int, int, int], device: torch.device, keep: int, folders: Sequence[Path]
+    shape: tuple[int, int, int],
+    device: torch.device,
+    keep: int,
+    folders: Sequence[Path],
+    what: str = "embeddings",
 ) -> StreamedCache:
     """Return a cache in a new file in the first of `folders` that is on a disk and has room for it.
 
@@ -136,7 +149,7 @@ def scratch_file(
                 return cache
         tried.append(f"{folder} ({why})")
     raise TrainError(
-        f"{size / 1e9:.1f} GB of embeddings do not fit into memory, and nowhere on disk: {', '.join(tried)}; set "
+        f"{size / 1e9:.1f} GB of {what} do not fit into memory, and nowhere on disk: {', '.join(tried)}; set "
         "TMPDIR to a folder on a local disk with room, or allow more with --max-memory"
     )
 

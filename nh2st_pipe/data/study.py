@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,8 +15,9 @@ from nh2st_pipe.core.errors import TrainError
 from nh2st_pipe.core.machine import memory
 from nh2st_pipe.data.blocks import cut, part_of
 from nh2st_pipe.data.samples import Cache, ResidentCache, Samples
-from nh2st_pipe.data.streamed import scratch_file
-from nh2st_pipe.data.targets import Targets, targets
+from nh2st_pipe.data.streamed import LEAST_KEPT, scratch_file, scratch_folders
+from nh2st_pipe.data.targets import StreamedTargets, Targets
+from nh2st_pipe.data.targets import targets as targets_of
 from nh2st_pipe.recipes.train import TrainRecipe
 from nh2st_pipe.store.format import Contract
 from nh2st_pipe.store.read import SlideData, Store
@@ -28,7 +27,6 @@ __all__ = ["Study"]
 _Found = TypeVar("_Found")
 
 _SHARE, _SHARE_OF_GPU = 0.6, 0.8
-_LEAST_KEPT = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,10 @@ class Study:
     places: dict[str, NDArray[np.int64]]
     """Each slide's rows of the cache."""
     cache: Cache
+    targets_kept: int | None = None
+    """How many bytes of targets may lie in memory at once; None for all of them."""
+    spare: int | None = None
+    """How many bytes a head may keep beside embeddings and targets, before it uses a file; None as many as it wants."""
     found: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
     """What was found on a fold and is the same for every head (`Study.once`)."""
 
@@ -54,13 +56,16 @@ class Study:
         device: torch.device | None = None,
         shared: bool = False,
         max_memory: int | None = None,
+        targets: int | None = None,
+        spare: int | None = None,
         say: Callable[[str], None] = lambda words: None,
     ) -> Study:
         """Read the slides `names` of `store`, each straight into its place in the cache.
 
         `shared` puts the cache where other processes that get this study can read it. Where it would take more than
         `max_memory` bytes (None: of what is free on the device) it is streamed from a file on a local disk; `say` hears
-        it. Raises TrainError where there is too little memory of that kind, or no such disk.
+        it. With `targets`, as many bytes of them may lie in memory, and counts are left in the store; `spare` is what a
+        head may keep. Raises TrainError where there is too little memory of that kind, or no such disk.
         """
         device = device or torch.device("cpu")
         sizes = [store.tiles(name) for name in names]
@@ -70,9 +75,8 @@ class Study:
         shape = (sum(sizes), n_views, store.contract.dim)
         wanted, allowed = 2 * shape[0] * shape[1] * shape[2], _allowed(device) if max_memory is None else max_memory
         if wanted > allowed:
-            folders = [Path(tempfile.gettempdir()), Path("/var/tmp")]
-            folders += [store.location.path.absolute().parent] if store.location.path is not None else []
-            cache: Cache = scratch_file(shape, device, max(_LEAST_KEPT, allowed // 4), folders)
+            beside = [store.location.path.absolute().parent] if store.location.path is not None else []
+            cache: Cache = scratch_file(shape, device, max(LEAST_KEPT, allowed // 4), scratch_folders(*beside))
             have = f"{allowed / 1e9:.2f} GB of memory are for them"
             say(f"{wanted / 1e9:.2f} GB of embeddings are streamed from disk: {have}")
         else:
@@ -81,12 +85,14 @@ class Study:
         for name, n, end in zip(names, sizes, ends, strict=True):
             with cache.place(end - n, end) as place:
                 if place.device.type == "cpu":
-                    slide = store.read(name, first_view_only=first_view_only, into=place.numpy())
+                    slide = store.read(
+                        name, first_view_only=first_view_only, into=place.numpy(), leave_counts=targets is not None
+                    )
                 else:
-                    slide = store.read(name, first_view_only=first_view_only)
+                    slide = store.read(name, first_view_only=first_view_only, leave_counts=targets is not None)
                     place.copy_(torch.from_numpy(slide.views))
             slides[name] = replace(slide, views=slide.views[:0])  # they lie in the cache
-        return cls(str(store.location), store.contract, slides, places, cache)
+        return cls(str(store.location), store.contract, slides, places, cache, targets, spare)
 
     def only(self, names: Sequence[str]) -> Study:
         """Return the study of some of its slides, on the same cache."""
@@ -129,20 +135,24 @@ class Study:
         common = set(first.genes).intersection(*(slide.genes for slide in others))
         return tuple(gene for gene in first.genes if gene in common)
 
-    def targets(self, names: Sequence[str], panel: Sequence[str], recipe: TrainRecipe) -> dict[str, Targets]:
-        """Return the targets of slides by name."""
+    def targets(self, names: Sequence[str], panel: Sequence[str], recipe: TrainRecipe) -> Mapping[str, Targets]:
+        """Return the targets of slides by name; made when they are asked for where not all may lie in memory."""
         over = self.common_genes
-        return {name: targets(self.slides[name], panel, recipe.targets, over) for name in names}
+        if self.targets_kept is not None:
+            slides = {name: self.slides[name] for name in names}
+            return StreamedTargets(slides, panel, recipe.targets, over, self.targets_kept)
+        return {name: targets_of(self.slides[name], panel, recipe.targets, over) for name in names}
 
     def samples(self, names: Sequence[str], recipe: TrainRecipe, target: Mapping[str, Targets] | None) -> Samples:
         """Return the spots of slides, with their targets where they are given."""
         return Samples.of(
             [self.slides[name] for name in names],
-            None if target is None else [target[name] for name in names],
+            target if isinstance(target, StreamedTargets) or target is None else [target[each] for each in names],
             neighbours=recipe.features.neighbours,
             cache=self.cache,
             places=[self.places[name] for name in names],
             smoothed=recipe.targets.smooth != "none",
+            spare=self.spare,
         )
 
 

@@ -6,10 +6,11 @@ never zero.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import TrainError
@@ -17,7 +18,7 @@ from nh2st_pipe.data.smoothing import grid_mean
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.store.read import SlideData
 
-__all__ = ["Targets", "targets"]
+__all__ = ["StreamedTargets", "Targets", "depths", "targets"]
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,13 @@ def targets(
     `common` are the genes that its counts are scaled over, where slides measure different ones: those of them that it
     has. None takes all of its own.
     """
-    if slide.counts is None:
-        raise TrainError(f"slide {slide.slide_id} has no expression in the store")
-    place = {gene: i for i, gene in enumerate(slide.genes)}
-    present = np.array([gene in place for gene in panel])
-    if not present.any():
-        raise TrainError(
-            f"slide {slide.slide_id} has none of the {len(panel)} genes of the panel; leave it out of the manifest, or "
-            "give genes under the names that its expression file has"
-        )
+    counts, place = _counts(slide), {gene: i for i, gene in enumerate(slide.genes)}
+    present = _present(slide, panel, place, recipe)
     columns = [place[gene] for gene in panel if gene in place]
-    values = slide.counts[:, columns].toarray().astype(np.float64)
-    of_all = recipe.scale_to is not None and recipe.scale_over == "all"
-    depth = _depth(slide, place, common, needed=of_all)
+    values = counts[:, columns].toarray().astype(np.float64)
+    depth = _depth(slide, counts, place, common, recipe)
     if recipe.scale_to is not None:
-        sums = depth if of_all else values.sum(axis=1)
+        sums = depth if _over_all(recipe) else values.sum(axis=1)
         values *= (recipe.scale_to / np.where(sums > 0, sums, 1.0))[:, None]
     if recipe.log != "none":
         values = np.log10(values + 1) if recipe.log == "log10" else np.log1p(values)
@@ -67,26 +60,106 @@ def targets(
     raw = whole(values)
     if recipe.smooth == "none":
         return Targets(raw, raw, depth)
-    if slide.grid is None:
+    assert slide.grid is not None
+    return Targets(whole(grid_mean(slide.grid) @ values), raw, depth)
+
+
+def depths(
+    slide: SlideData, panel: Sequence[str], recipe: TargetRecipe, common: Sequence[str] | None = None
+) -> NDArray[np.float64]:
+    """Return `Targets.depth` alone; it raises what `targets` would."""
+    place = {gene: i for i, gene in enumerate(slide.genes)}
+    counts = _counts(slide)
+    _present(slide, panel, place, recipe)
+    return _depth(slide, counts, place, common, recipe)
+
+
+class StreamedTargets(Mapping[str, Targets]):
+    """The targets of slides by name, made of their counts when they are asked for.
+
+    `keep` is how many bytes of them stay in memory: of the first that were asked for, and of the last.
+    """
+
+    def __init__(
+        self,
+        slides: Mapping[str, SlideData],
+        panel: Sequence[str],
+        recipe: TargetRecipe,
+        common: Sequence[str] | None,
+        keep: int,
+    ) -> None:
+        self.panel, self._slides, self._recipe, self._common = tuple(panel), slides, recipe, common
+        self._left, self._kept = keep, dict[str, Targets]()
+        self._last: tuple[str, Targets | None] = ("", None)
+
+    def __len__(self) -> int:
+        return len(self._slides)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._slides)
+
+    def __getitem__(self, name: str) -> Targets:
+        found = self._kept.get(name) or (self._last[1] if self._last[0] == name else None)
+        if found is None:
+            found = targets(self._slides[name], self.panel, self._recipe, self._common)
+            self._last = name, found
+            size = found.values.nbytes + (0 if found.raw is found.values else found.raw.nbytes)
+            if size <= self._left:
+                self._kept[name], self._left = found, self._left - size
+        return found
+
+    def depth(self, name: str) -> NDArray[np.float64]:
+        """Return the depth of a slide's spots, n. Raises TrainError where there can be no targets of it."""
+        return depths(self._slides[name], self.panel, self._recipe, self._common)
+
+    def has(self, name: str) -> NDArray[np.bool_]:
+        """Return which genes of the panel a slide has, G."""
+        there = set(self._slides[name].genes)
+        return np.array([gene in there for gene in self.panel])
+
+
+def _counts(slide: SlideData) -> sp.csr_matrix:
+    if not slide.measured:
+        raise TrainError(f"slide {slide.slide_id} has no expression in the store")
+    return slide.counted()
+
+
+def _over_all(recipe: TargetRecipe) -> bool:
+    return recipe.scale_to is not None and recipe.scale_over == "all"
+
+
+def _present(
+    slide: SlideData, panel: Sequence[str], place: Mapping[str, int], recipe: TargetRecipe
+) -> NDArray[np.bool_]:
+    """Return which genes of the panel a slide has, G. Raises TrainError where there can be no targets of it."""
+    present = np.array([gene in place for gene in panel])
+    if not present.any():
+        raise TrainError(
+            f"slide {slide.slide_id} has none of the {len(panel)} genes of the panel; leave it out of the manifest, or "
+            "give genes under the names that its expression file has"
+        )
+    if recipe.smooth != "none" and slide.grid is None:
         raise TrainError(
             f"slide {slide.slide_id} has no array_row and array_col, which smoothing over grid neighbours needs; "
             "add them to the .h5ad's obs, or train with --set targets.smooth=none"
         )
-    return Targets(whole(grid_mean(slide.grid) @ values), raw, depth)
+    return present
 
 
 def _depth(
-    slide: SlideData, place: Mapping[str, int], common: Sequence[str] | None, *, needed: bool
+    slide: SlideData,
+    counts: sp.csr_matrix,
+    place: Mapping[str, int],
+    common: Sequence[str] | None,
+    recipe: TargetRecipe,
 ) -> NDArray[np.float64]:
     """Return each spot's counts over the genes `common` that the slide has (None: over all of its own), n.
 
-    Where it has none of them, over its own too, unless they are `needed`: values are scaled by it then.
+    Where it has none of them, over its own too, unless values are scaled by it.
     """
-    counts = slide.counts
-    assert counts is not None
     if common is not None and len(common) < len(slide.genes):
         columns = [place[gene] for gene in common if gene in place]
-        if not columns and needed:
+        if not columns and _over_all(recipe):
             raise TrainError(
                 f"slide {slide.slide_id} has none of the {len(common)} genes that counts are scaled over; leave it out "
                 "of the manifest, or train with --set targets.scale_over=panel"

@@ -24,10 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["LEVELS", "Intervals", "Level", "intervals", "joined_sketch", "sketch"]
+__all__ = ["LEVELS", "POINTS", "Intervals", "Level", "intervals", "joined_sketch", "sketch"]
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
-_POINTS = 200
+POINTS = 200
+"""P, where it is not said otherwise."""
+
 _POINTS_AT_ONCE = 1 << 22
 
 
@@ -55,10 +57,10 @@ class Intervals(BaseModel):
     """Level, as "0.9"."""
 
 
-def sketch(residuals: NDArray[Any]) -> NDArray[np.float32]:
+def sketch(residuals: NDArray[Any], points: int = POINTS) -> NDArray[np.float32]:
     """Return G × P quantiles of the absolute residuals n × G, which stand for them; NaN for genes without any."""
-    at = (np.arange(_POINTS) + 0.5) / _POINTS
-    out = np.full((residuals.shape[1], _POINTS), np.nan, np.float32)
+    at = (np.arange(points) + 0.5) / points
+    out = np.full((residuals.shape[1], points), np.nan, np.float32)
     known = np.isfinite(residuals)
     whole = known.all(axis=0) & (len(residuals) > 0)
     if whole.any():
@@ -72,7 +74,7 @@ def joined_sketch(sketches: Sequence[NDArray[np.float32]]) -> NDArray[np.float32
     """Return one sketch G × P of several slides', each weighing as much."""
     if len(sketches) == 1:
         return sketches[0]
-    return sketch(np.concatenate(sketches, axis=1).T)
+    return sketch(np.concatenate(sketches, axis=1).T, sketches[0].shape[1])
 
 
 def intervals(by: str, units: Sequence[NDArray[np.float32]], genes: Sequence[str]) -> Intervals:
@@ -85,7 +87,7 @@ def intervals(by: str, units: Sequence[NDArray[np.float32]], genes: Sequence[str
     k = len(units)
     widths = np.full((len(LEVELS), len(genes)), np.nan)
     covered, counted = np.zeros((len(LEVELS), k)), np.zeros(k)
-    step = max(1, _POINTS_AT_ONCE // (k * _POINTS))
+    step = max(1, _POINTS_AT_ONCE // (k * units[0].shape[1]))
     for start in range(0, len(genes), step):
         block = slice(start, min(start + step, len(genes)))
         points = np.stack([unit[block] for unit in units], axis=1)  # G × K × P

@@ -164,7 +164,7 @@ def _judge(
         slide_id=slide_id,
         patient=slide.patient,
         genes=genes_of,
-        keep_off=False,
+        points=0,
     )
     left_out = ("fold", "block", "likeness", "pcc_top50_train")  # of training
     judged = {key: value for key, value in asdict(of_slide.figures).items() if key not in left_out}

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.names import part_name
-from nh2st_pipe.evaluation.intervals import sketch
+from nh2st_pipe.evaluation.intervals import POINTS, sketch
 from nh2st_pipe.evaluation.metrics import gene_metrics, mean_of_known, top_mean
 from nh2st_pipe.evaluation.null import moved_pcc
 
@@ -135,10 +135,13 @@ def judge(
     fold: str = "",
     block: int | None = None,
     picked: NDArray[np.int64] | None = None,
-    keep_off: bool = True,
+    points: int = POINTS,
     likeness: float | None = None,
 ) -> Judged:
-    """Hold predictions n × G of the spots at `xy` (n × 2) against the truth n × G, NaN where that is not known."""
+    """Hold predictions n × G of the spots at `xy` (n × 2) against the truth n × G, NaN where that is not known.
+
+    How far they are off is kept as `points` quantiles of each gene; 0 keeps nothing of it.
+    """
     found = gene_metrics(predicted, target)
     known = np.isfinite(target)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -164,7 +167,7 @@ def judge(
         picked=np.empty(0, np.int64) if picked is None else picked,
         null_spread=spread,
         null_top50=float(np.mean(tops)) if tops else None,
-        off=sketch(predicted - target) if keep_off else None,
+        off=sketch(predicted - target, points) if points else None,
         likeness=likeness,
     )
 

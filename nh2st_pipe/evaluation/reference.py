@@ -72,7 +72,7 @@ class Reference:
         kept = torch.zeros(len(train), dtype=torch.bool)
         for part in train.parts:
             kept[torch.randperm(part.stop - part.start, generator=draw)[:of_each] + part.start] = True
-        tiles = replace(train, target=None, raw=None, depth=None).subset(kept.to(train.device))
+        tiles = replace(train, target=None, raw=None, depth=None, truth=None).subset(kept.to(train.device))
         scaler = FeatureScaler(train.dim, _CLIP).to(train.device)
         scaler.fit(tiles)
         keys = _keys(scaler, tiles)

@@ -59,14 +59,13 @@ class Alike:
 
         Scale and axes are those of the kept ones.
         """
-        assert train.target is not None
         draw = torch.Generator().manual_seed(seed)
         sizes = [part.stop - part.start for part in train.parts]
-        most = min(recipe.most, max(recipe.k, _MOST_VALUES // train.target.shape[1]))
+        most = min(recipe.most, max(recipe.k, _MOST_VALUES // max(1, train.n_genes)))
         rows_of, kept, values = [], [], []
         for part, size, n in zip(train.parts, sizes, evenly(sizes, most), strict=True):
             rows = torch.randperm(size, generator=draw)[:n].sort().values
-            target = train.target[part.rows].double()
+            target = train.targets(part.rows).double()
             rows_of.append(rows)
             kept.append(_embeddings(train, part)[rows.to(train.device)])
             values.append((target - target.mean(0)).half().cpu().numpy()[rows.numpy()])

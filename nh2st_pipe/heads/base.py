@@ -130,6 +130,8 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
     kind: str
     carry: Carry | None = None
     """What of its predictions carries over to a new slide; None leaves them as they are."""
+    streams: ClassVar[bool] = False
+    """Whether `fit` asks for targets by `Samples.targets` and `raws` alone; else they are brought into memory first."""
     keeps_tiles: ClassVar[str | None] = None
     """The buffer (… × tiles × values) that holds embeddings of training tiles, where a head keeps some."""
 

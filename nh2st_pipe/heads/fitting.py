@@ -79,8 +79,7 @@ def fit_by_steps(
             break
         record["train_seconds"] = time.perf_counter() - began
         if watched is not None:
-            assert watched.target is not None
-            said, truth = model.predict(watched), watched.target.cpu().numpy()
+            said, truth = model.predict(watched), watched.targets(slice(None)).cpu().numpy()
             pcc = mean_pcc(said, truth, [part.rows for part in watched.parts])
             mse = float(np.nanmean(np.square(said - truth, dtype=np.float64)))
             record["watched_pcc"], record["watched_mse"] = -1.0 if pcc is None else pcc, mse

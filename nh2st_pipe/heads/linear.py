@@ -29,6 +29,8 @@ _BLOCK_VALUES = 1 << 24
 class Mean(HeadModel):
     """Predict each gene's mean over the training spots."""
 
+    streams = True
+
     mean: torch.Tensor
 
     def __init__(self, genes: list[str], about: dict[str, Any] | None = None, kind: str = "mean") -> None:
@@ -44,8 +46,7 @@ class Mean(HeadModel):
     def fit(self, train: Samples, plan: Plan) -> Fit:
         """Take the mean of the targets."""
         for genes, spots in train.by_genes():
-            assert spots.target is not None
-            self.mean[genes] = spots.target.double().mean(0).to(self.mean)
+            self.mean[genes] = spots.target_mean().to(self.mean)
         return Fit()
 
     def forward_view(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
@@ -55,6 +56,8 @@ class Mean(HeadModel):
 
 class Ridge(HeadModel):
     """Ridge regression in closed form, all genes at once."""
+
+    streams = True
 
     weight: torch.Tensor
     bias: torch.Tensor
@@ -137,15 +140,14 @@ class Ridge(HeadModel):
         return self._dual(genes, train, dtype) if wide else self._primal(genes, train, dtype)
 
     def _primal(self, genes: torch.Tensor, train: Samples, dtype: torch.dtype) -> _Primal:
-        assert train.target is not None
         n_views, width = train.n_views, len(self.weight)
         rows_of = torch.arange(len(train), device=train.device)
         gram = torch.zeros((width, width), dtype=dtype, device=rows_of.device)
         cross = torch.zeros((width, len(genes)), dtype=dtype, device=rows_of.device)
         total = torch.zeros(width, dtype=dtype, device=rows_of.device)
-        target_mean = train.target.double().mean(0)
+        target_mean = train.target_mean()
         for part in train.chunks():
-            y = (train.target[part].double() - target_mean).to(dtype)
+            y = (train.targets(part).double() - target_mean).to(dtype)
             for view in range(n_views):
                 x = self.features(train, rows_of[part], view).to(dtype)
                 gram += x.T @ x
@@ -156,7 +158,6 @@ class Ridge(HeadModel):
         return _Primal(genes, mean, target_mean, n_views, gram, cross)
 
     def _dual(self, genes: torch.Tensor, train: Samples, dtype: torch.dtype) -> _Dual:
-        assert train.target is not None
         n_views, n = train.n_views, len(train)
         rows_of = torch.arange(n, device=train.device)
         x = torch.empty((n_views * n, len(self.weight)), device=train.device)
@@ -170,8 +171,8 @@ class Ridge(HeadModel):
             mean[columns] = block.mean(0)
             block -= mean[columns]
             kernel += block @ block.T
-        target_mean = train.target.double().mean(0)
-        y = (train.target.double() - target_mean).to(dtype).repeat(n_views, 1)
+        target_mean = train.target_mean()
+        y = (train.targets(slice(None)).double() - target_mean).to(dtype).repeat(n_views, 1)
         return _Dual(genes, mean, target_mean, n_views, x, kernel, y)
 
     def _solve(self, of: _Primal | _Dual) -> None:

@@ -117,7 +117,7 @@ def fit(
         torch.manual_seed(recipe.seed)
         about = {"smooth_predictions": recipe.smooths_predictions(), **about}
         model = _built(recipe, train.dim, genes, about).to(train.device)
-        done = model.fit(train, plan)
+        done = model.fit(train if model.streams else train.in_memory(), plan)
     return Trained(model, done.best_epoch, list(done.history), notice=done.notice)
 
 
@@ -134,4 +134,5 @@ def fit_each(
     type(first.head).check_slides(train.parts, training=True)
     about = {"smooth_predictions": first.smooths_predictions(), **about}
     plan = Plan(first.seed, first.fit, None, watched)
-    return head_class(first.head.kind).fit_each(recipes, train, genes, about, plan)
+    head = head_class(first.head.kind)
+    return head.fit_each(recipes, train if head.streams else train.in_memory(), genes, about, plan)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from nh2st_pipe.store.files import faults_of
 from nh2st_pipe.store.format import FORMAT, KEY, THUMBNAIL, Contract, SlideRecord, read_signed, tile_words
 from nh2st_pipe.store.graph import DISTANCES, squidpy_graph, table_of
 
-__all__ = ["SlideData", "Store", "check_contract", "open_store", "read_root"]
+__all__ = ["SlideData", "Store", "StoredCounts", "check_contract", "open_store", "read_root"]
 
 
 _LEAST_ROWS = 1024  # at once, a whole number of shards of earlier formats
@@ -53,7 +53,7 @@ class SlideData:
     neighbours: NDArray[np.int32]
     """n × k rows, the spot itself first; -1 where there is none."""
     counts: sp.csr_matrix | None
-    """n × g raw counts."""
+    """n × g raw counts; None where there are none, or they were left in the store (`stored`)."""
     genes: list[str]
     uns: dict[str, Any] = field(default_factory=dict)
     """`image`, what is known of it, and `spatial`, its thumbnail as scanpy and squidpy draw on it."""
@@ -65,6 +65,8 @@ class SlideData:
     """What an encoder of whole slides says of it; None where the store has no such vector, or several."""
     slide_vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     """All such vectors, by the encoders' names."""
+    stored: StoredCounts | None = None
+    """Where its raw counts are, if they were left in the store."""
 
     def __len__(self) -> int:
         return len(self.barcodes)
@@ -77,6 +79,19 @@ class SlideData:
     def name(self) -> str:
         """The slide's, with the number of the block where it is one: for keys and messages."""
         return part_name(self.slide_id, self.block)
+
+    @property
+    def measured(self) -> bool:
+        """Whether there are counts of its spots, in memory or in the store."""
+        return self.counts is not None or self.stored is not None
+
+    def counted(self) -> sp.csr_matrix:
+        """Return its raw counts n × g, read anew where they were left in the store. Raises StoreError without any."""
+        if self.counts is not None:
+            return self.counts
+        if self.stored is None:
+            raise StoreError(f"slide {self.slide_id} has no expression in the store")
+        return self.stored.read()
 
     @property
     def image_fingerprint(self) -> str:
@@ -113,6 +128,32 @@ class SlideData:
         var = pd.DataFrame(index=pd.Index([f"e{i}" for i in range(self.views.shape[2])], dtype=object))
         uns = {**self.uns, "spatial_neighbors": note}
         return anndata.AnnData(self.views[:, 0], obs=obs, var=var, obsm=obsm, obsp=obsp, uns=uns)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredCounts:
+    """Raw counts of a slide, or of some of its spots, that lie in the store: `read` gives them, each time anew."""
+
+    store: Store = field(repr=False)
+    slide_id: str
+    shape: tuple[int, int]
+    """n × g."""
+    rows: NDArray[np.int64] | None = field(default=None, repr=False)
+    """Which of the slide's spots; None for all."""
+
+    def read(self) -> sp.csr_matrix:
+        """Return n × g. Raises DamageError where they cannot be read, or are of another shape than they were."""
+        counts = self.store.read_counts(self.slide_id)
+        if self.rows is None and counts.shape != self.shape:
+            raise DamageError(
+                self.store.location, self.slide_id, f"its counts are {counts.shape[0]} × {counts.shape[1]}"
+            )
+        return counts if self.rows is None else sp.csr_matrix(counts[self.rows])
+
+    def take(self, rows: NDArray[np.int64]) -> StoredCounts:
+        """Return the counts of some of these spots."""
+        kept = rows if self.rows is None else self.rows[rows]
+        return replace(self, rows=kept, shape=(len(kept), self.shape[1]))
 
 
 def open_store(where: str | Path | Location) -> Store:
@@ -273,17 +314,21 @@ class Store:
         return self.complete(slide_id).state.tiles
 
     def read(
-        self, slide_id: str, *, first_view_only: bool = False, into: NDArray[np.float16] | None = None
+        self,
+        slide_id: str,
+        *,
+        first_view_only: bool = False,
+        into: NDArray[np.float16] | None = None,
+        leave_counts: bool = False,
     ) -> SlideData:
         """Read one slide to memory, its embeddings `into` an array of n × V × d where one is given.
 
-        Raises StoreError where it is incomplete, DamageError where it is not as it was written.
+        With `leave_counts` its counts stay in the store until they are asked for (`StoredCounts`). Raises StoreError
+        where it is incomplete, DamageError where it is not as it was written.
         """
         record = self.complete(slide_id)
         n = record.state.tiles
-        faults = faults_of(self.location, f"slides/{slide_id}", record.files, deep=False) if record.files else []
-        if faults:
-            raise self._damage(slide_id, faults[0])
+        self._check_files(slide_id)
         try:
             group: Any = zarr.open_group(
                 self.location.zarr_store(read_only=True), path=f"slides/{slide_id}", mode="r", zarr_format=3
@@ -300,13 +345,14 @@ class Store:
                 neighbours = table_of(sp.csr_matrix(read_elem(emb[f"obsp/{DISTANCES}"])))
             else:
                 neighbours = emb["obsm/neighbors"][:]
-            counts, genes = None, []
+            counts, stored, genes = None, None, list[str]()
             if record.expression is not None:
-                expression = read_elem(group["expression"])
-                if [str(name) for name in expression.obs_names] != barcodes:
+                obs_names, var_names = (read_elem(group[f"expression/{name}"]).index for name in ("obs", "var"))
+                if [str(name) for name in obs_names] != barcodes:
                     raise ValueError("embedding and expression name different spots")
-                counts, genes = sp.csr_matrix(expression.X), [str(name) for name in expression.var_names]
-                counts.check_format(full_check=True)
+                genes = [str(name) for name in var_names]
+                stored = StoredCounts(self, slide_id, (n, len(genes)))
+                counts, stored = (None, stored) if leave_counts else (stored.read(), None)
         except Exception as error:  # a missing element, a failed checksum, an unreadable chunk
             raise self._unread(slide_id, reason_of(error), error) from error
         if not len(barcodes) == len(views) == len(xy) == len(neighbours) == n:
@@ -340,7 +386,58 @@ class Store:
             stain_shift=shift,
             slide_vector=next(iter(vectors.values())) if len(vectors) == 1 else None,
             slide_vectors=vectors,
+            stored=stored,
         )
+
+    def _check_files(self, slide_id: str, under: str = "") -> None:
+        """Raise DamageError where a complete slide has not the files it had, of those `under` a place in it."""
+        files = self.complete(slide_id).files  # none in those of earlier formats
+        asked = {name: known for name, known in files.items() if name.startswith(under)}
+        faults = faults_of(self.location, f"slides/{slide_id}", asked, deep=False) if asked else []
+        if faults:
+            raise self._damage(slide_id, faults[0])
+
+    def read_counts(self, slide_id: str) -> sp.csr_matrix:
+        """Read the raw counts of a complete slide, n × g; DamageError where they are not as they were written."""
+        self._check_files(slide_id, "expression/")  # of a chunk that is missing, zarr makes zeros
+        try:
+            group = zarr.open_group(
+                self.location.zarr_store(read_only=True), path=f"slides/{slide_id}/expression", mode="r", zarr_format=3
+            )
+            counts = sp.csr_matrix(read_elem(group["X"]))
+            counts.check_format(full_check=True)
+        except Exception as error:
+            raise self._unread(slide_id, reason_of(error), error) from error
+        return counts
+
+    def n_genes(self, slide_id: str) -> int:
+        """Return how many genes a complete slide has counts of; 0 where it has none."""
+        if self.complete(slide_id).expression is None:
+            return 0
+        try:
+            var: Any = zarr.open_group(
+                self.location.zarr_store(read_only=True),
+                path=f"slides/{slide_id}/expression/var",
+                mode="r",
+                zarr_format=3,
+            )
+            return int(var[var.attrs["_index"]].shape[0])
+        except Exception as error:
+            raise self._unread(slide_id, reason_of(error), error) from error
+
+    def counts_size(self, slide_id: str) -> int:
+        """Return how many bytes the counts of a complete slide take in memory; 0 where it has none."""
+        if self.complete(slide_id).expression is None:
+            return 0
+        try:
+            group: Any = zarr.open_group(
+                self.location.zarr_store(read_only=True), path=f"slides/{slide_id}/expression", mode="r", zarr_format=3
+            )
+            names = ("X/data", "X/indices") if "X/data" in group else ("X",)
+            arrays = [group[name] for name in names]
+            return sum(int(array.size) * array.dtype.itemsize for array in arrays)
+        except Exception as error:
+            raise self._unread(slide_id, reason_of(error), error) from error
 
     def _uns(self, record: SlideRecord, embedding: Any) -> dict[str, Any]:
         """Return what is known of a slide's image, and its thumbnail, from its record or as earlier formats keep it."""

@@ -21,6 +21,8 @@ from nh2st_pipe.training.choosing import left_out
 __all__ = ["LeftOut", "choose_strength", "learn_carry"]
 
 _MOST_FOLDS = 4
+_MOST_VALUES = 100_000_000  # of the targets of slides that were left out: 400 MB, and as much of what is predicted
+_FEWEST_SLIDES = 8
 
 
 @dataclass(frozen=True)
@@ -54,21 +56,43 @@ def learn_carry(
     several = len({patients[part.name] for part in train.parts}) > 1
     chosen_inside = recipe.carry.grid is not None and several
     retrieval, of = recipe.carry.retrieval, list[LeftOut]()
+    asked = _some_of(train, patients, recipe.seed)
     for i, out in enumerate(left_out(train, patients, recipe.seed, _MOST_FOLDS)):
         tell(f"what carries over, {i + 1}")
         watched, others = train.subset(out), train.subset(~out)
-        said = registry.fit(recipe_of, others, panel, {}).model.predict(watched)
-        assert watched.target is not None
-        real, expressed = watched.target.cpu().numpy(), None
-        if retrieval is not None and chosen_inside:
-            expressed = watched.smooth(Alike.of(retrieval, others, recipe.seed).expressed(retrieval, watched))
+        model = registry.fit(recipe_of, others, panel, {}).model
+        alike = Alike.of(retrieval, others, recipe.seed) if retrieval is not None and chosen_inside else None
         for part in watched.parts:
-            shown = None if expressed is None else expressed[part.rows]
-            of.append(LeftOut(i, real[part.rows], said[part.rows], shown))
+            if part.name not in asked:
+                continue
+            slide = watched.of_part(part)
+            shown = None if alike is None or retrieval is None else slide.smooth(alike.expressed(retrieval, slide))
+            of.append(LeftOut(i, slide.targets(slice(None)).cpu().numpy(), model.predict(slide), shown))
     carry = _learnt(recipe.carry, of)
     if retrieval is not None:
         carry = replace(carry, alike=Alike.of(retrieval, train, recipe.seed))
     return (replace(carry, chosen=choose_strength(recipe.carry, of)) if chosen_inside else carry), ""
+
+
+def _some_of(train: Samples, patients: dict[str, str], seed: int) -> set[str]:
+    """Return the slides that are looked at where they are left out: all, but for studies whose targets are very many
+    values; then of each patient in turn one more, as long as they are not too many.
+    """
+    draw = np.random.default_rng(seed)
+    turns = dict[str, int]()
+    order = list[tuple[int, int]]()
+    for i in draw.permutation(len(train.parts)).tolist():
+        patient = patients[train.parts[i].name]
+        turns[patient] = turns.get(patient, -1) + 1
+        order.append((turns[patient], i))
+    found, values = set[str](), 0
+    for _, i in sorted(order, key=lambda each: each[0]):
+        part = train.parts[i]
+        values += (part.stop - part.start) * train.n_genes
+        if values > _MOST_VALUES and len(found) >= _FEWEST_SLIDES:
+            break
+        found.add(part.name)
+    return found
 
 
 def choose_strength(recipe: CarryRecipe, of: list[LeftOut]) -> Strength | None:

@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nh2st_pipe.data.folds import kfold
 from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.evaluation.metrics import mean_pcc
 from nh2st_pipe.heads import registry
+from nh2st_pipe.heads.base import HeadModel
 from nh2st_pipe.recipes.train import TrainRecipe
 
-__all__ = ["choose", "left_out", "right_of"]
+__all__ = ["by_slide", "choose", "left_out", "right_of"]
 
 _MOST_INNER_FOLDS = 5
 
@@ -38,14 +40,20 @@ def choose(
     splits = list(left_out(train, patients, recipe.seed))
     for i, out in enumerate(splits):
         inner, watched = train.subset(~out), train.subset(out)
-        assert watched.target is not None
-        target = watched.target.cpu().numpy()
         watch = watched if recipe.head.by_epochs else None
         for j, model in enumerate(registry.fit_each(recipes, inner, panel, {}, watched=watch)):
             tell(f"choosing {', '.join(recipe.choose)}: {i * len(choices) + j + 1}/{len(splits) * len(choices)}")
-            pcc = mean_pcc(model.predict(watched), target, [part.rows for part in watched.parts])
-            scores[j] += -1.0 if pcc is None else pcc
+            found = [mean_pcc(said, truth, []) for said, truth in by_slide(model, watched)]
+            known = [pcc for pcc in found if pcc is not None]
+            scores[j] += float(np.mean(known)) if known else -1.0
     return choices[int(np.argmax(scores))]
+
+
+def by_slide(model: HeadModel, watched: Samples) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Yield what a head predicts of each slide of `watched`, and its target, n × G each: one slide at a time."""
+    for part in watched.parts:
+        slide = watched.of_part(part)
+        yield model.predict(slide), slide.targets(slice(None)).cpu().numpy()
 
 
 def left_out(

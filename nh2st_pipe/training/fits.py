@@ -1,7 +1,8 @@
 """Finished fits of a run that is not finished: what a training that was stopped goes on from.
 
 Each is that of a head on a fold: a file of arrays (safetensors) with the rest as JSON in its head, written whole; and
-nothing in it is ever run. Predictions are kept of the run's own head alone, of baselines what they reached.
+nothing in it is ever run. Predictions are in it where blocks are to be joined; those of slides are written as they are
+made.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,10 @@ class Fits:
     def __len__(self) -> int:
         return len(list(self._folder.glob("*.safetensors")))
 
-    def keep(self, result: FoldResult, number: int, *, whole: bool) -> None:
-        """Keep the fit of a head on fold `number`; with its predictions where it is to be `whole`."""
+    def keep(self, result: FoldResult, number: int) -> None:
+        """Keep the fit of a head on fold `number`, with the predictions that it holds."""
         from safetensors.numpy import save
 
-        if not whole:
-            result = replace(result, predicted={}, target={})
         arrays: dict[str, NDArray[Any]] = {}
         said = json.dumps(_packed(result, arrays))
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from nh2st_pipe.data.folds import Fold, hold_out
 from nh2st_pipe.data.panels import choose_panel
 from nh2st_pipe.data.study import Study
 from nh2st_pipe.data.targets import Targets
+from nh2st_pipe.evaluation.intervals import POINTS
 from nh2st_pipe.evaluation.judged import Judged, judge
 from nh2st_pipe.evaluation.reference import Reference
 from nh2st_pipe.heads import registry
@@ -34,9 +35,25 @@ from nh2st_pipe.training.choosing import choose, right_of
 from nh2st_pipe.training.halves import half_pcc
 from nh2st_pipe.training.picking import picked_genes
 
-__all__ = ["FoldResult", "FoldTask", "fit_all", "run_fold"]
+__all__ = ["FoldResult", "FoldTask", "Said", "fit_all", "run_fold"]
+
+_FEWEST_POINTS, _MOST_POINTS = 20, 200_000_000
 
 Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a head says of a slide, or a block of one, that it has not seen."""
+
+    name: str
+    fold: Fold
+    panel: list[str]
+    predicted: Prediction
+    target: NDArray[np.float32]
+    """n × G: the same, as it was measured; NaN for genes that the slide does not have."""
+    caution: str = ""
+    """Why it should be believed less; empty where there is no reason."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +69,10 @@ class FoldTask:
     """The slides that the fold's blocks are of, by slide_id; empty where it is of whole slides."""
     keep_off: bool = True
     """Whether how far predictions are off is kept (`Judged.off`)."""
+    keep_predicted: bool = True
+    """Whether the result holds predictions and targets."""
+    write: Callable[[Study, Said], None] | None = None
+    """What is done with each slide's prediction as soon as it is made."""
 
     def load(self) -> Study:
         """Read the fold's slides."""
@@ -74,7 +95,7 @@ class FoldResult:
     fold: Fold
     panel: list[str]
     predicted: dict[str, Prediction]
-    """By name; values n × G."""
+    """By name; values n × G. Empty where they are not kept (`FoldTask.keep_predicted`), as `target`."""
     target: dict[str, NDArray[np.float32]]
     """The same, as it was measured; NaN for genes that a slide does not have."""
     judged: list[Judged]
@@ -114,20 +135,28 @@ def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = Non
         carry, unknown = learn_carry(recipe.chosen(chosen), train, patients, panel, tell)
         trained.model.weigh_by(carry)
     seconds = time.perf_counter() - began
-    predicted = {name: trained.model.predict_spots(study.samples([name], recipe, None)) for name in fold.test}
-    cautions = {name: trained.model.caution(of_slide) for name, of_slide in predicted.items()}
     question = recipe.targets.model_dump_json(), recipe.features.model_dump_json(), recipe.protocol, recipe.seed
     picked = study.once(
         (fold, tuple(panel), question),
         lambda: picked_genes(recipe, study.samples(fold.train, recipe, target), patients, panel),
     )
-    judged = []
-    for name, said in predicted.items():
-        slide, like = study.slides[name], said.likeness
+    judged, kept = list[Judged](), list[Said]()
+    cautions = dict[str, str]()
+    for name in fold.test:
+        slide, truth = study.slides[name], target[name].values
+        predicted = trained.model.predict_spots(study.samples([name], recipe, None))
+        said = Said(name, fold, panel, predicted, truth, trained.model.caution(predicted) or "")
+        if said.caution:
+            cautions[name] = said.caution
+        if task.write is not None:
+            task.write(study, said)
+        if task.keep_predicted:
+            kept.append(said)
+        like = predicted.likeness
         judged.append(
             judge(
-                said.values,
-                target[name].values,
+                predicted.values,
+                truth,
                 slide.xy,
                 slide_id=slide.slide_id,
                 patient=slide.patient,
@@ -135,7 +164,7 @@ def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = Non
                 fold=fold.name,
                 block=slide.block,
                 picked=picked,
-                keep_off=task.keep_off,
+                points=_points(study, panel) if task.keep_off else 0,
                 likeness=None if like is None else float(np.median(like)),
             )
         )
@@ -143,16 +172,21 @@ def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = Non
         head=recipe.name,
         fold=fold,
         panel=panel,
-        predicted=predicted,
-        target={name: target[name].values for name in fold.test},
+        predicted={said.name: said.predicted for said in kept},
+        target={said.name: said.target for said in kept},
         judged=judged,
         train_seconds=seconds,
         best_epoch=trained.best_epoch,
         history=trained.history,
         chosen=chosen,
-        cautions={name: words for name, words in cautions.items() if words},
+        cautions=cautions,
         notice="; ".join(filter(None, (trained.notice, unknown))),
     )
+
+
+def _points(study: Study, panel: Sequence[str]) -> int:
+    """Return how many quantiles stand for a slide's residuals of a gene: fewer where very many slides have them."""
+    return min(POINTS, max(_FEWEST_POINTS, _MOST_POINTS // max(1, len(study.slides) * len(panel))))
 
 
 def _choose(

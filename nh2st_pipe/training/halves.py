@@ -16,7 +16,7 @@ from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.evaluation.metrics import gene_metrics
 from nh2st_pipe.heads import registry
 from nh2st_pipe.recipes.train import TrainRecipe
-from nh2st_pipe.training.choosing import left_out, right_of
+from nh2st_pipe.training.choosing import by_slide, left_out, right_of
 
 __all__ = ["half_pcc"]
 
@@ -45,10 +45,8 @@ def half_pcc(
         for j, side in enumerate((right, ~right)):
             tell(f"halves of the tissue, {2 * i + j + 1}/{2 * len(groups)}")
             learnt, judged = train.subset(kept & side), train.subset(out & ~side)
-            predicted = registry.fit(recipe, learnt, panel, {}).model.predict(judged)
-            assert judged.target is not None
-            truth = judged.target.cpu().numpy()
-            found += [gene_metrics(predicted[part.rows], truth[part.rows])["pcc"] for part in judged.parts]
+            model = registry.fit(recipe, learnt, panel, {}).model
+            found += [gene_metrics(predicted, truth)["pcc"] for predicted, truth in by_slide(model, judged)]
     every_pcc = np.stack(found)
     known = np.isfinite(every_pcc)
     mean = np.where(known, every_pcc, 0).sum(0) / np.maximum(known.sum(0), 1)

@@ -22,6 +22,7 @@ __all__ = ["picked_genes"]
 _NEAREST, _FEWEST_NEAREST, _SHARE = 50, 3, 7  # at most a seventh of the spots, for their mean to say something
 _MOST_SPOTS = 4000  # of all slides: what is ranked is genes, not spots
 _FEWEST_OF_A_SLIDE = 50
+_MOST_VALUES = 100_000_000  # of targets: 400 MB
 
 
 def picked_genes(recipe: TrainRecipe, train: Samples, patients: dict[str, str], panel: list[str]) -> NDArray[np.int64]:
@@ -33,7 +34,7 @@ def picked_genes(recipe: TrainRecipe, train: Samples, patients: dict[str, str], 
         return np.arange(len(panel))
     shared = {key: getattr(recipe, key) for key in ("targets", "features", "protocol", "seed")}
     knn = load_train_recipe("knn").model_copy(update=shared)
-    some = train.subset(_drawn(train, recipe.seed), smooth_anew=False)
+    some = train.subset(_drawn(train, recipe.seed), smooth_anew=False).in_memory()
     total, count = (np.zeros(len(panel)) for _ in range(2))
     for out in left_out(some, patients, recipe.seed):
         inner, watched = (some.subset(rows, smooth_anew=False) for rows in (~out, out))
@@ -63,4 +64,10 @@ def _drawn(train: Samples, seed: int) -> torch.Tensor:
         if n > of_each:
             kept[part.rows] = False
             kept[torch.randperm(n, generator=draw)[:of_each] + part.start] = True
+    most = max(_MOST_SPOTS, _MOST_VALUES // train.n_genes)
+    if int(kept.sum()) > most:  # many slides: some of them, whole as they were drawn
+        for i in torch.randperm(len(train.parts), generator=draw).tolist():
+            if int(kept.sum()) <= most:
+                break
+            kept[train.parts[i].rows] = False
     return kept.to(train.device)

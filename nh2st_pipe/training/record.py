@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 import nh2st_pipe
+from nh2st_pipe.data.folds import Fold
 from nh2st_pipe.data.pitch import pitch_in_tiles
 from nh2st_pipe.data.study import Study
 from nh2st_pipe.evaluation.statistics import gene_figures, intervals_of
@@ -19,10 +22,11 @@ from nh2st_pipe.recipes.train import TrainRecipe
 from nh2st_pipe.runs.about import RUN_FORMAT, About, Seen, TrainedOn
 from nh2st_pipe.runs.folder import RunFolder
 from nh2st_pipe.runs.predictions import write_prediction
-from nh2st_pipe.training.fold import FoldResult
+from nh2st_pipe.training.fold import FoldResult, Said
 from nh2st_pipe.training.outcome import Outcome
 
 __all__ = [
+    "SlideWriter",
     "about",
     "gene_table",
     "metrics_of",
@@ -77,30 +81,59 @@ def gene_table(outcomes: dict[str, Outcome], own: str, half_pcc: dict[str, float
     return [{**row, "half_pcc": half_pcc.get(row["gene"]) if row["head"] == own else None} for row in rows]
 
 
-def write_predictions(folder: RunFolder, study: Study, recipe: TrainRecipe, result: FoldResult) -> None:
-    """Write the predictions of one fold's test slides, with what they are in uns."""
-    known = ((study.slides[name].image_fingerprint, study.slides[name].patient) for name in result.fold.train)
-    about = {
+@dataclass(frozen=True)
+class SlideWriter:
+    """Writes what a head says of a slide that it has not seen, with what it is in uns."""
+
+    folder: Path
+    recipe: TrainRecipe
+    one_panel: bool = True
+    """Whether all spots' values were scaled over the panel; see FoldResult."""
+
+    def path(self, name: str) -> Path:
+        """Return where a slide's prediction lies."""
+        return self.folder / f"{name}.h5ad"
+
+    def __call__(self, study: Study, said: Said) -> None:
+        """Write one."""
+        recipe = self.recipe
+        about = _about_fold(study, recipe, said.fold)
+        if said.caution:
+            about["caution"] = said.caution
+        if said.predicted.carried is not None and (words := said.predicted.carried.words()):
+            about["carried"] = words
+        made = recipe.targets if self.one_panel or recipe.targets.scale_over == "all" else None
+        write_prediction(
+            self.path(said.name),
+            study.slides[said.name],
+            said.panel,
+            said.predicted,
+            said.target,
+            made,
+            about,
+            **scaled_over(study),
+        )
+
+
+def write_predictions(writer: SlideWriter, study: Study, result: FoldResult) -> None:
+    """Write the predictions that a result holds."""
+    for name, predicted in result.predicted.items():
+        caution = result.cautions.get(name, "")
+        writer(study, Said(name, result.fold, result.panel, predicted, result.target[name], caution))
+
+
+def _about_fold(study: Study, recipe: TrainRecipe, fold: Fold) -> dict[str, Any]:
+    known = ((study.slides[name].image_fingerprint, study.slides[name].patient) for name in fold.train)
+    return {
         "trained_on": Seen.of(known, blocks=recipe.folds == "block").model_dump_json(),
-        "recipe": result.head,
-        "fold": result.fold.name,
+        "recipe": recipe.name,
+        "fold": fold.name,
         "out_of_fold": True,
         "unit": recipe.targets.unit(),
         "encoder": study.contract.identity["name"],
         "weights_sha256": study.contract.weights.sha256,
         "version": nh2st_pipe.__version__,
     }
-    made = recipe.targets if result.one_panel or recipe.targets.scale_over == "all" else None
-    scaled = scaled_over(study)
-    for name, predicted in result.predicted.items():
-        path = folder.part / "predictions" / f"{name}.h5ad"
-        caution = {"caution": result.cautions[name]} if name in result.cautions else {}
-        if predicted.carried is not None and (words := predicted.carried.words()):
-            caution["carried"] = words
-        target = result.target[name]
-        write_prediction(
-            path, study.slides[name], result.panel, predicted, target, made, {**about, **caution}, **scaled
-        )
 
 
 def write_in_sample(folder: RunFolder, study: Study, recipe: TrainRecipe, model: HeadModel) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from nh2st_pipe.core.errors import TrainError, UsageError, listed
 from nh2st_pipe.core.machine import bytes_of, cores
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import Stop, signals_as_flag
+from nh2st_pipe.data.budget import plan
 from nh2st_pipe.data.folds import Fold, Listed, checked_folds, make_folds, on_both_sides
 from nh2st_pipe.data.panels import read_gene_file
 from nh2st_pipe.data.study import Study
@@ -37,7 +38,15 @@ from nh2st_pipe.store.read import Store, open_store
 from nh2st_pipe.training.fits import Fits
 from nh2st_pipe.training.fold import FoldResult, FoldTask, fit_all, joined
 from nh2st_pipe.training.outcome import Outcome
-from nh2st_pipe.training.record import about, gene_table, metrics_of, setting_of, write_in_sample, write_predictions
+from nh2st_pipe.training.record import (
+    SlideWriter,
+    about,
+    gene_table,
+    metrics_of,
+    setting_of,
+    write_in_sample,
+    write_predictions,
+)
 from nh2st_pipe.training.side_by_side import run_all
 
 __all__ = ["Run", "resolve", "train"]
@@ -84,8 +93,9 @@ def train(
     recipe's. `out` is runs/<recipe>.
     `jobs` heads and folds are trained side by side, in processes that share one copy of the embeddings; None takes the
     processors where that pays.
-    `max_memory` is what embeddings may take of the memory ("8GB", or a number of GB): where they are more they are
-    streamed from a local disk, with the same results; None is six tenths of what is free.
+    `max_memory` is what all of it may take of the memory ("8GB", or a number of GB), `jobs` together: where it would be
+    more, counts and targets are read slide by slide and embeddings from a local disk, with the same results; None is
+    six tenths of what is free.
     Figures are the same bit for bit for the same `jobs` on the same machine.
 
     Raises UsageError, StoreError, TrainError and RunError; the run folder appears only when it is whole.
@@ -176,15 +186,30 @@ def _run_folds(
     """Train and judge every head on every fold, but for those that are kept; the first head's predictions are kept."""
     outcomes = {recipe.name: Outcome() for recipe in heads}
     device = str(study.device)
+    joining = judged is not study
+    writer = SlideWriter(folder.part / "predictions", heads[0])
     tasks = [
-        FoldTask(str(store.location), each, fold, device, tuple(study.slides), keep_off=each is heads[0])
+        FoldTask(
+            str(store.location),
+            each,
+            fold,
+            device,
+            tuple(study.slides),
+            keep_off=each is heads[0],
+            keep_predicted=each is heads[0] and joining,
+            write=writer if each is heads[0] and not joining else None,
+        )
         for each in heads
         for fold in folds
     ]
     own, fits, logged = list[FoldResult](), Fits(folder.fits), folder.logged("fold", "head", "fold")
     numbers = [i for _ in heads for i in range(len(folds))]
     # Read twice, so that no more than one of them is held.
-    kept = [fits.find(task.recipe.name, number) is not None for task, number in zip(tasks, numbers, strict=True)]
+    kept = [
+        fits.find(task.recipe.name, number) is not None
+        and (task.write is None or all(writer.path(name).is_file() for name in task.fold.test))
+        for task, number in zip(tasks, numbers, strict=True)
+    ]
 
     def tell(done: int, words: str) -> None:
         stop.check()
@@ -197,18 +222,17 @@ def _run_folds(
         result = found or next(anew)
         outcomes[result.head].add(result)
         is_own = result.head == heads[0].name
-        if is_own and judged is study:
-            write_predictions(folder, study, heads[0], result)
-        elif is_own:
+        if is_own and joining:
             own.append(result)
         if not there:
-            fits.keep(result, number, whole=is_own)
+            fits.keep(result, number)
         if (result.head, result.fold.name) not in logged:
             rows = [asdict(each.figures) for each in result.judged]
             figures = outcomes[result.head].folds[-1]
             folder.log("fold", head=result.head, fold=result.fold.name, figures=figures, slides=rows)
     if own:
-        write_predictions(folder, study, heads[0], joined(study, own))
+        whole = joined(study, own)
+        write_predictions(replace(writer, one_panel=whole.one_panel), study, whole)
     return outcomes
 
 
@@ -330,10 +354,21 @@ def _load(
         say(f"not in this training: {listed(without)}, without expression")
     kept = [name for name in names if name not in without]
     first_only, jobs = recipe.features.views == "first", _jobs(jobs, store, kept, recipe, device)
+    budget = plan(store, kept, recipe, device, max_memory, jobs)
+    if budget.words:
+        say(budget.words)
     study = Study.load(
-        store, kept, first_view_only=first_only, device=device, shared=jobs > 1, max_memory=max_memory, say=say
+        store,
+        kept,
+        first_view_only=first_only,
+        device=device,
+        shared=jobs > 1,
+        max_memory=budget.embeddings,
+        targets=budget.targets,
+        spare=budget.spare,
+        say=say,
     )
-    empty = [name for name, slide in study.slides.items() if slide.counts is None or slide.counts.sum() == 0]
+    empty = [name for name, slide in study.slides.items() if not slide.measured or slide.counted().sum() == 0]
     if len(empty) == len(kept):
         raise TrainError(f"all counts in {store.location} are zero, so there is nothing to learn from")
     if empty:

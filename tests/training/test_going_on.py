@@ -241,20 +241,16 @@ def test_a_fit_is_kept_as_it_is(tmp_path: Path) -> None:
         [{"epoch": 1.0, "loss": float("nan")}], {"head.alpha": 3}, {"s": "careful"}, "note",
     )  # fmt: skip
     kept = Fits(tmp_path / "fits")
-    kept.keep(result, 0, whole=True)
+    kept.keep(result, 0)
     found = kept.find("ridge", 0)
     assert found is not None
     assert repr(found) == repr(result)
     assert found.judged[0].off is not None
     assert judged.off is not None
     assert np.array_equal(found.judged[0].off, judged.off, equal_nan=True)
-    kept.keep(result, 1, whole=False)
-    baseline = kept.find("ridge", 1)
-    assert baseline is not None
-    assert (baseline.predicted, baseline.target, len(kept)) == ({}, {}, 2)
     assert kept.find("ridge", 2) is None
     with pytest.raises(TypeError, match="holds a set, which cannot be kept"):
-        kept.keep(replace(result, chosen={"a": {1}}), 3, whole=True)
+        kept.keep(replace(result, chosen={"a": {1}}), 3)
     assert not list((tmp_path / "fits").glob("*3*"))
 
 
