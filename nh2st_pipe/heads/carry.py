@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import RunError, reason_of
 from nh2st_pipe.heads.alike import Alike
+from nh2st_pipe.heads.factors import axes, centred
 
 if TYPE_CHECKING:
     from nh2st_pipe.recipes.train import CarryRecipe
@@ -46,8 +47,6 @@ CUT = 0.5
 """Share of a gene's variation over a slide, taken away, beyond which its map rests on what does not carry over."""
 
 _AT_ONCE = 2048  # genes that are weighed at a time, so that little is in double precision
-_LARGE = 2048  # genes and spots beyond which factors are found by iteration
-_BESIDE, _ITERATIONS = 16, 12  # directions that are found beside those that are kept
 
 _ALIKE = tuple(field.name for field in fields(Alike))
 
@@ -136,8 +135,8 @@ class Carry:
         """Return the factors of the targets `truth`, n × G a slide, and how `predicted` fared, of heads that had not
         seen the slide. Genes that a slide lacks (NaN) take no part on it.
         """
-        basis = _axes([_centred(values) for values in truth], recipe.rank)
-        factors = [(_centred(t) @ basis, _centred(p) @ basis) for t, p in zip(truth, predicted, strict=True)]
+        basis = axes([centred(values) for values in truth], recipe.rank)
+        factors = [(centred(t) @ basis, centred(p) @ basis) for t, p in zip(truth, predicted, strict=True)]
         amplitude = np.mean([p.std(axis=0) for _, p in factors], axis=0)
         reliability = np.mean([_pcc(t, p) for t, p in factors], axis=0)
         kinds = [np.asarray(each, np.float32) for each in (basis, amplitude, np.maximum(reliability, 0))]
@@ -259,48 +258,6 @@ class Carry:
         except Exception as error:  # whatever is wrong with it; a changed file has been told apart before
             raise RunError(f"{path} cannot be read: {reason_of(error)}") from error
         return found
-
-
-def _centred(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Return a slide's values less their mean over spots; 0 for genes that it lacks."""
-    known = np.where(np.isfinite(values), values, np.float32(0))
-    return np.asarray(known - known.mean(axis=0, dtype=np.float64), np.float32)
-
-
-def _axes(slides: Sequence[NDArray[np.float32]], rank: int) -> NDArray[np.float64]:
-    """Return the leading right singular vectors of slides' values, n × G each, one below the other: G × r.
-
-    By the smaller of the two products; where both are large by subspace iteration (Halko et al. 2011), slide by slide.
-    """
-    genes, n = slides[0].shape[1], sum(len(values) for values in slides)
-    if min(genes, n) > _LARGE:
-        spread, axes = _by_iteration(slides, rank + _BESIDE)
-    elif genes <= n:
-        spread, axes = np.linalg.eigh(np.sum([_product(values, values) for values in slides], axis=0))
-    else:
-        values = np.concatenate(slides).astype(np.float64)
-        spread, left = np.linalg.eigh(values @ values.T)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            axes = values.T @ left / np.sqrt(np.maximum(spread, 0))
-    there = int((spread > 1e-9 * max(float(spread[-1]), 1e-300)).sum())
-    return np.asarray(axes[:, ::-1][:, : max(1, min(rank, there))])
-
-
-def _by_iteration(slides: Sequence[NDArray[np.float32]], k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the k largest eigenvalues of XᵀX, rising, and their vectors, G × k."""
-    at = np.linalg.qr(np.random.default_rng(0).standard_normal((slides[0].shape[1], k)))[0]
-    for _ in range(_ITERATIONS):
-        at = np.linalg.qr(np.sum([_product(values, values @ at.astype(np.float32)) for values in slides], axis=0))[0]
-    along = [values @ at.astype(np.float32) for values in slides]
-    spread, turned = np.linalg.eigh(np.sum([_product(values, values) for values in along], axis=0))
-    return spread, at @ turned
-
-
-def _product(one: NDArray[Any], two: NDArray[Any]) -> NDArray[np.float64]:
-    """Return oneᵀ two, n × a and n × b, in double precision where that is small."""
-    if one.shape[1] > _LARGE:
-        return np.asarray(one.T @ two, np.float64)
-    return np.asarray(one.T.astype(np.float64) @ two.astype(np.float64))
 
 
 def _pcc(one: NDArray[np.float64], two: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,6 +11,8 @@ is here at prediction time, on frozen embeddings, with what was found to be wort
   weighted mean is taken off, and the mean over training slides is added to a prediction. Spots with few counts weigh
   less.
 - Kernel part (`kernel`): closed form, on the mean over views, in float64.
+- Many genes (`rank`): kernel and network learn the leading factors of the targets in place of genes, orthonormal
+  directions over the genes, and what they say is turned back; what lies outside is hardly more than noise.
 - Network part (`members`): the leading principal components of each block, one scale per block, a network of one
   hidden layer, several members in one batched model; a random view per spot and step, the mean over views at
   prediction. Beside the blocks a spot looks at its neighbours by cross-attention (`attention`).
@@ -19,7 +21,8 @@ is here at prediction time, on frozen embeddings, with what was found to be wort
 - Output: the kernel part's share of the mean of the two follows how like the slide is to the training spots
   (`likeness`): where a slide resembles nothing the head was trained on, the kernel steps back.
 
-Letters: N spots, n spots of a slide, V views, d values, B blocks, p components, G genes, m spots the kernel keeps.
+Letters: N spots, n spots of a slide, V views, d values, B blocks, p components, G genes, Q genes or factors that are
+learnt, m spots the kernel keeps.
 """
 
 from __future__ import annotations
@@ -32,10 +35,12 @@ import numpy as np
 import torch
 
 from nh2st_pipe.core.errors import TrainError
-from nh2st_pipe.data.samples import Part, Samples
+from nh2st_pipe.data.samples import Cache, Part, ResidentCache, Samples
+from nh2st_pipe.data.streamed import LEAST_KEPT, scratch_file, scratch_folders
 from nh2st_pipe.heads.attention import Nearest, nearest_of
 from nh2st_pipe.heads.base import Fit, HeadModel, Plan, Prediction
 from nh2st_pipe.heads.blocks import DENSE_SPOTS, Blur, centred_views, hypergraph_mean, stain_basis, without
+from nh2st_pipe.heads.factors import loadings, scores
 from nh2st_pipe.heads.kernel import Kernel, low_count_weights, solve, solve_landmarks
 from nh2st_pipe.heads.members import Members, Surroundings, fit_members
 
@@ -46,6 +51,7 @@ __all__ = ["Blurs", "Context"]
 
 _AXES_FROM = 40_000  # spots times views from which principal axes are found, where there are more
 _AT_ONCE = 1024  # spots whose predictions are taken to float64 at once
+_DOUBLE_VALUES = 25_000_000  # of targets, up to which they are held in float64
 
 _SIMILAR = 3  # most similar spots that join a spot's hyperedge, as in NH2ST
 
@@ -56,6 +62,8 @@ class Context(HeadModel):
     """The head; `head` is its recipe's fields (see `recipes.train.ContextHead`) as values."""
 
     keeps_tiles = "kernel_blocks"
+    streams = True
+    factors: torch.Tensor
     target_mean: torch.Tensor
     target_scale: torch.Tensor
     kernel_blocks: torch.Tensor
@@ -78,16 +86,20 @@ class Context(HeadModel):
 
         super().__init__()
         self.genes, self.about, self.kind = list(genes), about or {}, kind
-        self.recipe = ContextHead.model_validate(head)
-        n_blocks, n_genes = 1 + len(self.recipe.sigmas) + self.recipe.hypergraph, len(self.genes)
-        self.register_buffer("target_mean", torch.zeros(n_genes))
+        self.recipe = ContextHead.model_validate({"rank": None, **head})  # heads of earlier versions learnt genes
+        n_blocks = 1 + len(self.recipe.sigmas) + self.recipe.hypergraph
+        self.register_buffer("target_mean", torch.zeros(len(self.genes)))
+        n_out = len(self.genes)
+        if self.recipe.rank is not None and self.recipe.rank < n_out:
+            self.register_buffer("factors", torch.zeros(n_out, self.recipe.rank))
+            n_out = self.recipe.rank
         self.register_buffer("target_scale", torch.ones(()))
         self.register_buffer("basis", torch.zeros(dim, 0))
         kernel, network = self.recipe.kernel, self.recipe.network
         if kernel is not None:
             self.register_buffer("kernel_blocks", torch.zeros(n_blocks, 0, dim))
             self.register_buffer("kernel_medians", torch.ones(n_blocks))
-            self.register_buffer("kernel_coefficients", torch.zeros(0, n_genes))
+            self.register_buffer("kernel_coefficients", torch.zeros(0, n_out))
         if network is not None:
             kept = min(network.components, dim)
             self.register_buffer("centre", torch.zeros(n_blocks, dim))
@@ -97,7 +109,7 @@ class Context(HeadModel):
                 network.members,
                 n_blocks * kept,
                 network.width,
-                n_genes,
+                n_out,
                 network.output_scale,
                 (min(kept, network.attention.components), network.attention) if network.attention is not None else None,
                 network.contrast,
@@ -120,15 +132,33 @@ class Context(HeadModel):
 
     def fit(self, train: Samples, plan: Plan) -> Fit:
         """See HeadModel. Panel, scaling and every number come from `train` alone."""
-        assert train.raw is not None
-        assert train.depth is not None
-        raw = train.raw.double()
-        self.target_mean = torch.stack([raw[part.rows].mean(0) for part in train.parts]).nanmean(0).to(self.target_mean)
+        means = [train.raws(part.rows).double().mean(0) for part in train.parts]
+        self.target_mean = torch.stack(means).nanmean(0).to(self.target_mean)
+        if self._in_factors:
+            self.factors = loadings(train, self.target_mean, self.factors.shape[1], plan.seed)
         self._fit_basis(train)
         blurs = Blurs(train, self.recipe)
+        learnt = self._learnt(train)
         if self.recipe.kernel is not None:
-            self._fit_kernel(blurs, raw, plan.seed)
-        return self._fit_network(blurs, raw, plan) if self.recipe.network is not None else Fit()
+            self._fit_kernel(blurs, learnt, plan.seed)
+        return self._fit_network(blurs, learnt, plan) if self.recipe.network is not None else Fit()
+
+    @property
+    def _in_factors(self) -> bool:
+        """Whether factors are learnt in place of genes."""
+        return "factors" in self._buffers
+
+    def _learnt(self, train: Samples) -> torch.Tensor:
+        """Return what is learnt of each spot, N × Q, float64 where it is not very large: targets before smoothing, or
+        their factors.
+        """
+        n_out = self.factors.shape[1] if self._in_factors else train.n_genes
+        dtype = torch.float64 if len(train) * n_out <= _DOUBLE_VALUES else torch.float32
+        out = torch.empty(len(train), n_out, dtype=dtype, device=train.device)
+        for part in train.parts:
+            raw = train.raws(part.rows)
+            out[part.rows] = scores(raw, self.target_mean, self.factors) if self._in_factors else raw
+        return out
 
     def _fit_basis(self, train: Samples) -> None:
         """Find the directions along which other stains move the training slides."""
@@ -139,73 +169,92 @@ class Context(HeadModel):
             basis = stain_basis(torch.from_numpy(np.concatenate(shifts)).double(), min(wanted, train.dim // 2))
             self.basis = basis.to(self.basis)
 
-    def _fit_kernel(self, blurs: Blurs, raw: torch.Tensor, seed: int) -> None:
+    def _fit_kernel(self, blurs: Blurs, learnt: torch.Tensor, seed: int) -> None:
         train = blurs.samples
         recipe = self.recipe.kernel
         assert recipe is not None
         assert train.depth is not None
         weights = low_count_weights(train.depth, recipe.low_count)
         weights = weights / weights.quantile(0.5)
-        y = _centred(raw, weights, train)
+
+        def y_of(part: Part) -> torch.Tensor:
+            return _centred(learnt[part.rows].double(), weights[part.rows])
 
         if len(train) <= recipe.exact_up_to:
             blocks = torch.cat([torch.stack(b) for _, b in self._view_means(blurs)], 1)
+            y = torch.cat([y_of(part) for part in train.parts])
             kernel = solve(blocks, y, weights, recipe.ridge, recipe.rank)
         else:
             draw = torch.Generator().manual_seed(seed)
             chosen = torch.randperm(len(train), generator=draw)[: recipe.landmarks].sort().values.to(train.device)
             marks = [torch.stack(b) for _, b in self._view_means(blurs, chosen)]
-            spots = ((b, y[part.rows], weights[part.rows]) for part, b in self._view_means(blurs))
+            spots = ((b, y_of(part), weights[part.rows]) for part, b in self._view_means(blurs))
             kernel = solve_landmarks(torch.cat(marks, 1), spots, recipe.ridge, recipe.rank)
         self.kernel_blocks = kernel.blocks.to(self.kernel_blocks)
         self.kernel_medians = kernel.medians.to(self.kernel_medians)
         self.kernel_coefficients = kernel.coefficients.to(self.kernel_coefficients)
 
-    def _fit_network(self, blurs: Blurs, raw: torch.Tensor, plan: Plan) -> Fit:
+    def _fit_network(self, blurs: Blurs, learnt: torch.Tensor, plan: Plan) -> Fit:
+        """Train the network on what is `learnt`, which is changed in place."""
         train = blurs.samples
         recipe = self.recipe.network
         assert recipe is not None
         assert train.depth is not None
         weights = low_count_weights(train.depth, recipe.low_count)
         weights = weights / weights.mean()
-        y = _centred(raw, weights, train)
-        smooth = torch.from_numpy(train.smooth(y.cpu().numpy()))
-        scale = smooth.square().nanmean().sqrt()
+        squares, known = 0.0, 0
+        for part in train.parts:
+            learnt[part.rows] = _centred(learnt[part.rows], weights[part.rows])
+            smooth = train.of_part(part).smooth(learnt[part.rows].cpu().numpy())
+            squares += float(np.nansum(np.square(smooth, dtype=np.float64)))
+            known += int(np.isfinite(smooth).sum())
+        scale = torch.tensor((squares / max(1, known)) ** 0.5)
         self.target_scale = (scale if scale > 0 else torch.ones_like(scale)).float().to(train.device)
-        features = self._network_features(blurs, plan.seed)
-        target = (y / self.target_scale).float()
+        features, seen = self._network_features(blurs, plan.seed)
+        target = learnt.div_(self.target_scale).float()
         return fit_members(
             self.members,
             train,
-            lambda rows, views: features[rows, views].float(),
+            lambda rows, views: features.gather(rows, views).float(),
             target,
             weights.float(),
             recipe,
             plan.seed,
             plan.on_epoch,
-            self._around(features, train.parts),
+            self._around(seen, train.parts),
         )
 
-    def _network_features(self, blurs: Blurs, seed: int) -> torch.Tensor:
-        """Find the components of the training spots' blocks, and return the spots in them, N × V × (B · p)."""
+    def _network_features(self, blurs: Blurs, seed: int) -> tuple[Cache, torch.Tensor]:
+        """Find the components of the training spots' blocks, and return the spots in them, N × V × (B · p), and of each
+        one's own block what attention sees, the mean over views.
+        """
         train = blurs.samples
         self._fit_components(blurs, seed)
         width = self.components.shape[0] * self.components.shape[2]
         # Half precision, as the embeddings have it: of unit RMS, and the largest thing that training holds.
-        features = torch.empty((len(train), train.n_views, width), dtype=torch.float16, device=train.device)
-        for part, view, x, blur in self._each_view(blurs):
-            features[part.rows, view] = self._project(x, blur).to(torch.float16)
-        return features
+        shape = len(train), train.n_views, width
+        features: Cache
+        if train.spare is not None and 2 * len(train) * train.n_views * width > train.spare:
+            keep = max(LEAST_KEPT, train.spare // 4)
+            features = scratch_file(shape, train.device, keep, scratch_folders(), "features of the network")
+        else:
+            features = ResidentCache(torch.empty(shape, dtype=torch.float16, device=train.device))
+        seen = torch.empty((len(train), self.members.seen), device=train.device)
+        for part in train.parts:
+            with features.place(part.start, part.stop) as place:
+                for _, view, x, blur in self._each_view(blurs, [part]):
+                    place[:, view] = self._project(x, blur).to(torch.float16)
+                seen[part.rows] = place[..., : self.members.seen].float().mean(1)
+        return features, seen
 
-    def _around(self, features_nvf: torch.Tensor, parts: Sequence[Part]) -> Surroundings | None:
-        """Return what attention sees of the spots of `parts`: each one's own block, as the mean over views."""
+    def _around(self, own: torch.Tensor, parts: Sequence[Part]) -> Surroundings | None:
+        """Return what attention sees of the spots of `parts`: each one's own block, N × p."""
         network = self.recipe.network
         if network is None or network.attention is None:
             return None
-        near = [nearest_of(part.xy, network.attention.neighbours, features_nvf.device) for part in parts]
+        near = [nearest_of(part.xy, network.attention.neighbours, own.device) for part in parts]
         starts = [part.start for part in parts]
         rows = torch.cat([each.rows + start for each, start in zip(near, starts, strict=True)])
-        own = features_nvf[..., : self.members.seen].float().mean(1)
         return Surroundings(own, Nearest(rows, torch.cat([each.distance for each in near])))
 
     def _fit_components(self, blurs: Blurs, seed: int) -> None:
@@ -282,7 +331,8 @@ class Context(HeadModel):
             raise TrainError("nh2st-context predicts whole slides; these samples do not say which slide they are of")
         self.eval()
         blurs = Blurs(samples, self.recipe)
-        out = torch.zeros(len(samples), len(self.genes), dtype=torch.float64, device=samples.device)
+        n_out = self.factors.shape[1] if self._in_factors else len(self.genes)
+        out = torch.zeros(len(samples), n_out, dtype=torch.float64, device=samples.device)
         likeness: np.ndarray[Any, np.dtype[np.float32]] | None = None
         share = torch.zeros(len(samples), 1, dtype=torch.float64, device=samples.device)
         if self.recipe.kernel is not None:
@@ -305,9 +355,12 @@ class Context(HeadModel):
                 for rows in torch.arange(len(own), device=own.device).split(_AT_ONCE):
                     out[part.start + rows] += rest[rows] * own[rows].double()
                 if apart is not None:
-                    spread = torch.empty_like(out, dtype=torch.float32) if spread is None else spread
+                    if spread is None:
+                        spread = torch.empty((len(samples), len(self.genes)), device=samples.device)
                     spread[part.rows] = apart.mul_(rest)
                 del own, apart
+        if self._in_factors:
+            out = out.float() @ self.factors.T
         out += self.target_mean
         return Prediction(out.float().cpu().numpy(), likeness, None if spread is None else spread.cpu().numpy())
 
@@ -316,11 +369,11 @@ class Context(HeadModel):
         views = [self._project(x, blur) for _, _, x, blur in self._each_view(blurs, [part])]
         alone = replace(part, start=0, stop=part.stop - part.start)
         around = (
-            self._around(torch.stack([view[:, : self.members.seen] for view in views], 1), [alone])
+            self._around(torch.stack([view[:, : self.members.seen] for view in views], 1).mean(1), [alone])
             if self.members.attention is not None
             else None
         )
-        return self.members.agreed(views, around)
+        return self.members.agreed(views, around, self.factors if self._in_factors else None)
 
     def caution(self, predicted: Prediction) -> str | None:
         """See HeadModel."""
@@ -365,10 +418,7 @@ def _inside(rows: torch.Tensor, part: Part) -> torch.Tensor:
     return rows[(rows >= part.start) & (rows < part.stop)] - part.start
 
 
-def _centred(raw: torch.Tensor, weights: torch.Tensor, samples: Samples) -> torch.Tensor:
-    """Return the targets less each slide's own weighted mean, float64."""
-    out = torch.empty_like(raw)
-    for part in samples.parts:
-        y, w = raw[part.rows], weights[part.rows, None]
-        out[part.rows] = y - (w * y).sum(0) / w.sum()
-    return out
+def _centred(y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return a slide's targets n × Q less their mean, spots weighing `weights`, n."""
+    w = weights[:, None].to(y.dtype)
+    return y - (w * y).sum(0) / w.sum()

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from nh2st_pipe.core.errors import TrainError
+from nh2st_pipe.core.memory import require
 from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.heads.base import Distribution, Fit, Plan, Prediction
 from nh2st_pipe.heads.context import Blurs, Context
@@ -86,12 +87,14 @@ class NegativeBinomial(Context):
         assert train.depth is not None
         network = self.recipe.network
         assert network is not None
+        held = "counts of all spots and genes, which nh2st-nb holds with their rates,"
+        require(8 * len(train) * len(self.genes), held, TrainError, "train on fewer genes (--genes)")
         counts = train.counts(torch.arange(len(train), device=train.device), self.genes)
         size = train.depth.clamp(min=1.0)
         self.size.copy_(size.quantile(0.5))
         self._fit_basis(train)
         blurs = Blurs(train, self.recipe)
-        features = self._network_features(blurs, plan.seed)
+        features, seen = self._network_features(blurs, plan.seed)
         offset = torch.empty_like(counts)
         of_slides = []
         for part in train.parts:
@@ -108,13 +111,13 @@ class NegativeBinomial(Context):
         return fit_members(
             self.members,
             train,
-            lambda rows, views: features[rows, views].float(),
+            lambda rows, views: features.gather(rows, views).float(),
             counts,
             torch.ones(len(train), device=train.device),
             network,
             plan.seed,
             plan.on_epoch,
-            self._around(features, train.parts),
+            self._around(seen, train.parts),
             loss,
         )
 

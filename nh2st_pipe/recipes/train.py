@@ -361,6 +361,8 @@ class ContextHead(HeadRecipe):
     """None leaves the network part alone."""
     network: NetworkPart | None = NetworkPart()
     """None leaves the kernel part alone."""
+    rank: int | None = Field(256, gt=0)
+    """Leading factors of the targets that are learnt in place of more genes; None learns genes in any case."""
     kernel_share: float = Field(0.5, ge=0, le=1)
     """The kernel part's share of the output on a slide that is like the training slides."""
     gate_from: float = 0.3

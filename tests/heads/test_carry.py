@@ -15,7 +15,7 @@ import torch
 
 from nh2st_pipe.core.errors import RecipeError, RunError
 from nh2st_pipe.evaluation.metrics import gene_metrics
-from nh2st_pipe.heads import carry, registry
+from nh2st_pipe.heads import carry, factors, registry
 from nh2st_pipe.heads.carry import CARRY, CUT, Carried, Carry, Strength
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.recipes.train import CarryGrid, CarryRecipe, RetrievalPart, load_train_recipe
@@ -83,8 +83,8 @@ def test_factors_of_very_many_genes_are_found_by_iteration(monkeypatch: pytest.M
     pairs = [patterns(seed, 0.6) for seed in range(4)]
     recipe, truth, said = CarryRecipe(rank=4, retrieval=None), [t for t, _ in pairs], [s for _, s in pairs]
     exact = Carry.learn(recipe, truth, said)
-    monkeypatch.setattr(carry, "_LARGE", 20)
-    monkeypatch.setattr(carry, "_BESIDE", 4)
+    monkeypatch.setattr(factors, "LARGE", 20)
+    monkeypatch.setattr(factors, "_BESIDE", 4)
     found = Carry.learn(recipe, truth, said)
     assert np.allclose(found.basis.T @ found.basis, np.eye(4), atol=1e-4)
     assert np.abs(np.sum(found.basis * exact.basis, axis=0)) == pytest.approx(np.ones(4), abs=1e-4)

@@ -56,6 +56,7 @@ SMALL = {
 }  # fmt: skip
 OTHER: dict[str, Any] = {
     "head.sigmas": [1.0],
+    "head.rank": 2,
     "head.kernel.exact_up_to": 5000,
     "features.neighbours": 5,
     "features.clip": 0.5,
