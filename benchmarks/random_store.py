@@ -14,8 +14,8 @@ from nh2st_pipe.tiles.neighbours import nearest_spots
 from nh2st_pipe.tiles.spots import Spots
 
 
-def make_store(path: Path, sizes: list[int], dim: int, views: Literal[1, 8], genes: int) -> None:
-    """Write a slide of each of `sizes` spots, each of a patient of its own."""
+def make_store(path: Path, sizes: list[int], dim: int, views: Literal[1, 8], genes: int, rate: float = 1.0) -> None:
+    """Write a slide of each of `sizes` spots, each of a patient of its own; counts are `rate` on average."""
     rng = np.random.default_rng(0)
     contract = Contract(
         encoder={"name": "random", "dim": dim},
@@ -29,7 +29,7 @@ def make_store(path: Path, sizes: list[int], dim: int, views: Literal[1, 8], gen
     for i, size in enumerate(sizes):
         side = int(np.ceil(np.sqrt(size)))
         rows, cols = (axis.ravel()[:size] for axis in np.mgrid[:side, :side])
-        counts = sp.csr_matrix(rng.poisson(1.0, (size, genes)).astype(np.float64))
+        counts = sp.csr_matrix(rng.poisson(rate, (size, genes)).astype(np.float64))
         names, xy = [f"b{j}" for j in range(size)], np.column_stack((cols, rows)) * 200.0
         spots = Spots(names, xy, rows, cols, counts, [f"g{j}" for j in range(genes)])
         resolved = Resolved(width=side * 200, height=side * 200, mpp=0.5, tile_level0_px=224)

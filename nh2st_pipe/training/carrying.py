@@ -16,13 +16,11 @@ from nh2st_pipe.heads import registry
 from nh2st_pipe.heads.alike import Alike
 from nh2st_pipe.heads.carry import Carry, Strength
 from nh2st_pipe.recipes.train import CarryRecipe, TrainRecipe
-from nh2st_pipe.training.choosing import left_out
+from nh2st_pipe.training.choosing import left_out, some_slides
 
 __all__ = ["LeftOut", "choose_strength", "learn_carry"]
 
 _MOST_FOLDS = 4
-_MOST_VALUES = 100_000_000  # of the targets of slides that were left out: 400 MB, and as much of what is predicted
-_FEWEST_SLIDES = 8
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,9 @@ def learn_carry(
     """Return what carries over between the slides of `train`, and what has to be said where nothing can be known.
 
     Patients are left out in turn where there are several, else slides, in four folds at most; the head is trained in
-    small (`HeadRecipe.in_small`). With several patients it is chosen on those left out how much is weighed. `patients`
-    are the slides' by name. None without a recipe for it, and for one slide.
+    small (`HeadRecipe.in_small`), and looked at on some of the slides where there are very many (`some_slides`). With
+    several patients it is chosen on those left out how much is weighed. `patients` are the slides' by name. None
+    without a recipe for it, and for one slide.
     """
     small = recipe.head.in_small()
     if recipe.carry is None or small is None:
@@ -56,7 +55,7 @@ def learn_carry(
     several = len({patients[part.name] for part in train.parts}) > 1
     chosen_inside = recipe.carry.grid is not None and several
     retrieval, of = recipe.carry.retrieval, list[LeftOut]()
-    asked = _some_of(train, patients, recipe.seed)
+    asked = some_slides(train, patients, recipe.seed)
     for i, out in enumerate(left_out(train, patients, recipe.seed, _MOST_FOLDS)):
         tell(f"what carries over, {i + 1}")
         watched, others = train.subset(out), train.subset(~out)
@@ -74,27 +73,6 @@ def learn_carry(
     return (replace(carry, chosen=choose_strength(recipe.carry, of)) if chosen_inside else carry), ""
 
 
-def _some_of(train: Samples, patients: dict[str, str], seed: int) -> set[str]:
-    """Return the slides that are looked at where they are left out: all, but for studies whose targets are very many
-    values; then of each patient in turn one more, as long as they are not too many.
-    """
-    draw = np.random.default_rng(seed)
-    turns = dict[str, int]()
-    order = list[tuple[int, int]]()
-    for i in draw.permutation(len(train.parts)).tolist():
-        patient = patients[train.parts[i].name]
-        turns[patient] = turns.get(patient, -1) + 1
-        order.append((turns[patient], i))
-    found, values = set[str](), 0
-    for _, i in sorted(order, key=lambda each: each[0]):
-        part = train.parts[i]
-        values += (part.stop - part.start) * train.n_genes
-        if values > _MOST_VALUES and len(found) >= _FEWEST_SLIDES:
-            break
-        found.add(part.name)
-    return found
-
-
 def choose_strength(recipe: CarryRecipe, of: list[LeftOut]) -> Strength | None:
     """Return the strength of the recipe's grid with the best mean PCC on the slides of each fold in turn, weighed by
     what was learnt from those of the others. Of equals, the weakest, which the grid has first.
@@ -102,7 +80,10 @@ def choose_strength(recipe: CarryRecipe, of: list[LeftOut]) -> Strength | None:
     every = list(_grid(recipe))
     scores = np.zeros(len(every))
     for fold in sorted({each.fold for each in of}):
-        carry = _learnt(recipe, [each for each in of if each.fold != fold])
+        others = [each for each in of if each.fold != fold]
+        if not others:
+            continue
+        carry = _learnt(recipe, others)
         for slide in (each for each in of if each.fold == fold):
             for i, strength in enumerate(every):
                 expressed = slide.expressed if strength.share else None

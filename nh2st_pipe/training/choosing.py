@@ -16,9 +16,11 @@ from nh2st_pipe.heads import registry
 from nh2st_pipe.heads.base import HeadModel
 from nh2st_pipe.recipes.train import TrainRecipe
 
-__all__ = ["by_slide", "choose", "left_out", "right_of"]
+__all__ = ["by_slide", "choose", "left_out", "right_of", "some_slides"]
 
 _MOST_INNER_FOLDS = 5
+_MOST_VALUES = 50_000_000  # of targets: 200 MB, and as much of what is predicted
+_FEWEST_SLIDES = 8
 
 
 def choose(
@@ -76,6 +78,25 @@ def left_out(
         for part, mine in zip(train.parts, group, strict=True):
             out[part.rows] = groups.index(mine) in held
         yield out
+
+
+def some_slides(train: Samples, patients: dict[str, str], seed: int) -> set[str]:
+    """Return the names of slides that what is said of all of them is found on: all, but for studies whose targets are
+    very many values; then of each patient in turn one more, as long as they are not too many.
+    """
+    turns, order = dict[str, int](), list[tuple[int, int]]()
+    for i in np.random.default_rng(seed).permutation(len(train.parts)).tolist():
+        patient = patients[train.parts[i].name]
+        turns[patient] = turns.get(patient, -1) + 1
+        order.append((turns[patient], i))
+    found, values = set[str](), 0
+    for _, i in sorted(order, key=lambda each: each[0]):
+        part = train.parts[i]
+        values += (part.stop - part.start) * train.n_genes
+        if values > _MOST_VALUES and len(found) >= _FEWEST_SLIDES:
+            break
+        found.add(part.name)
+    return found
 
 
 def right_of(samples: Samples, share: float) -> torch.Tensor:

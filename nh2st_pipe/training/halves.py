@@ -16,7 +16,7 @@ from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.evaluation.metrics import gene_metrics
 from nh2st_pipe.heads import registry
 from nh2st_pipe.recipes.train import TrainRecipe
-from nh2st_pipe.training.choosing import by_slide, left_out, right_of
+from nh2st_pipe.training.choosing import by_slide, left_out, right_of, some_slides
 
 __all__ = ["half_pcc"]
 
@@ -29,12 +29,18 @@ def half_pcc(
     """Return each gene's mean PCC over the halves that were judged, None where it is defined in none.
 
     Empty for heads that cannot be trained that often (`HeadRecipe.in_brief`). A single slide's halves are each judged
-    by the other.
+    by the other. Of very many slides some are taken (`some_slides`).
     """
     brief = recipe.head.in_brief()
     if brief is None or any(part.stop - part.start < 2 * _FEWEST_SPOTS for part in train.parts):
         return {}
     recipe = recipe.model_copy(update={"head": brief, "choose": {}})
+    some = some_slides(train, patients, recipe.seed)
+    if len(some) < len(train.parts):
+        kept = torch.zeros(len(train), dtype=torch.bool, device=train.device)
+        for part in train.parts:
+            kept[part.rows] = part.name in some
+        train = train.subset(kept)
     right = right_of(train, 0.5)
     every = torch.ones_like(right)
     groups = (

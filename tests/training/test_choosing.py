@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import RecipeError
 from nh2st_pipe.data.samples import Part, ResidentCache, Samples
-from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe
-from nh2st_pipe.training.choosing import choose, left_out
+from nh2st_pipe.heads.base import HeadModel
+from nh2st_pipe.heads.carry import Carry
+from nh2st_pipe.recipes.train import CarryRecipe, TrainRecipe, load_train_recipe
+from nh2st_pipe.training import carrying, choosing, halves
+from nh2st_pipe.training.choosing import choose, left_out, some_slides
 
 GENES = ["a", "b"]
 
@@ -96,3 +102,41 @@ def test_several_fields_are_chosen_together() -> None:
 def test_what_cannot_be_chosen_is_said(setting: str, says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         load_train_recipe("ridge", [setting])
+
+
+def test_of_very_many_slides_some_are_looked_at_of_every_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = slides([5] * 24)
+    patients = {part.name: f"p{i % 12}" for i, part in enumerate(train.parts)}
+    assert some_slides(train, patients, 0) == set(patients)
+    monkeypatch.setattr(choosing, "_MOST_VALUES", 12 * 5 * train.n_genes)
+    some = some_slides(train, patients, 0)
+    assert sorted(patients[name] for name in some) == sorted(set(patients.values()))  # one of each
+    assert some == some_slides(train, patients, 0) != some_slides(train, patients, 1)
+    monkeypatch.setattr(choosing, "_MOST_VALUES", 1)
+    assert len(some_slides(train, patients, 0)) == 8
+
+
+def test_halves_and_what_carries_over_take_those_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = slides([16] * 12)
+    patients = {part.name: part.name for part in train.parts}
+    monkeypatch.setattr(choosing, "_MOST_VALUES", 1)
+    recipe = load_train_recipe("ridge", ["carry={rank: 2, retrieval: null, grid: null}"])
+    judged, plain = set[str](), choosing.by_slide
+
+    def watched(model: HeadModel, of: Samples) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        judged.update(part.name for part in of.parts)
+        return plain(model, of)
+
+    monkeypatch.setattr(halves, "by_slide", watched)
+    halves.half_pcc(recipe, train, patients, GENES, quiet)
+    assert judged == some_slides(train, patients, recipe.seed)
+    seen, learnt = list[int](), carrying._learnt
+
+    def counted(of: CarryRecipe, found: list[carrying.LeftOut]) -> Carry:
+        seen.append(len(found))
+        return learnt(of, found)
+
+    monkeypatch.setattr(carrying, "_learnt", counted)
+    carry, _ = carrying.learn_carry(recipe, train, patients, GENES, quiet)
+    assert carry is not None
+    assert seen == [8]
