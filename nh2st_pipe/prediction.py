@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,8 @@ from nh2st_pipe.data.targets import targets
 from nh2st_pipe.evaluation.intervals import LEVELS, Intervals, Level
 from nh2st_pipe.evaluation.reference import UNLIKE, Familiarity, Reference
 from nh2st_pipe.evaluation.statistics import many
-from nh2st_pipe.heads.base import Distribution, HeadModel, Prediction
-from nh2st_pipe.heads.carry import Carried
+from nh2st_pipe.heads.base import Blocked, HeadModel
+from nh2st_pipe.heads.blocked import joined
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.checksums import sha256
 from nh2st_pipe.runs.model import HUB, load_model, load_reference, model_files
@@ -74,6 +74,8 @@ def predict(
     device: str = "auto",
     level: float = 0.9,
     genes: str | Path | Sequence[str] | None = None,
+    trusted_only: bool = False,
+    float16: bool = False,
     any_mpp: bool = False,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
@@ -93,12 +95,13 @@ def predict(
     obs["train_percentile"] and obs["unlike"] (how far a tile lies from the training tiles, see `evaluation.reference`),
     obs["likeness"] where the head can tell how like a spot is to the training spots, and in uns["nh2st_pipe"] what the
     numbers are and whether the head was trained on this slide. With `genes` (a file with one a line, names with commas
-    between them, or a sequence) those alone are written.
+    between them, or a sequence) those alone are written, with `trusted_only` of them those that are trusted; `float16`
+    keeps values in half precision. Of more than 20 million values the intervals' ends are told by var["half_width"].
     A slide whose tiles would show another size of tissue fails, unless `any_mpp`.
     `trust_remote_code` lets an encoder's repository run its code.
 
     Raises RunError where the model cannot be read, StoreError where the store is another encoder's, UsageError for a
-    gene that the model does not know.
+    gene that the model does not know, or none of which is trusted.
     """
     if level not in LEVELS:
         raise UsageError(f"--level takes {', '.join(f'{each:g}' for each in LEVELS)}, not {level:g}")
@@ -108,6 +111,8 @@ def predict(
     head = load_model(model, files)
     about = About.of(head.about, model)
     columns = _columns(genes, head.genes, model)
+    if trusted_only:
+        columns = _trusted(columns, head.genes, about, model)
     reference = load_reference(files)
     progress = progress or Progress()
     summary = PredictSummary(Path(out))
@@ -209,6 +214,7 @@ def predict(
             columns=columns,
             scale_genes=about.scale_genes,
             n_scale_genes=about.n_scale_genes,
+            half=float16,
         )
         summary.files[name] = path
         if notices["unlike"]:
@@ -243,6 +249,18 @@ def _columns(wanted: str | Path | Sequence[str] | None, known: list[str], model:
     return np.array([place[name] for name in names], dtype=np.int64)
 
 
+def _trusted(columns: NDArray[np.int64], known: list[str], about: About, model: str | Path) -> NDArray[np.int64]:
+    """Return those of some genes' places whose genes are trusted."""
+    kept = [i for i in columns.tolist() if about.trusted.get(known[i])]
+    if not kept:
+        judged = sum(known[i] in about.trusted for i in columns.tolist())
+        raise UsageError(
+            f"{model} trusts none of {len(columns):,} genes ({judged:,} were judged): with --trusted-only there is "
+            "nothing to write"
+        )
+    return np.array(kept, dtype=np.int64)
+
+
 def _nearest(name: str, known: list[str]) -> str:
     """Return the known genes whose names are most like one that is not known, in brackets."""
     by_key = {gene.casefold(): gene for gene in known}
@@ -265,24 +283,12 @@ def _unlike(familiar: Familiarity | None) -> str | None:
 
 def _predict(
     head: HeadModel, slide: SlideData, about: About, reference: Reference | None, device: torch.device
-) -> tuple[Prediction, Familiarity | None, str | None]:
+) -> tuple[Blocked, Familiarity | None, str | None]:
     """Return a head's prediction for a slide, each of its tiles among neighbours at the pitch that was trained on; how
     far they are from the training tiles; and what has to be known where that pitch cannot be had.
     """
-    columns: dict[str, NDArray[np.float32]] = {}
-
-    def put(name: str, rows: NDArray[np.int64], values: NDArray[np.float32] | None) -> None:
-        if values is None:
-            return
-        if len(parts) == 1:  # all rows, in their order
-            columns[name] = values
-            return
-        if name not in columns:
-            columns[name] = np.empty((len(slide), *values.shape[1:]), np.float32)
-        columns[name][rows] = values
-
-    carried = list[tuple[float, Carried]]()
-    distribution: Distribution | None = None
+    said = list[tuple[NDArray[np.int64], Blocked]]()
+    distance, percentile = (np.empty(len(slide), np.float32) for _ in range(2))
     step, parts = parted(slide, about.pitch)
     for rows in parts:
         samples = Samples.of(
@@ -291,28 +297,12 @@ def _predict(
             device=device,
             smoothed=about.targets.smooth != "none",
         )
-        said = head.predict_spots(samples)
-        put("values", rows, said.values)
-        put("likeness", rows, said.likeness)
-        put("spread", rows, said.spread)
-        if said.distribution is not None:
-            distribution = said.distribution
-            for name, values in said.distribution.parameters.items():
-                if values.ndim > 1:
-                    put(f"of {name}", rows, values)
-        if said.carried is not None:
-            carried.append((len(rows), said.carried))
+        said.append((rows, head.predict_blocked(samples)))
         if reference is not None:
             familiar = reference.of_tiles(samples)
-            put("distance", rows, familiar.distance)
-            put("percentile", rows, familiar.percentile)
-    over = Carried.mean(carried) if carried else None
-    if distribution is not None:
-        of_all = {name: columns.get(f"of {name}", values) for name, values in distribution.parameters.items()}
-        distribution = replace(distribution, parameters=of_all)
-    predicted = Prediction(columns["values"], columns.get("likeness"), columns.get("spread"), over, distribution)
-    known = Familiarity(columns["distance"], columns["percentile"]) if reference is not None else None
-    return predicted, known, _pitch_apart(slide, about, step)
+            distance[rows], percentile[rows] = familiar.distance, familiar.percentile
+    known = Familiarity(distance, percentile) if reference is not None else None
+    return joined(said, len(slide)), known, _pitch_apart(slide, about, step)
 
 
 def _pitch_apart(slide: SlideData, about: About, step: int) -> str | None:
@@ -339,7 +329,7 @@ def _about_intervals(of: Intervals, level: float, reach: Level) -> str:
     return words if reach.promised else f"{words}; {level:.0%} is not promised ({units})"
 
 
-def _caution(head: HeadModel, predicted: Prediction, about: About) -> str | None:
+def _caution(head: HeadModel, predicted: Blocked, about: About) -> str | None:
     """Return why a prediction should be believed less, and how like the training slides are to each other."""
     words = head.caution(predicted)
     if words is None or not about.likeness:

@@ -261,6 +261,12 @@ def predict(
     genes: Annotated[
         str | None, typer.Option(help="Write these alone: names with commas between them, or a file with one a line.")
     ] = None,
+    trusted_only: Annotated[
+        bool, typer.Option("--trusted-only", help="Write the genes alone that the model is trusted on.")
+    ] = False,
+    float16: Annotated[
+        bool, typer.Option("--float16", help="Keep values in half precision: files of half the size.")
+    ] = False,
     with_report: Annotated[
         bool, typer.Option("--report", help="Write OUT/report.html too: maps of every gene.")
     ] = False,
@@ -295,6 +301,8 @@ def predict(
             device=device,
             level=level,
             genes=genes,
+            trusted_only=trusted_only,
+            float16=float16,
             any_mpp=any_mpp,
             trust_remote_code=trust_remote_code,
             progress=progress,

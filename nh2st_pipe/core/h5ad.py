@@ -1,16 +1,19 @@
 """`.h5ad` files: written whole, and read where there is memory for all they declare.
 
 HDF5 does not recover from a disk that is full while it writes: it fails once more wherever it is closed. So a file is
-made in memory, compressed, and its bytes are written as those of any other.
+made in memory, compressed, and its bytes are written as those of any other; a large one is written through `_Disk`,
+which keeps such a fault from HDF5 until it is closed.
 """
 
 from __future__ import annotations
 
+import io
 import mmap
 import struct
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import ExpressionError, NH2STError, fault_of
 from nh2st_pipe.core.hdf5 import check_skeleton
+from nh2st_pipe.core.machine import cores
 from nh2st_pipe.core.memory import require
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.core.whole import written_whole
@@ -28,22 +32,122 @@ from nh2st_pipe.core.whole import written_whole
 if TYPE_CHECKING:
     import anndata
 
-__all__ = ["checked", "checked_matrix", "new_h5ad", "read_h5ad", "require_h5", "write_h5ad"]
+__all__ = ["checked", "checked_matrix", "new_h5ad", "read_h5ad", "require_h5", "write_h5ad", "write_matrix"]
 
 _PACKED = {"compression": "gzip"}
 
 
 @contextmanager
-def new_h5ad(path: Path) -> Iterator[Any]:
-    """Give an empty HDF5 file; what it holds at the end is written to `path`. Raises WriteError where that fails."""
+def new_h5ad(path: Path, *, large: bool = False) -> Iterator[Any]:
+    """Give an empty HDF5 file; what it holds at the end is written to `path`. Raises WriteError where that fails.
+
+    It is made in memory, on the disk where it is `large`.
+    """
     import h5py
 
+    if large:
+        with written_whole(path) as part, _Disk(part) as disk:
+            with h5py.File(disk, "w") as file:
+                yield file
+                file.flush()
+                disk.check()
+            disk.check()
+        return
     with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         yield file
         file.flush()
         data = file.id.get_file_image()
     with written_whole(path) as part:
         part.write_bytes(data)
+
+
+class _Disk(io.RawIOBase):
+    """A file for HDF5. Once it cannot be written to, it takes what comes and drops it; `check` raises the fault."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = path.open("w+b", buffering=0)
+        self._fault: OSError | None = None
+
+    def readinto(self, into: Any) -> int:
+        """Fill `into`; with zeros where there is nothing, as after a fault."""
+        have = self._file.readinto(into) or 0
+        view = memoryview(into).cast("B")
+        view[have:] = bytes(len(view) - have)
+        return len(view)
+
+    def seek(self, to: int, whence: int = 0) -> int:
+        """Go to a place."""
+        return self._file.seek(to, whence)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Make the file so long, as far as it can be."""
+        try:
+            return self._file.truncate(size)
+        except OSError as error:
+            self._fault = self._fault or error
+            return size or 0
+
+    def close(self) -> None:
+        """Close it."""
+        self._file.close()
+        super().close()
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while len(left) and self._fault is None:
+                left = left[self._file.write(left) or 0 :]
+        except OSError as error:
+            self._fault = error
+        return size
+
+    def check(self) -> None:
+        """Raise what kept it from being written."""
+        if self._fault is not None:
+            raise self._fault
+
+
+def write_matrix(group: Any, name: str, shape: tuple[int, int], kind: Any, blocks: Iterable[NDArray[Any]]) -> None:
+    """Write n × g values, of which `blocks` are some columns after others, as anndata keeps an array: packed by gzip
+    after its bytes are sorted, by as many threads as there are processors. One block is in memory at a time.
+    """
+    rows = max(1, min(shape[0], _CHUNK[0]))
+    columns = max(1, min(shape[1], _CHUNK[1]))
+    made = group.create_dataset(name, shape, kind, chunks=(rows, columns) if min(shape) else None, **_packed(shape))
+    made.attrs["encoding-type"], made.attrs["encoding-version"] = "array", "0.2.0"
+    first, rest = 0, np.empty((shape[0], 0), kind)
+    with ThreadPoolExecutor(cores()) as pool:
+        for block in blocks:
+            rest = np.concatenate((rest, block.astype(kind, copy=False)), axis=1) if rest.size else block.astype(kind)
+            ready = rest.shape[1] // columns * columns
+            _write_chunks(pool, made, first, rest[:, :ready], rows, columns)
+            first, rest = first + ready, rest[:, ready:]
+        _write_chunks(pool, made, first, rest, rows, columns)
+
+
+def _packed(shape: tuple[int, int]) -> dict[str, Any]:
+    return {"compression": "gzip", "compression_opts": 1, "shuffle": True} if min(shape) else {}
+
+
+def _write_chunks(
+    pool: ThreadPoolExecutor, made: Any, first: int, values: NDArray[Any], rows: int, columns: int
+) -> None:
+    places = [(i, j) for j in range(0, values.shape[1], columns) for i in range(0, values.shape[0], rows)]
+
+    def pack(at: tuple[int, int]) -> bytes:
+        chunk = values[at[0] : at[0] + rows, at[1] : at[1] + columns]
+        if chunk.shape != (rows, columns):  # at an edge the rest is of no meaning
+            whole = np.zeros((rows, columns), values.dtype)
+            whole[: chunk.shape[0], : chunk.shape[1]] = chunk
+            chunk = whole
+        plain = np.ascontiguousarray(chunk).view(np.uint8).reshape(-1, values.dtype.itemsize)
+        return zlib.compress(plain.T.tobytes(), 1)
+
+    for (i, j), packed in zip(places, pool.map(pack, places), strict=True):
+        made.id.write_direct_chunk((i, first + j), packed)
 
 
 def write_h5ad(data: anndata.AnnData, path: Path, **packed: Any) -> None:
@@ -55,6 +159,7 @@ def write_h5ad(data: anndata.AnnData, path: Path, **packed: Any) -> None:
         write_elem(file, "/", data, dataset_kwargs=packed or _PACKED)
 
 
+_CHUNK = (2048, 64)  # spots and genes
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _HEAD = 16  # bytes before a heap's first text, and before each: number, references, and the length behind both
 _TEXT_HEAD = struct.Struct("<H6xQ")

@@ -26,6 +26,7 @@ __all__ = ["ImageOf", "PredictionView", "read_view"]
 
 _RANKED_BY = ("half_pcc", "cv_low", "cv_pcc")
 _LAYERS = ("low", "high", "spread", "target")
+_ENDS = {"low": -1, "high": 1}
 _BLOCK_VALUES = 16_000_000
 _PART_VALUES = 1_500_000  # with two ends of intervals each, as Python's numbers, 0.2 GB
 _ROWS_AT_ONCE = 4096
@@ -67,6 +68,8 @@ class PredictionView:
     every_xy: NDArray[np.float64]
     layers: tuple[str, ...]
     """Those of low, high, spread and target that it has."""
+    written: tuple[str, ...]
+    """Those of them that are in the file; the ends of intervals may be told by var["half_width"] alone."""
     rows: NDArray[np.int64]
     """The tiles that were chosen, by their place in the file."""
     columns: NDArray[np.int64]
@@ -144,6 +147,9 @@ class PredictionView:
     def values(self, layer: str = "", of: slice = slice(None), tiles: slice = slice(None)) -> NDArray[np.float32]:
         """Return n × g values as they were predicted, or of a layer; of some genes, of some `tiles`."""
         columns, rows_of = self.columns[of], self.rows[tiles]
+        if layer in _ENDS and layer not in self.written:
+            reach = np.asarray(self.var["half_width"], np.float32)[columns]
+            return self.values("", of, tiles) + _ENDS[layer] * reach
         name = f"layers/{layer}" if layer else "X"
         with fault_of(RunError, f"the predictions {self.file} cannot be read"), h5py.File(self.file) as data:
             out = np.empty((len(rows_of), len(columns)), np.float32)
@@ -227,7 +233,8 @@ def read_view(file: Path, verdicts: pd.DataFrame | None = None) -> PredictionVie
             obs, var = (read_elem(data[name]) for name in ("obs", "var"))
             uns: dict[str, Any] = read_elem(data["uns"])
             xy = np.asarray(data["obsm/spatial"], np.float64)
-            layers = tuple(name for name in _LAYERS if f"layers/{name}" in data)
+            written = tuple(name for name in _LAYERS if f"layers/{name}" in data)
+            layers = tuple(name for name in _LAYERS if name in written or (name in _ENDS and "half_width" in var))
             shape = data["X"].shape
         if shape != (len(obs), len(var)) or xy.shape != (len(obs), 2):
             raise RunError(
@@ -255,6 +262,7 @@ def read_view(file: Path, verdicts: pd.DataFrame | None = None) -> PredictionVie
         var=var,
         every_xy=xy,
         layers=layers,
+        written=written,
         rows=np.arange(len(obs)),
         columns=np.arange(len(var)),
         picture=None if picture is None else np.asarray(picture, np.uint8),

@@ -13,7 +13,7 @@ Letters: n spots of a slide, M spots that are kept, B blocks, d values per embed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -82,19 +82,29 @@ class Alike:
 
     def expressed(self, recipe: RetrievalPart, samples: Samples) -> NDArray[np.float32]:
         """Return N × G: the mean over the `recipe.k` kept spots most like each spot of `samples`, slide by slide."""
+        return self.expressing(recipe, samples)(slice(None))
+
+    def expressing(self, recipe: RetrievalPart, samples: Samples) -> Callable[[slice], NDArray[np.float32]]:
+        """Return what gives the same for some of the genes, N × g; the search is done once."""
         index = self._index()
         scale, axes, mix = (torch.from_numpy(each).to(samples.device) for each in (self.scale, self.axes, self.mix))
-        values = self.values.astype(np.float32)
-        complete = bool(np.isfinite(values).all())
-        out = np.empty((len(samples), values.shape[1]), np.float32)
+        like = np.empty((len(samples), min(recipe.k, index.ntotal)), np.int64)
         for part in samples.parts:
             keys = (_blocks(recipe, samples, part, scale, axes) @ mix).cpu().numpy()
             for start in range(0, len(keys), _AT_ONCE):
                 found = index.search(keys[start : start + _AT_ONCE], min(recipe.k, index.ntotal))[1]
                 found = np.where(found < 0, found[:, :1], found)  # cells that hold fewer than k: the nearest stands in
-                rows = slice(part.start + start, part.start + start + len(found))
-                out[rows] = _mean(values, found, complete)
-        return out
+                like[part.start + start : part.start + start + len(found)] = found
+
+        def of_genes(genes: slice) -> NDArray[np.float32]:
+            values = self.values[:, genes].astype(np.float32)
+            complete = bool(np.isfinite(values).all())
+            out = np.empty((len(like), values.shape[1]), np.float32)
+            for start in range(0, len(like), _AT_ONCE):
+                out[start : start + _AT_ONCE] = _mean(values, like[start : start + _AT_ONCE], complete)
+            return out
+
+        return of_genes
 
     def _index(self) -> Any:
         """Return a FAISS index of the kept spots."""

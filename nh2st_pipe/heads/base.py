@@ -19,12 +19,22 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nh2st_pipe.data.samples import Part, Samples
+from nh2st_pipe.heads.blocked import Blocked, Distribution, LowRank, Prediction
 from nh2st_pipe.heads.carry import CARRY, Carried, Carry
 
 if TYPE_CHECKING:
     from nh2st_pipe.recipes.train import FitRecipe, TrainRecipe
 
-__all__ = ["Distribution", "FeatureScaler", "Fit", "HeadModel", "Plan", "Prediction"]
+__all__ = [
+    "Blocked",
+    "Distribution",
+    "FeatureScaler",
+    "Fit",
+    "HeadModel",
+    "LowRank",
+    "Plan",
+    "Prediction",
+]
 
 
 @dataclass(frozen=True)
@@ -49,32 +59,6 @@ class Fit:
     history: list[dict[str, float]] = field(default_factory=list)
     notice: str = ""
     """What has to be known of it: that it ended early, and why."""
-
-
-@dataclass(frozen=True)
-class Distribution:
-    """How counts of N spots are distributed, as a head that says more than a mean has it, before any smoothing."""
-
-    kind: str
-    """Its name, for example "negative binomial"."""
-    parameters: dict[str, NDArray[np.float32]]
-    """By name: of each spot and gene, N × G, or of each gene, G."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a head says about N spots."""
-
-    values: NDArray[np.float32]
-    """N × G."""
-    likeness: NDArray[np.float32] | None = None
-    """N: how like each spot is to the training spots, 0 to 1; None where the head cannot tell."""
-    spread: NDArray[np.float32] | None = None
-    """N × G: standard deviation over the head's members; None where it has a single one."""
-    carried: Carried | None = None
-    """What of it carries over, the mean over slides; None where nothing is weighed."""
-    distribution: Distribution | None = None
-    """None where the head predicts a value alone. Neither smoothed nor weighed."""
 
 
 class FeatureScaler(nn.Module):
@@ -219,7 +203,7 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
         """Return predictions b × G for the spots `rows` in one view."""
         raise NotImplementedError
 
-    def caution(self, predicted: Prediction) -> str | None:
+    def caution(self, predicted: Prediction | Blocked) -> str | None:
         """Return in words why a slide's prediction should be believed less than the folds' figures say, if so."""
         return None
 
@@ -238,35 +222,57 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
         return bool(head_recipe(self.kind).learns_raw) if known is None else bool(known)
 
     def predict_spots(self, samples: Samples) -> Prediction:
-        """Return predictions with what the head can say about them, smoothed over a slide's spots as the target is.
+        """Return predictions with what the head can say about them, smoothed over a slide's spots as the target is."""
+        return self.predict_blocked(samples).dense()
 
-        This is the one place for that, so that a head and its baselines are smoothed alike.
+    def predict_blocked(self, samples: Samples) -> Blocked:
+        """Return the same by blocks of genes, so that those of all genes need not be in memory at once.
+
+        This is the one place where predictions are smoothed and weighed, so that a head and its baselines are alike.
         """
         from nh2st_pipe.recipes.train import head_recipe
 
         head_recipe(self.kind).check_slides(samples.parts, training=False)
-        said = self.predict_unsmoothed(samples)
+        said = self._own_blocks(samples)
         if self.smooths and samples.smoothed:
-            # The mean of neighbours' spreads is never less than the spread of their mean.
-            spread = None if said.spread is None else samples.smooth(said.spread)
-            said = replace(said, values=samples.smooth(said.values), spread=spread)
+            said = _smoothed(said, samples)
         return said if self.carry is None else self._carried(said, samples, self.carry)
 
-    def _carried(self, said: Prediction, samples: Samples, carry: Carry) -> Prediction:
+    def blocked_unsmoothed(self, samples: Samples) -> Blocked:
+        """Return what `predict_unsmoothed` does, by blocks of genes: for heads whose values are made of less."""
+        return Blocked.of(self.predict_unsmoothed(samples))
+
+    def _own_blocks(self, samples: Samples) -> Blocked:
+        """Return the prediction by blocks, unless a class derived from the one that makes those says otherwise."""
+        for each in type(self).__mro__:
+            if "blocked_unsmoothed" in vars(each):
+                return self.blocked_unsmoothed(samples)
+            if "predict_unsmoothed" in vars(each) or "forward_view" in vars(each):
+                break
+        return Blocked.of(self.predict_unsmoothed(samples))
+
+    def _carried(self, said: Blocked, samples: Samples, carry: Carry) -> Blocked:
         """Return predictions slide by slide as far as they carry over."""
-        values, carried = said.values.copy(), list[tuple[float, Carried]]()
+        weighed, carried = list[tuple[slice, Callable[[slice], NDArray[np.float32]]]](), list[tuple[float, Carried]]()
         for part in samples.parts or (Part("", 0, len(samples), np.zeros((len(samples), 2))),):
             strength = carry.strength(None if said.likeness is None else said.likeness[part.rows])
             expressed = None
             # Without slides there are no surroundings to compare, and nothing is retrieved.
             if strength.share and samples.parts and carry.alike is not None and carry.recipe.retrieval is not None:
                 slide = samples.of_part(part)
-                expressed = carry.alike.expressed(carry.recipe.retrieval, slide)
-                expressed = slide.smooth(expressed) if self.smooths else expressed
-            weighed = carry.weigh(said.values[part.rows], strength, expressed)
-            values[part.rows] = weighed.values
-            carried.append((1.0, weighed.carried))
-        return replace(said, values=values, carried=Carried.mean(carried))
+                expressed = _of_slide(carry.alike.expressing(carry.recipe.retrieval, slide), slide, self.smooths)
+            rows = part.rows
+            shape = part.stop - part.start, said.shape[1]
+            values, found = carry.weighing(_of_rows(said.values, rows), shape, strength, expressed)
+            weighed.append((rows, values))
+            carried.append((1.0, found))
+
+        def of_genes(genes: slice) -> NDArray[np.float32]:
+            if len(weighed) == 1:
+                return weighed[0][1](genes)
+            return np.concatenate([values(genes) for _, values in weighed])
+
+        return replace(said, values=of_genes, carried=Carried.mean(carried), low_rank=None)
 
     @torch.inference_mode()
     def predict_unsmoothed(self, samples: Samples) -> Prediction:
@@ -279,3 +285,24 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
             total = sum((self.forward_view(samples, rows, view) for view in views), torch.zeros(()))
             out.append((total / len(views)).float().cpu().numpy())
         return Prediction(np.concatenate(out) if out else np.empty((0, len(self.genes)), np.float32))
+
+
+def _smoothed(said: Blocked, samples: Samples) -> Blocked:
+    """Return predictions smoothed as the target is."""
+    values, spread = said.values, said.spread
+    # The mean of neighbours' spreads is never less than the spread of their mean.
+    around = None if spread is None else lambda genes: samples.smooth(spread(genes))
+    if said.low_rank is not None:
+        made = said.low_rank.smoothed(samples.smooth)
+        return replace(said, values=made.values, spread=around, low_rank=made)
+    return replace(said, values=lambda genes: samples.smooth(values(genes)), spread=around)
+
+
+def _of_rows(values: Callable[[slice], NDArray[np.float32]], rows: slice) -> Callable[[slice], NDArray[np.float32]]:
+    return lambda genes: values(genes)[rows]
+
+
+def _of_slide(
+    expressed: Callable[[slice], NDArray[np.float32]], slide: Samples, smooth: bool
+) -> Callable[[slice], NDArray[np.float32]]:
+    return (lambda genes: slide.smooth(expressed(genes))) if smooth else expressed

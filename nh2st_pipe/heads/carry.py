@@ -26,6 +26,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,33 +178,37 @@ class Carry:
         """Weigh the predictions of one slide, n × G; `expressed`, the same, is what spots alike express, where it has
         a share.
         """
-        blocks = [slice(start, start + _AT_ONCE) for start in range(0, values.shape[1], _AT_ONCE)]
-
-        def apart(genes: slice) -> NDArray[np.float64]:
-            found = values[:, genes] - values[:, genes].mean(axis=0, dtype=np.float64)
-            if expressed is not None:
-                shown = expressed[:, genes] - expressed[:, genes].mean(axis=0, dtype=np.float64)
-                found = (1 - strength.share) * found + strength.share * shown
-            return np.asarray(found)
-
-        basis = self.basis.astype(np.float64)
-        factors = np.sum([apart(genes) @ basis[genes] for genes in blocks], axis=0)
-        amplitude = factors.std(axis=0)
-        weights = self.weights(amplitude, strength)
         out = np.empty(values.shape, np.float32)
-        lives, cut = basis**2 * amplitude**2, np.zeros(values.shape[1])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            louder = np.where(self.amplitude > 0, amplitude / self.amplitude, np.nan)
-            for genes in blocks:
-                whole = apart(genes)
-                outside = whole - factors @ basis[genes].T
-                kept = (factors * weights) @ basis[genes].T + strength.outside * outside
-                out[:, genes] = values[:, genes].mean(axis=0, dtype=np.float64) + kept
-                spread, total = whole.std(axis=0), lives[genes].sum(axis=1) + outside.var(axis=0)
-                cut[genes] = np.where(spread > 0, (whole - kept).std(axis=0) / spread, 0.0)
-                lives[genes] = np.where(total[:, None] > 0, lives[genes] / total[:, None], 0.0)
-        found = (weights, louder, self.reliability, lives, np.minimum(cut, 1))
-        return Weighed(out, Carried(strength, *(np.asarray(each, np.float32) for each in found)))
+        shown = None if expressed is None else lambda genes: expressed[:, genes]
+        return Weighed(out, self._weigher(lambda genes: values[:, genes], values.shape, strength, shown).carried(out))
+
+    def weighing(
+        self,
+        values: Callable[[slice], NDArray[Any]],
+        shape: tuple[int, int],
+        strength: Strength,
+        expressed: Callable[[slice], NDArray[Any]] | None = None,
+    ) -> tuple[Callable[[slice], NDArray[np.float32]], Carried]:
+        """Return the same by blocks of genes: what gives the weighed values of some, n × g, and what was found.
+
+        `values` and `expressed` give those of a slide of `shape` (n × G), and are asked for three times.
+        """
+        weigher = self._weigher(values, shape, strength, expressed)
+        return weigher.values, weigher.carried()
+
+    def _weigher(
+        self,
+        values: Callable[[slice], NDArray[Any]],
+        shape: tuple[int, int],
+        strength: Strength,
+        expressed: Callable[[slice], NDArray[Any]] | None,
+    ) -> _Weigher:
+        blocks = [slice(start, min(start + _AT_ONCE, shape[1])) for start in range(0, shape[1], _AT_ONCE)]
+        basis = self.basis.astype(np.float64)
+        made = partial(_apart, values, expressed, strength.share)
+        factors = np.sum([made(genes)[1] @ basis[genes] for genes in blocks], axis=0)
+        weights = self.weights(factors.std(axis=0), strength)
+        return _Weigher(self, made, blocks, basis, factors, weights, strength)
 
     def save(self, folder: Path) -> None:
         """Write it beside a model's weights."""
@@ -258,6 +263,67 @@ class Carry:
         except Exception as error:  # whatever is wrong with it; a changed file has been told apart before
             raise RunError(f"{path} cannot be read: {reason_of(error)}") from error
         return found
+
+
+@dataclass(frozen=True)
+class _Weigher:
+    """Weighs the predictions of one slide, block by block of the genes."""
+
+    carry: Carry
+    made: Callable[[slice], tuple[NDArray[Any], NDArray[np.float64]]]
+    """The means of some genes' values, g, and what lies about them, n × g."""
+    blocks: Sequence[slice]
+    basis: NDArray[np.float64]
+    factors: NDArray[np.float64]
+    """n × r."""
+    weights: NDArray[np.float64]
+    strength: Strength
+
+    def values(self, genes: slice) -> NDArray[np.float32]:
+        """Return what is kept of some genes, n × g."""
+        start, stop, _ = genes.indices(len(self.basis))
+        out = np.empty((len(self.factors), stop - start), np.float32)
+        for at in range(start, stop, _AT_ONCE):
+            some = slice(at, min(at + _AT_ONCE, stop))
+            mean, whole = self.made(some)
+            out[:, some.start - start : some.stop - start] = mean + self._kept(some, whole)[0]
+        return out
+
+    def _kept(self, genes: slice, whole: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        outside = whole - self.factors @ self.basis[genes].T
+        return (self.factors * self.weights) @ self.basis[genes].T + self.strength.outside * outside, outside
+
+    def carried(self, out: NDArray[np.float32] | None = None) -> Carried:
+        """Return what was found of all genes; with `out`, n × G, the values are put there on the way."""
+        amplitude, before = self.factors.std(axis=0), self.carry.amplitude
+        lives, cut = self.basis**2 * amplitude**2, np.zeros(len(self.basis))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            louder = np.where(before > 0, amplitude / before, np.nan)
+            for genes in self.blocks:
+                mean, whole = self.made(genes)
+                kept, outside = self._kept(genes, whole)
+                if out is not None:
+                    out[:, genes] = mean + kept
+                spread, total = whole.std(axis=0), lives[genes].sum(axis=1) + outside.var(axis=0)
+                cut[genes] = np.where(spread > 0, (whole - kept).std(axis=0) / spread, 0.0)
+                lives[genes] = np.where(total[:, None] > 0, lives[genes] / total[:, None], 0.0)
+        found = (self.weights, louder, self.carry.reliability, lives, np.minimum(cut, 1))
+        return Carried(self.strength, *(np.asarray(each, np.float32) for each in found))
+
+
+def _apart(
+    values: Callable[[slice], NDArray[Any]],
+    expressed: Callable[[slice], NDArray[Any]] | None,
+    share: float,
+    genes: slice,
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    of_genes = values(genes)
+    mean = of_genes.mean(axis=0, dtype=np.float64)
+    found = of_genes - mean
+    if expressed is not None:
+        shown = expressed(genes)
+        found = (1 - share) * found + share * (shown - shown.mean(axis=0, dtype=np.float64))
+    return mean, np.asarray(found)
 
 
 def _pcc(one: NDArray[np.float64], two: NDArray[np.float64]) -> NDArray[np.float64]:

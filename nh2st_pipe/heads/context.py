@@ -38,7 +38,7 @@ from nh2st_pipe.core.errors import TrainError
 from nh2st_pipe.data.samples import Cache, Part, ResidentCache, Samples
 from nh2st_pipe.data.streamed import LEAST_KEPT, scratch_file, scratch_folders
 from nh2st_pipe.heads.attention import Nearest, nearest_of
-from nh2st_pipe.heads.base import Fit, HeadModel, Plan, Prediction
+from nh2st_pipe.heads.base import Blocked, Fit, HeadModel, LowRank, Plan, Prediction
 from nh2st_pipe.heads.blocks import DENSE_SPOTS, Blur, centred_views, hypergraph_mean, stain_basis, without
 from nh2st_pipe.heads.factors import loadings, scores
 from nh2st_pipe.heads.kernel import Kernel, low_count_weights, solve, solve_landmarks
@@ -324,9 +324,13 @@ class Context(HeadModel):
 
     # ---- prediction
 
-    @torch.inference_mode()
     def predict_unsmoothed(self, samples: Samples) -> Prediction:
         """See HeadModel. Each of `samples`' slides should be there whole: its spots are each other's surroundings."""
+        return self.blocked_unsmoothed(samples).dense()
+
+    @torch.inference_mode()
+    def blocked_unsmoothed(self, samples: Samples) -> Blocked:
+        """See HeadModel."""
         if not samples.parts:
             raise TrainError("nh2st-context predicts whole slides; these samples do not say which slide they are of")
         self.eval()
@@ -350,22 +354,27 @@ class Context(HeadModel):
         spread: torch.Tensor | None = None
         if self.recipe.network is not None:
             for part in samples.parts:
-                own, apart = self._of_members(blurs, part)
+                own, apart = self._of_members(blurs, part, self._in_factors)
                 rest = (1 - share[part.rows]) * self.target_scale
                 for rows in torch.arange(len(own), device=own.device).split(_AT_ONCE):
                     out[part.start + rows] += rest[rows] * own[rows].double()
                 if apart is not None:
                     if spread is None:
-                        spread = torch.empty((len(samples), len(self.genes)), device=samples.device)
-                    spread[part.rows] = apart.mul_(rest)
+                        shape = (*apart.shape[:-2], len(samples), n_out)
+                        spread = torch.empty(shape, device=samples.device)
+                    spread[..., part.rows, :] = apart.mul_(rest)
                 del own, apart
         if self._in_factors:
-            out = out.float() @ self.factors.T
+            made = LowRank(out.float(), self.factors, self.target_mean, spread)
+            return Blocked.of_low_rank(made, likeness)
         out += self.target_mean
-        return Prediction(out.float().cpu().numpy(), likeness, None if spread is None else spread.cpu().numpy())
+        said = Prediction(out.float().cpu().numpy(), likeness, None if spread is None else spread.cpu().numpy())
+        return Blocked.of(said)
 
-    def _of_members(self, blurs: Blurs, part: Part) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return what the network's members say of a slide's spots, and how far they are apart; see Members.agreed."""
+    def _of_members(self, blurs: Blurs, part: Part, each: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return what the network's members say of a slide's spots, and how far they are apart (`Members.agreed`), or
+        `each` is (`Members.apart`).
+        """
         views = [self._project(x, blur) for _, _, x, blur in self._each_view(blurs, [part])]
         alone = replace(part, start=0, stop=part.stop - part.start)
         around = (
@@ -373,9 +382,9 @@ class Context(HeadModel):
             if self.members.attention is not None
             else None
         )
-        return self.members.agreed(views, around, self.factors if self._in_factors else None)
+        return self.members.apart(views, around) if each else self.members.agreed(views, around)
 
-    def caution(self, predicted: Prediction) -> str | None:
+    def caution(self, predicted: Prediction | Blocked) -> str | None:
         """See HeadModel."""
         if predicted.likeness is None or self.recipe.network is None:
             return None

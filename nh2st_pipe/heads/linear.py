@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from nh2st_pipe.data.samples import Samples
-from nh2st_pipe.heads.base import FeatureScaler, Fit, HeadModel, Plan
+from nh2st_pipe.heads.base import Blocked, FeatureScaler, Fit, HeadModel, LowRank, Plan
 
 if TYPE_CHECKING:
     from nh2st_pipe.recipes.train import TrainRecipe
@@ -91,6 +91,18 @@ class Ridge(HeadModel):
     def forward_view(self, samples: Samples, rows: torch.Tensor, view: int) -> torch.Tensor:
         """See HeadModel."""
         return self.features(samples, rows, view) @ self.weight + self.bias
+
+    @torch.inference_mode()
+    def blocked_unsmoothed(self, samples: Samples) -> Blocked:
+        """See HeadModel: features in place of genes, where those are fewer."""
+        if len(self.genes) <= len(self.weight):
+            return super().blocked_unsmoothed(samples)
+        x = torch.zeros(len(samples), len(self.weight), device=samples.device)
+        for part in samples.chunks():
+            rows = torch.arange(part.start, part.stop, device=samples.device)
+            for view in range(samples.n_views):
+                x[part] += self.features(samples, rows, view)
+        return Blocked.of_low_rank(LowRank(x.div_(samples.n_views), self.weight.T, self.bias))
 
     @classmethod
     def build(cls, recipe: TrainRecipe, dim: int, genes: list[str], about: dict[str, Any]) -> Self:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -99,20 +99,42 @@ class Members(nn.Module):
         return torch.baddbmm(self.out_bias, F.dropout(hidden_mbh, dropout, self.training), self.out)
 
     def agreed(
-        self, views: Sequence[torch.Tensor], around: Surroundings | None = None, onto: torch.Tensor | None = None
+        self, views: Sequence[torch.Tensor], around: Surroundings | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return what the members say of the same b spots, and their standard deviation, b × G each; None for one.
 
         `views` are the spots' features b × f in each view, over which each member's mean is taken; with attention they
-        are all spots of a slide. With `onto` (H × G, orthonormal), the members say G factors of H values, and their
-        standard deviation is that of the values, b × H. For trained members: nothing is dropped out.
+        are all spots of a slide. For trained members: nothing is dropped out.
         """
+        n, genes, device = len(views[0]), self.out.shape[2], views[0].device
+        mean = torch.empty(n, genes, device=device)
+        spread = torch.empty(n, genes, device=device) if len(self.hidden) > 1 else None
+        for rows, of_members in self._of_members(views, around):
+            mean[rows] = of_members.mean(0)
+            if spread is not None:
+                spread[rows] = of_members.sub_(mean[rows]).square_().mean(0).sqrt_()
+        return mean, spread
+
+    def apart(
+        self, views: Sequence[torch.Tensor], around: Surroundings | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the same mean, b × G, and how far each member is from it, M × b × G; None for one."""
+        n, genes, device = len(views[0]), self.out.shape[2], views[0].device
+        mean, m = torch.empty(n, genes, device=device), len(self.hidden)
+        apart = torch.empty(m, n, genes, device=device) if m > 1 else None
+        for rows, of_members in self._of_members(views, around):
+            mean[rows] = of_members.mean(0)
+            if apart is not None:
+                apart[:, rows] = of_members.sub_(mean[rows])
+        return mean, apart
+
+    def _of_members(
+        self, views: Sequence[torch.Tensor], around: Surroundings | None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield what each member says of some of the spots, M × b × G, with their rows."""
         m, genes = len(self.hidden), self.out.shape[2]
         n, device = len(views[0]), views[0].device
-        mean = torch.empty(n, genes, device=device)
-        wide = genes if onto is None else len(onto)
-        spread = torch.empty(n, wide, device=device) if m > 1 else None
-        most = max(wide, len(views) * self.hidden.shape[2])
+        most = max(genes, len(views) * self.hidden.shape[2])
         at_once = max(_FEWEST_AT_ONCE, min(_AT_ONCE, _VALUES_AT_ONCE // (m * most)))
         table = None if self.attention is None or around is None else self.attention.table(around.features)
         for rows in torch.arange(n, device=device).split(at_once):
@@ -121,13 +143,7 @@ class Members(nn.Module):
             if table is not None and self.attention is not None and around is not None:
                 near, distance = around.nearest.rows[rows], around.nearest.distance[rows]
                 hidden += self.attention.of_views(x[..., : self.seen], table, near, distance)
-            of_members = self.decode(hidden.relu_().mean(1))  # the mean of what is decoded, as decoding is linear
-            mean[rows] = of_members.mean(0)
-            if spread is not None:
-                apart = of_members.sub_(mean[rows])
-                apart = apart if onto is None else apart @ onto.T
-                spread[rows] = apart.square_().mean(0).sqrt_()
-        return mean, spread
+            yield rows, self.decode(hidden.relu_().mean(1))  # the mean of what is decoded, as decoding is linear
 
 
 def uniform(members: int, fan_in: int, fan_out: int) -> torch.Tensor:

@@ -234,7 +234,11 @@ def _read(
             layers = data["layers"]
             target = _columns(layers["target"], kept) if "target" in layers else None
             spread = _columns(layers["spread"], kept) if "spread" in layers and target is None else None
-            half = _half_width(data, predicted, kept) if "high" in layers else []
+            half = []
+            if "half_width" in var:
+                half = [_short(v) if math.isfinite(v) else None for v in var["half_width"].to_numpy()[kept].tolist()]
+            elif "high" in layers:  # of earlier versions
+                half = _half_width(data, predicted, kept)
             plain = predicted, target
             of_sets, words = _places(asked.sets, names, var, trusted)
             if of_sets:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,18 +15,18 @@ import pandas as pd
 from anndata.io import write_elem
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.h5ad import new_h5ad
+from nh2st_pipe.core.h5ad import new_h5ad, write_matrix
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.evaluation.reference import Familiarity
-from nh2st_pipe.heads.base import Prediction
+from nh2st_pipe.heads.base import Blocked, Prediction
+from nh2st_pipe.heads.blocked import blocks_of
 from nh2st_pipe.heads.carry import CUT
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.store.read import SlideData
 
 __all__ = ["write_prediction"]
 
-# Predictions hardly shrink however long one tries; byte by byte they shrink most.
-_PACKED = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+_LARGE = 20_000_000  # values, beyond which a file is made on the disk, and an interval's ends are told by its width
 _OF_IMAGE = ("path", "fingerprint", "width", "height", "mpp", "tile_level0_px", "origin")
 
 
@@ -34,7 +34,7 @@ def write_prediction(
     path: Path,
     slide: SlideData,
     genes: list[str],
-    predicted: Prediction,
+    predicted: Prediction | Blocked,
     target: NDArray[np.float32] | None,
     made: TargetRecipe | None,
     about: dict[str, Any],
@@ -45,6 +45,7 @@ def write_prediction(
     columns: NDArray[np.int64] | None = None,
     scale_genes: Sequence[str] = (),
     n_scale_genes: int = 0,
+    half: bool = False,
 ) -> None:
     """Write one slide's predictions: X n × G, layers["target"] where the truth is known, obsm["spatial"] in
     level-0 px, the spots' neighbours and the thumbnail where scanpy and squidpy look for them, and `about` in
@@ -53,24 +54,26 @@ def write_prediction(
 
     obs["likeness"] tells how like each spot is to the training spots (its median stands in uns). `by_gene` are columns
     of var, each a value by gene: cv_pcc, half_pcc …; those that are empty are left out. With the `half_width` of each
-    gene's interval, layers["low"] and layers["high"] are its ends; layers["spread"] is the members' where there are
+    gene's interval, layers["low"] and layers["high"] are its ends, and var["half_width"] how far they are from X, which
+    is all that is written of more than 20 million values; layers["spread"] is the members' where there are
     several. Where predictions are weighed by what carries over, var["cut"] is which share of a gene's variation was
     taken away on this slide, varm["factors"] which share of it lies in each factor, and uns["carry"] a table of these:
     weights, louder (how loud beside slides left out), reliability (PCC there); a gene that lost most of its variation
     is not trusted here. Where the head predicts a distribution, its parameters are layers (of each spot) or columns of
     var, under their names. `familiar` is kept in obs. var["trusted"] has var["judged"] beside it, false where there is
     no verdict. `scale_genes` are those that counts were scaled over where slides measure different ones,
-    `n_scale_genes` how many there are in any case. With `columns`, those genes alone are written.
-    Layers are made and written one after another: besides the prediction, a single n × G array is held.
+    `n_scale_genes` how many there are in any case. With `columns`, those genes alone are written. `half` keeps values
+    and layers in half precision. They are made and written by blocks of genes: of a prediction that is made so, no
+    n × G array is ever held.
     """
+    said = predicted if isinstance(predicted, Blocked) else Blocked.of(predicted)
     obs = pd.DataFrame(index=pd.Index(slide.barcodes, name="barcode", dtype=object))
     for name, places in (("array_row", slide.array_row), ("array_col", slide.array_col)):
         if places is not None:
             obs[name] = places
     panel = list(genes)
-    cut: Any = slice(None)
-    if columns is not None and not np.array_equal(columns, np.arange(len(genes))):
-        genes, cut = [panel[i] for i in columns], columns
+    cut = np.arange(len(panel)) if columns is None else columns
+    genes = [panel[i] for i in cut]
     var = pd.DataFrame(index=pd.Index(genes, name="gene", dtype=object))
     about = {"slide_id": slide.slide_id, "patient": slide.patient, **about}
     if "image" in slide.uns:
@@ -103,25 +106,30 @@ def write_prediction(
         words = np.where(familiar.unlike, "yes", "no")  # categories: squidpy cannot colour by what is true or false
         obs["unlike"] = pd.Categorical(words, categories=["no", "yes"])
         about["unlike_share"] = float(familiar.unlike.mean()) if len(familiar.unlike) else 0.0
-    values = predicted.values[:, cut]
-    data = anndata.AnnData(values, obs=obs, var=var)
+    reach = None
+    if half_width:
+        reach = np.array([half_width.get(gene, np.nan) for gene in genes], np.float32)
+        var["half_width"] = reach
+    data = anndata.AnnData(obs=obs, var=var)
     data.obsm["spatial"] = slide.xy
     obsp, data.uns["spatial_neighbors"] = slide.graph()
     for name, matrix in obsp.items():
         data.obsp[name] = matrix
-    layers: dict[str, Callable[[], NDArray[np.float32]]] = {}
+    shape = len(slide), len(genes)
+    large = shape[0] * shape[1] > _LARGE
+    layers: dict[str, Callable[[], Iterator[NDArray[np.float32]]]] = {"": lambda: _taken(said, said.values, cut)}
     if target is not None:
-        layers["target"] = lambda: target[:, cut]
-    if half_width:
-        reach = np.array([half_width.get(gene, np.nan) for gene in genes], np.float32)
-        layers |= {"low": lambda: values - reach, "high": lambda: values + reach}
-    if (spread := predicted.spread) is not None:
-        layers["spread"] = lambda: spread[:, cut]
+        layers["target"] = lambda: _taken(said, lambda of: target[:, of], cut)
+    if reach is not None and not large:
+        for name, sign in (("low", -1), ("high", 1)):
+            layers[name] = partial(_shifted, said, cut, sign * reach)
+    if (spread := said.spread) is not None:
+        layers["spread"] = lambda: _taken(said, spread, cut)
     if predicted.distribution is not None:
         about["distribution"] = predicted.distribution.kind
         for name, parameter in predicted.distribution.parameters.items():
             if parameter.ndim > 1:
-                layers[name] = partial(np.take, parameter, np.arange(len(panel))[cut], axis=1)
+                layers[name] = partial(_taken, said, partial(_columns, parameter), cut)
             else:
                 data.var[name] = parameter[cut]
     data.uns["nh2st_pipe"] = about
@@ -133,8 +141,34 @@ def write_prediction(
         about["carry"] = json.dumps(asdict(carried.strength))
     if "spatial" in slide.uns:
         data.uns["spatial"] = slide.uns["spatial"]
-    with quiet_warnings(), new_h5ad(path) as file:
+    kind = np.dtype(np.float16 if half else np.float32)
+    with quiet_warnings(), new_h5ad(path, large=large) as file:
         data.strings_to_categoricals()
         write_elem(file, "/", data, dataset_kwargs={"compression": "gzip", "compression_opts": 1})
+        if "X" in file:
+            del file["X"]
         for name, made_of in layers.items():
-            write_elem(file["layers"], name, made_of(), dataset_kwargs=_PACKED)
+            group = file.require_group("layers") if name else file
+            write_matrix(group, name or "X", shape, kind, made_of())
+
+
+def _taken(
+    said: Blocked, values: Callable[[slice], NDArray[np.float32]], columns: NDArray[np.int64]
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the values of `columns` in their order, some at a time; those that follow each other are made at once."""
+    for block in blocks_of((said.shape[0], len(columns))):
+        of = columns[block]
+        starts = np.flatnonzero(np.diff(of, prepend=of[:1] - 2) != 1)
+        runs = [values(slice(int(run[0]), int(run[-1]) + 1)) for run in np.split(of, starts[1:]) if len(run)]
+        yield runs[0] if len(runs) == 1 else np.concatenate(runs or [np.empty((said.shape[0], 0), np.float32)], axis=1)
+
+
+def _shifted(said: Blocked, columns: NDArray[np.int64], by: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    at = 0
+    for block in _taken(said, said.values, columns):
+        yield block + by[at : at + block.shape[1]]
+        at += block.shape[1]
+
+
+def _columns(values: NDArray[np.float32], of: slice) -> NDArray[np.float32]:
+    return values[:, of]

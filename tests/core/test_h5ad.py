@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import scipy.sparse as sp
 from anndata.io import write_elem
 
 from nh2st_pipe.core.errors import ExpressionError, WriteError, written_to
-from nh2st_pipe.core.h5ad import read_h5ad, require_h5, write_h5ad
+from nh2st_pipe.core.h5ad import new_h5ad, read_h5ad, require_h5, write_h5ad, write_matrix
 
 
 def data() -> anndata.AnnData:
@@ -58,6 +59,52 @@ def test_a_disk_that_takes_no_more_is_one_line_that_names_the_file(tmp_path: Pat
     done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == (f"{path} cannot be written: File too large\n", "")
     assert list(tmp_path.iterdir()) == []
+
+
+LARGE = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from nh2st_pipe.core.errors import WriteError
+from nh2st_pipe.core.h5ad import new_h5ad, write_matrix
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+values = np.random.default_rng(0).random((3000, 100), np.float32)
+try:
+    with new_h5ad(Path(sys.argv[1]), large=True) as file:
+        write_matrix(file, "X", values.shape, np.float32, [values[:, :70], values[:, 70:]])
+except WriteError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("most", [1000, 200_000, 900_000])
+def test_a_disk_that_fills_while_a_large_file_is_written_is_one_line_too(tmp_path: Path, most: int) -> None:
+    path = tmp_path / "a.h5ad"
+    call = [sys.executable, "-c", LARGE, str(path), str(most)]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"{path} cannot be written: File too large\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (2048, 64), (3000, 150), (0, 4), (4, 0)])
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_matrix_in_blocks_is_read_as_any(
+    tmp_path: Path, shape: tuple[int, int], kind: type[np.floating], large: bool
+) -> None:
+    values = np.random.default_rng(0).standard_normal(shape).astype(kind)
+    cuts = [0, *(cut for cut in (3, 66, 67) if cut < shape[1]), shape[1]]
+    with new_h5ad(tmp_path / "a.h5ad", large=large) as file:
+        names = [np.array([f"{i}" for i in range(n)], object) for n in shape]
+        bare = anndata.AnnData(obs=pd.DataFrame(index=names[0]), var=pd.DataFrame(index=names[1]))
+        anndata.io.write_elem(file, "/", bare)
+        blocks = [values[:, a:b] for a, b in itertools.pairwise(cuts)]
+        write_matrix(file, "X", shape, kind, blocks)
+        write_matrix(file.require_group("layers"), "more", shape, kind, [values])
+    found = anndata.read_h5ad(tmp_path / "a.h5ad")
+    assert found.X.dtype == kind
+    assert np.array_equal(found.X, values)
+    assert np.array_equal(found.layers["more"], values)
 
 
 def test_an_error_that_is_none_of_the_disks_stays_as_it_is() -> None:

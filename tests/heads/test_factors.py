@@ -11,6 +11,7 @@ import torch
 
 from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.heads import factors, registry
+from nh2st_pipe.heads.base import Blocked, LowRank
 from nh2st_pipe.heads.context import Context
 from nh2st_pipe.heads.factors import loadings, scores
 from nh2st_pipe.heads.members import Members
@@ -101,11 +102,12 @@ def test_loadings_are_orthonormal_and_from_some_spots_where_there_are_many(monke
 def test_the_spread_of_genes_is_that_of_what_members_say_of_them() -> None:
     torch.manual_seed(0)
     model = Members(3, 7, 5, 4)
-    onto = torch.linalg.qr(torch.randn(9, 4))[0]
+    onto, mean_of = torch.linalg.qr(torch.randn(9, 4))[0], torch.randn(9)
     x = [torch.randn(6, 7)]
     with torch.no_grad():
-        mean, spread = model.agreed(x, onto=onto)
-        each = model(x[0].expand(3, -1, -1)) @ onto.T
-    assert mean.shape == (6, 4)
-    assert spread is not None
-    assert torch.allclose(spread, each.std(0, correction=0), atol=1e-6)
+        said = Blocked.of_low_rank(LowRank(*model.apart(x)[:1], onto, mean_of, model.apart(x)[1]))
+        each = model(x[0].expand(3, -1, -1)) @ onto.T + mean_of
+    for genes in (slice(0, 9), slice(2, 5)):
+        assert np.allclose(said.values(genes), each.mean(0)[:, genes], atol=1e-6)
+        assert said.spread is not None
+        assert np.allclose(said.spread(genes), each.std(0, correction=0)[:, genes], atol=1e-6)

@@ -21,6 +21,7 @@ from nh2st_pipe.core.errors import RecipeError, RunError, StoreError, UsageError
 from nh2st_pipe.evaluation.judge import evaluate
 from nh2st_pipe.evaluation.reference import REFERENCE, Reference
 from nh2st_pipe.evaluation.statistics import headline
+from nh2st_pipe.exporting.view import read_view
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.reporting.page import report
 from nh2st_pipe.runs.about import About
@@ -164,6 +165,64 @@ def test_chosen_genes_are_written_alone_and_others_are_refused_by_name(
     assert np.array_equal(every.X, whole.X[:, ::-1])
     with pytest.raises(UsageError, match="--genes names no gene"):
         predict(finished, embeddings=store, out=tmp_path / "q", genes=",")
+
+
+def test_what_is_predicted_by_blocks_is_what_is_predicted_at_once(
+    finished: Path, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = study.folder / "store.zarr"
+    train(
+        store,
+        recipe="nh2st-context",
+        genes=6,
+        out=tmp_path / "run",
+        folds="none",
+        settings=["head.network.epochs=1", "head.network.members=2", "head.rank=3"],
+    )
+    for model in (finished, tmp_path / "run"):
+        whole = anndata.read_h5ad(predict(model, embeddings=store, out=tmp_path / "p").files["s0"])
+        with monkeypatch.context() as patch:
+            patch.setattr("nh2st_pipe.heads.blocked._AT_ONCE", 60)  # two genes of 25 spots
+            patch.setattr("nh2st_pipe.heads.carry._AT_ONCE", 3)
+            patch.setattr("nh2st_pipe.runs.predictions._LARGE", 10)
+            done = predict(model, embeddings=store, out=tmp_path / "q")
+            view = read_view(done.files["s0"])
+            some = [str(whole.var_names[i]) for i in (4, 1, 2)]
+            few = predict(model, embeddings=store, out=tmp_path / "r", genes=some, float16=True).files["s0"]
+        blocked = anndata.read_h5ad(done.files["s0"])
+        assert np.allclose(blocked.X, whole.X, atol=1e-5)
+        assert np.array_equal(blocked.layers["target"], whole.layers["target"])
+        if "spread" in whole.layers:
+            assert np.allclose(blocked.layers["spread"], whole.layers["spread"], atol=1e-6)
+        assert "low" not in blocked.layers  # its width tells
+        if "low" in whole.layers:
+            assert "low" in view.layers
+            for end in ("low", "high"):
+                assert np.allclose(view.values(end), whole.layers[end], atol=1e-5)
+        halved = anndata.read_h5ad(few)
+        assert halved.X.dtype == np.float16
+        assert halved.var_names.tolist() == some
+        assert np.allclose(halved.X, whole.X[:, [4, 1, 2]], rtol=2e-3)
+
+
+def test_trusted_genes_are_written_alone(finished: Path, study: Study, tmp_path: Path) -> None:
+    store = study.folder / "store.zarr"
+    about = About.of(load_model(finished).about, finished)
+    one, two, *others = about.trusted
+    config = json.loads((finished / "model" / "config.json").read_text())
+    for trusted, match in (
+        ({one: True, two: True, others[0]: False}, ""),
+        ({one: False}, r"trusts none of 6 genes \(1"),
+    ):
+        config["about"]["trusted"] = trusted
+        (finished / "model" / "config.json").write_text(json.dumps(config))
+        write_sums(finished / "model")
+        if match:
+            with pytest.raises(UsageError, match=match):
+                predict(finished, embeddings=store, out=tmp_path / "p", trusted_only=True)
+        else:
+            done = predict(finished, embeddings=store, out=tmp_path / "p", trusted_only=True)
+            assert set(anndata.read_h5ad(done.files["s0"]).var_names) == {one, two}
 
 
 @pytest.mark.parametrize(("recipe", "several"), [("mlp", True), ("nh2st-context", True), ("ridge", False)])

@@ -75,7 +75,7 @@ def test_it_stands_in_the_table_the_predictions_and_the_report(study: Study) -> 
     assert table.filter(pl.col("head") == "mean")["half_pcc"].null_count() == 6
     done = predict(run.path, embeddings=study.folder / "store.zarr", out=study.folder / "p")
     var = anndata.read_h5ad(done.files["s0"]).var
-    assert set(var.columns) == {"cv_pcc", "cv_low", "cv_high", "trusted", "judged", "half_pcc"}
+    assert set(var.columns) == {"cv_pcc", "cv_low", "cv_high", "trusted", "judged", "half_pcc", "half_width"}
     for gene in own:
         assert var["half_pcc"][gene] == pytest.approx(own[gene])
     assert not np.allclose(var["half_pcc"], var["cv_pcc"])
