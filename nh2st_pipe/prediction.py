@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.data.panels import genes_named
 from nh2st_pipe.data.pitch import overlap_for, parted, pitch_in_tiles, sublattice
 from nh2st_pipe.data.samples import Samples
-from nh2st_pipe.data.targets import targets
+from nh2st_pipe.data.targets import TargetsOf
 from nh2st_pipe.evaluation.intervals import LEVELS, Intervals, Level
 from nh2st_pipe.evaluation.reference import UNLIKE, Familiarity, Reference
 from nh2st_pipe.evaluation.statistics import many
@@ -410,11 +410,11 @@ def _embed(
     return path
 
 
-def _truth(slide: SlideData, genes: list[str], about: About) -> NDArray[np.float32] | None:
-    """Return the targets where the slide has counts and they can be made from them."""
+def _truth(slide: SlideData, genes: list[str], about: About) -> Callable[[slice], NDArray[np.float32]] | None:
+    """Return what gives the targets of some of the genes where the slide has counts and they can be made from them."""
     if not slide.measured:
         return None
     try:
-        return targets(slide, genes, about.targets, about.scale_genes or None).values
+        return TargetsOf(slide, genes, about.targets, about.scale_genes or None).values
     except NH2STError:  # no grid to smooth over: a prediction needs no truth
         return None

@@ -18,7 +18,7 @@ from nh2st_pipe.data.smoothing import grid_mean
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.store.read import SlideData
 
-__all__ = ["StreamedTargets", "Targets", "depths", "targets"]
+__all__ = ["StreamedTargets", "Targets", "TargetsOf", "depths", "targets"]
 
 
 @dataclass(frozen=True)
@@ -41,27 +41,52 @@ def targets(
     `common` are the genes that its counts are scaled over, where slides measure different ones: those of them that it
     has. None takes all of its own.
     """
-    counts, place = _counts(slide), {gene: i for i, gene in enumerate(slide.genes)}
-    present = _present(slide, panel, place, recipe)
-    columns = [place[gene] for gene in panel if gene in place]
-    values = counts[:, columns].toarray().astype(np.float64)
-    depth = _depth(slide, counts, place, common, recipe)
-    if recipe.scale_to is not None:
-        sums = depth if _over_all(recipe) else values.sum(axis=1)
-        values *= (recipe.scale_to / np.where(sums > 0, sums, 1.0))[:, None]
-    if recipe.log != "none":
-        values = np.log10(values + 1) if recipe.log == "log10" else np.log1p(values)
+    return TargetsOf(slide, panel, recipe, common).made()
 
-    def whole(of_present: NDArray[np.float64]) -> NDArray[np.float32]:
-        out = np.full((len(slide), len(panel)), np.nan, np.float32)
-        out[:, present] = of_present
-        return out
 
-    raw = whole(values)
-    if recipe.smooth == "none":
-        return Targets(raw, raw, depth)
-    assert slide.grid is not None
-    return Targets(whole(grid_mean(slide.grid) @ values), raw, depth)
+class TargetsOf:
+    """What makes the targets of one slide, for some of the panel's genes at a time; arguments as in `targets`."""
+
+    def __init__(
+        self, slide: SlideData, panel: Sequence[str], recipe: TargetRecipe, common: Sequence[str] | None = None
+    ) -> None:
+        counts, place = _counts(slide), {gene: i for i, gene in enumerate(slide.genes)}
+        self._recipe, self._n, self._panel = recipe, len(slide), panel
+        self._place = np.array([place.get(gene, -1) for gene in panel])
+        _present(slide, panel, place, recipe)
+        self._counts = counts
+        self._by_gene: sp.csc_matrix | None = None
+        self.depth = _depth(slide, counts, place, common, recipe)
+        self._mean = None if recipe.smooth == "none" or slide.grid is None else grid_mean(slide.grid)
+        if recipe.scale_to is not None:
+            of_panel = counts[:, self._place[self._place >= 0]]
+            sums = self.depth if _over_all(recipe) else np.asarray(of_panel.sum(axis=1), dtype=np.float64).ravel()
+            self._scale = (recipe.scale_to / np.where(sums > 0, sums, 1.0))[:, None]
+
+    def made(self, genes: slice = slice(None)) -> Targets:
+        """Return the targets of some genes of the panel, n × g."""
+        place = self._place[genes]
+        present = place >= 0
+        if len(place) < len(self._panel) and self._by_gene is None:
+            self._by_gene = sp.csc_matrix(self._counts)
+        matrix = self._counts if self._by_gene is None else self._by_gene
+        values = matrix[:, place[present]].toarray().astype(np.float64)
+        if self._recipe.scale_to is not None:
+            values *= self._scale
+        if self._recipe.log != "none":
+            values = np.log10(values + 1) if self._recipe.log == "log10" else np.log1p(values)
+
+        def whole(of_present: NDArray[np.float64]) -> NDArray[np.float32]:
+            out = np.full((self._n, len(place)), np.nan, np.float32)
+            out[:, present] = of_present
+            return out
+
+        raw = whole(values)
+        return Targets(raw if self._mean is None else whole(self._mean @ values), raw, self.depth)
+
+    def values(self, genes: slice) -> NDArray[np.float32]:
+        """Return what is judged of some genes of the panel, n × g."""
+        return self.made(genes).values
 
 
 def depths(

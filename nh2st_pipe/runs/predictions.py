@@ -35,7 +35,7 @@ def write_prediction(
     slide: SlideData,
     genes: list[str],
     predicted: Prediction | Blocked,
-    target: NDArray[np.float32] | None,
+    target: NDArray[np.float32] | Callable[[slice], NDArray[np.float32]] | None,
     made: TargetRecipe | None,
     about: dict[str, Any],
     by_gene: Mapping[str, Mapping[str, float | None]] | None = None,
@@ -119,7 +119,8 @@ def write_prediction(
     large = shape[0] * shape[1] > _LARGE
     layers: dict[str, Callable[[], Iterator[NDArray[np.float32]]]] = {"": lambda: _taken(said, said.values, cut)}
     if target is not None:
-        layers["target"] = lambda: _taken(said, lambda of: target[:, of], cut)
+        truth = target if callable(target) else partial(_columns, target)
+        layers["target"] = lambda: _taken(said, truth, cut)
     if reach is not None and not large:
         for name, sign in (("low", -1), ("high", 1)):
             layers[name] = partial(_shifted, said, cut, sign * reach)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nh2st_pipe.core.errors import TrainError
-from nh2st_pipe.data.targets import targets
+from nh2st_pipe.data.targets import TargetsOf, targets
 from nh2st_pipe.recipes.train import TargetRecipe, as_kept, load_train_recipe
 from tests.conftest import slide
 
@@ -76,3 +76,16 @@ def test_the_protocol_says_over_which_counts_is_scaled() -> None:
     assert load_train_recipe("nh2st", ["protocol=paper", "targets.scale_over=all"]).targets.scale_over == "all"
     assert "over the panel" in load_train_recipe("nh2st", ["protocol=paper"]).targets.unit()
     assert TargetRecipe.model_validate(as_kept({"genes": 3})).scale_over == "panel"  # of versions that did not say
+
+
+@pytest.mark.parametrize("over", ["all", "panel"])
+def test_targets_of_some_genes_are_those_of_all(over: str) -> None:
+    rng = np.random.default_rng(0)
+    data = slide(counts=rng.poisson(2, (12, 6)), genes=list("abcdef"))
+    recipe = TargetRecipe(scale_over=over)
+    panel = ["f", "a", "z", "c", "d"]  # z is not measured
+    whole, made = targets(data, panel, recipe), TargetsOf(data, panel, recipe)
+    for genes in (slice(0, 2), slice(2, 3), slice(2, 5), slice(0, 5)):
+        assert np.array_equal(made.values(genes), whole.values[:, genes], equal_nan=True)
+        assert np.array_equal(made.made(genes).raw, whole.raw[:, genes], equal_nan=True)
+    assert np.array_equal(made.depth, whole.depth)
