@@ -1,6 +1,7 @@
 """Predicting a large slide from the cache with the default head: seconds, and peak memory, by views and genes.
 
-    python benchmarks/predict.py [--tiles 10000] [--dim 1536] [--slides 1] [--carry]
+    python benchmarks/predict.py [--tiles 10000] [--dim 1536] [--slides 1] [--carry] [--float16]
+    python benchmarks/predict.py --genes 18000 --views 1 --float16 [--recipe ridge-context]   # all genes
 
 Trains `nh2st-context` on four slides of 300 spots (two epochs) for each number of genes, then predicts slides of random
 embeddings in a process of its own: trust card and files included. Seconds are held against reading the slides. With
@@ -11,7 +12,6 @@ are retrieved from 20,000, against the same head without it.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,7 +24,12 @@ import typer
 from random_store import make_store
 
 
-def measure(model: str, store: str, out: str) -> None:
+def held() -> float:
+    """Return this process's peak memory, GB; what its parent had is none of it."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 2**20
+
+
+def measure(model: str, store: str, out: str, float16: str = "") -> None:
     """Predict and print seconds and memory as JSON."""
     from nh2st_pipe import predict
     from nh2st_pipe.store.read import open_store
@@ -34,11 +39,11 @@ def measure(model: str, store: str, out: str) -> None:
     for name in opened.slides():
         opened.read(name)
     read = time.perf_counter() - began
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    before = held()
     began = time.perf_counter()
-    done = predict(model, embeddings=store, out=out)
+    done = predict(model, embeddings=store, out=out, float16=bool(float16))
     took = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = held()
     assert not done.failed
     print(json.dumps({"read": read, "took": took, "before": before, "peak": peak}))
 
@@ -91,6 +96,8 @@ def main(
     slides: Annotated[int, typer.Option()] = 1,
     genes: Annotated[str, typer.Option(help="Numbers, with commas between them.")] = "250,2000",
     views: Annotated[str, typer.Option(help="1 or 8 or 1,8")] = "1,8",
+    float16: Annotated[bool, typer.Option("--float16", help="Values in half precision.")] = False,
+    recipe: Annotated[str, typer.Option()] = "nh2st-context",
     carry: Annotated[bool, typer.Option("--carry", help="What weighing predictions costs.")] = False,
 ) -> None:
     """Measure and print."""
@@ -108,9 +115,11 @@ def main(
             for n_genes in map(int, genes.split(",")):
                 made = folder / f"{both}-{n_genes}"
                 make_store(made / "store.zarr", [300] * 4, dim, both, n_genes)
-                settings = ["head.network.epochs=2", "baselines=[]", "targets.smooth=none"]
-                train(made / "store.zarr", genes=n_genes, folds=2, out=made / "run", settings=settings)
+                settings = ["head.network.epochs=2"] if recipe == "nh2st-context" else ["choose={}"]
+                settings += ["baselines=[]", "targets.smooth=none"]
+                train(made / "store.zarr", recipe=recipe, genes=n_genes, folds=2, out=made / "run", settings=settings)
                 call = [sys.executable, __file__, str(made / "run"), str(folder / f"new-{both}.zarr"), str(made / "p")]
+                call += ["float16"] * float16
                 said = json.loads(subprocess.run(call, check=True, capture_output=True, text=True).stdout)
                 print(
                     f"{slides} × {tiles:,} tiles, {both} views, {n_genes:,} genes: {said['took']:.1f} s, "
@@ -121,7 +130,7 @@ def main(
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 4 and not sys.argv[1].startswith("--"):
+    if len(sys.argv) in (4, 5) and not sys.argv[1].startswith("--"):
         measure(*sys.argv[1:])
     else:
         typer.run(main)

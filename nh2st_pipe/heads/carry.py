@@ -47,7 +47,9 @@ CARRY = "carry.safetensors"
 CUT = 0.5
 """Share of a gene's variation over a slide, taken away, beyond which its map rests on what does not carry over."""
 
-_AT_ONCE = 2048  # genes that are weighed at a time, so that little is in double precision
+_AT_ONCE = 1 << 22  # values that are weighed at a time
+_DOUBLE = 20_000_000  # values up to which it is done in double precision
+_NOTHING = 1e-14  # of a gene's mean squared: a variance below is rounding
 
 _ALIKE = tuple(field.name for field in fields(Alike))
 
@@ -203,10 +205,14 @@ class Carry:
         strength: Strength,
         expressed: Callable[[slice], NDArray[Any]] | None,
     ) -> _Weigher:
-        blocks = [slice(start, min(start + _AT_ONCE, shape[1])) for start in range(0, shape[1], _AT_ONCE)]
+        step = max(1, _AT_ONCE // max(1, shape[0]))
+        blocks = [slice(start, min(start + step, shape[1])) for start in range(0, shape[1], step)]
+        kind = np.dtype(np.float64 if shape[0] * shape[1] <= _DOUBLE else np.float32)
         basis = self.basis.astype(np.float64)
-        made = partial(_apart, values, expressed, strength.share)
-        factors = np.sum([made(genes)[1] @ basis[genes] for genes in blocks], axis=0)
+        made = partial(_apart, values, expressed, strength.share, kind)
+        factors = np.zeros((shape[0], basis.shape[1]))
+        for genes in blocks:
+            factors += made(genes)[1] @ basis[genes].astype(kind)
         weights = self.weights(factors.std(axis=0), strength)
         return _Weigher(self, made, blocks, basis, factors, weights, strength)
 
@@ -267,10 +273,15 @@ class Carry:
 
 @dataclass(frozen=True)
 class _Weigher:
-    """Weighs the predictions of one slide, block by block of the genes."""
+    """Weighs the predictions of one slide, block by block of the genes.
+
+    With W what lies about the means of its genes, F = W B its factors in the basis B, w their weights and s what is
+    kept outside, there is kept F diag(w) Bᵀ + s (W − F Bᵀ) = s W + F diag(w − s) Bᵀ. What share of a gene's variation
+    that is follows from the variance of W and its covariance with F.
+    """
 
     carry: Carry
-    made: Callable[[slice], tuple[NDArray[Any], NDArray[np.float64]]]
+    made: Callable[[slice], tuple[NDArray[Any], NDArray[Any]]]
     """The means of some genes' values, g, and what lies about them, n × g."""
     blocks: Sequence[slice]
     basis: NDArray[np.float64]
@@ -281,32 +292,39 @@ class _Weigher:
 
     def values(self, genes: slice) -> NDArray[np.float32]:
         """Return what is kept of some genes, n × g."""
-        start, stop, _ = genes.indices(len(self.basis))
-        out = np.empty((len(self.factors), stop - start), np.float32)
-        for at in range(start, stop, _AT_ONCE):
-            some = slice(at, min(at + _AT_ONCE, stop))
-            mean, whole = self.made(some)
-            out[:, some.start - start : some.stop - start] = mean + self._kept(some, whole)[0]
-        return out
-
-    def _kept(self, genes: slice, whole: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        outside = whole - self.factors @ self.basis[genes].T
-        return (self.factors * self.weights) @ self.basis[genes].T + self.strength.outside * outside, outside
+        mean, whole = self.made(genes)
+        turned = (self.factors * (self.weights - self.strength.outside)).astype(whole.dtype)
+        whole *= self.strength.outside
+        whole += turned @ self.basis[genes].T.astype(whole.dtype)
+        whole += mean
+        return np.asarray(whole, np.float32)
 
     def carried(self, out: NDArray[np.float32] | None = None) -> Carried:
         """Return what was found of all genes; with `out`, n × G, the values are put there on the way."""
         amplitude, before = self.factors.std(axis=0), self.carry.amplitude
         lives, cut = self.basis**2 * amplitude**2, np.zeros(len(self.basis))
+        about = self.factors - self.factors.mean(axis=0)
+        n, lost = max(1, len(about)), 1 - self.strength.outside
+        covariance, apart = about.T @ about / n, self.strength.outside - self.weights  # W less what is kept of it
         with np.errstate(divide="ignore", invalid="ignore"):
             louder = np.where(before > 0, amplitude / before, np.nan)
             for genes in self.blocks:
                 mean, whole = self.made(genes)
-                kept, outside = self._kept(genes, whole)
-                if out is not None:
-                    out[:, genes] = mean + kept
-                spread, total = whole.std(axis=0), lives[genes].sum(axis=1) + outside.var(axis=0)
-                cut[genes] = np.where(spread > 0, (whole - kept).std(axis=0) / spread, 0.0)
+                basis, spread = self.basis[genes], np.einsum("ng,ng->g", whole, whole, dtype=np.float64) / n
+                shared = (about.astype(whole.dtype).T @ whole).T.astype(np.float64) / n  # g × r
+                inside, both = np.einsum("gr,rs,gs->g", basis, covariance, basis), (basis * shared).sum(axis=1)
+                outside = np.maximum(spread - 2 * both + inside, 0)
+                turned = basis * apart
+                gone = lost**2 * spread + 2 * lost * (turned * shared).sum(axis=1)
+                gone += np.einsum("gr,rs,gs->g", turned, covariance, turned)
+                total = lives[genes].sum(axis=1) + outside
+                varies = spread > _NOTHING * np.maximum(np.square(mean), 1)
+                cut[genes] = np.where(varies, np.sqrt(np.maximum(gone, 0) / spread), 0.0)
                 lives[genes] = np.where(total[:, None] > 0, lives[genes] / total[:, None], 0.0)
+                if out is not None:
+                    whole *= self.strength.outside
+                    whole += (-about * apart).astype(whole.dtype) @ basis.T.astype(whole.dtype)
+                    out[:, genes] = whole + mean
         found = (self.weights, louder, self.carry.reliability, lives, np.minimum(cut, 1))
         return Carried(self.strength, *(np.asarray(each, np.float32) for each in found))
 
@@ -315,15 +333,18 @@ def _apart(
     values: Callable[[slice], NDArray[Any]],
     expressed: Callable[[slice], NDArray[Any]] | None,
     share: float,
+    kind: np.dtype[Any],
     genes: slice,
-) -> tuple[NDArray[Any], NDArray[np.float64]]:
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the means of some genes' values, and what lies about them, a new array."""
     of_genes = values(genes)
     mean = of_genes.mean(axis=0, dtype=np.float64)
-    found = of_genes - mean
+    found = np.subtract(of_genes, mean.astype(kind), dtype=kind)
     if expressed is not None:
         shown = expressed(genes)
-        found = (1 - share) * found + share * (shown - shown.mean(axis=0, dtype=np.float64))
-    return mean, np.asarray(found)
+        found *= 1 - share
+        found += share * np.subtract(shown, shown.mean(axis=0, dtype=np.float64).astype(kind), dtype=kind)
+    return mean, found
 
 
 def _pcc(one: NDArray[np.float64], two: NDArray[np.float64]) -> NDArray[np.float64]:

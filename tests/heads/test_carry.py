@@ -72,11 +72,37 @@ def test_genes_are_weighed_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
     made, said, shown = learnt(), patterns(50, -0.6)[1], patterns(51, 0.6)[1]
     strength = Strength(2, 1, 0.25, 0.5)
     whole = made.weigh(said, strength, shown)
-    monkeypatch.setattr(carry, "_AT_ONCE", 7)
-    parts = made.weigh(said, strength, shown)
-    assert parts.values == pytest.approx(whole.values, abs=1e-5)
-    assert parts.carried.cut == pytest.approx(whole.carried.cut, abs=1e-5)
-    assert parts.carried.lives == pytest.approx(whole.carried.lives, abs=1e-5)
+    with monkeypatch.context() as patch:
+        patch.setattr(carry, "_AT_ONCE", 7 * len(said))
+        parts = made.weigh(said, strength, shown)
+        patch.setattr(carry, "_DOUBLE", 0)
+        single = made.weigh(said, strength, shown)
+    for other in (parts, single):
+        assert other.values == pytest.approx(whole.values, abs=1e-5)
+        assert other.carried.cut == pytest.approx(whole.carried.cut, abs=1e-5)
+        assert other.carried.lives == pytest.approx(whole.carried.lives, abs=1e-5)
+    values, carried = made.weighing(lambda genes: said[:, genes], said.shape, strength, lambda genes: shown[:, genes])
+    assert values(slice(2, 5)) == pytest.approx(whole.values[:, 2:5], abs=1e-6)
+    assert np.array_equal(carried.cut, whole.carried.cut)
+
+
+def test_what_was_taken_away_is_what_is_missing() -> None:
+    """By the formulas as they are written down, spot by spot."""
+    made, said, shown = learnt(), patterns(50, -0.6)[1], patterns(51, 0.6)[1]
+    for strength in (Strength(2, 1, 0.25, 0.5), Strength(0, 0, 0, 1), Strength(1, 0.5, 0, 0)):
+        found = made.weigh(said, strength, shown if strength.share else None)
+        apart = said - said.mean(0, dtype=np.float64)
+        if strength.share:
+            apart = (1 - strength.share) * apart + strength.share * (shown - shown.mean(0, dtype=np.float64))
+        basis = made.basis.astype(np.float64)
+        factors = apart @ basis
+        outside = apart - factors @ basis.T
+        kept = (factors * found.carried.weights) @ basis.T + strength.outside * outside
+        assert found.values == pytest.approx(said.mean(0) + kept, abs=1e-5)
+        assert found.carried.cut == pytest.approx((apart - kept).std(0) / apart.std(0), abs=1e-5)
+        lives = basis**2 * factors.var(0)
+        whole = lives.sum(1) + outside.var(0)
+        assert found.carried.lives == pytest.approx(lives / whole[:, None], abs=1e-5)
 
 
 def test_factors_of_very_many_genes_are_found_by_iteration(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,7 +183,7 @@ def test_what_is_predicted_by_blocks_is_what_is_predicted_at_once(
         whole = anndata.read_h5ad(predict(model, embeddings=store, out=tmp_path / "p").files["s0"])
         with monkeypatch.context() as patch:
             patch.setattr("nh2st_pipe.heads.blocked._AT_ONCE", 60)  # two genes of 25 spots
-            patch.setattr("nh2st_pipe.heads.carry._AT_ONCE", 3)
+            patch.setattr("nh2st_pipe.heads.carry._AT_ONCE", 80)
             patch.setattr("nh2st_pipe.runs.predictions._LARGE", 10)
             done = predict(model, embeddings=store, out=tmp_path / "q")
             view = read_view(done.files["s0"])
