@@ -13,7 +13,7 @@ Letters: n spots of a slide, M spots that are kept, B blocks, d values per embed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +28,11 @@ from nh2st_pipe.heads.blocks import Blur, centred_views
 if TYPE_CHECKING:
     from nh2st_pipe.recipes.train import RetrievalPart
 
-__all__ = ["Alike", "evenly"]
+__all__ = ["Alike", "Expressing", "evenly"]
 
 _CENTRING, _CLIP, _FLOOR = 0.5, 8.0, 0.1
 _AT_ONCE = 4096  # spots that are searched for at a time
+_GENES_AT_ONCE = 1024
 _MOST_VALUES = 50_000_000  # targets that are kept: 100 MB
 _EXHAUSTIVE = 8192  # kept spots up to which each is compared with
 _CELLS_LOOKED_AT = 16  # of as many as the root of the kept spots
@@ -84,7 +85,7 @@ class Alike:
         """Return N × G: the mean over the `recipe.k` kept spots most like each spot of `samples`, slide by slide."""
         return self.expressing(recipe, samples)(slice(None))
 
-    def expressing(self, recipe: RetrievalPart, samples: Samples) -> Callable[[slice], NDArray[np.float32]]:
+    def expressing(self, recipe: RetrievalPart, samples: Samples) -> Expressing:
         """Return what gives the same for some of the genes, N × g; the search is done once."""
         index = self._index()
         scale, axes, mix = (torch.from_numpy(each).to(samples.device) for each in (self.scale, self.axes, self.mix))
@@ -95,16 +96,7 @@ class Alike:
                 found = index.search(keys[start : start + _AT_ONCE], min(recipe.k, index.ntotal))[1]
                 found = np.where(found < 0, found[:, :1], found)  # cells that hold fewer than k: the nearest stands in
                 like[part.start + start : part.start + start + len(found)] = found
-
-        def of_genes(genes: slice) -> NDArray[np.float32]:
-            values = self.values[:, genes].astype(np.float32)
-            complete = bool(np.isfinite(values).all())
-            out = np.empty((len(like), values.shape[1]), np.float32)
-            for start in range(0, len(like), _AT_ONCE):
-                out[start : start + _AT_ONCE] = _mean(values, like[start : start + _AT_ONCE], complete)
-            return out
-
-        return of_genes
+        return Expressing(self.values, like)
 
     def _index(self) -> Any:
         """Return a FAISS index of the kept spots."""
@@ -120,6 +112,35 @@ class Alike:
             index.train(keys)
         index.add(keys)
         return index
+
+
+@dataclass(frozen=True)
+class Expressing:
+    """What the kept spots most like each of N spots express."""
+
+    values: NDArray[np.float16]
+    """M × G, of the kept spots."""
+    like: NDArray[np.int64]
+    """N × k of these."""
+
+    def __call__(self, genes: slice) -> NDArray[np.float32]:
+        """Return N × g."""
+        return self._means(self.values[:, genes].astype(np.float32))
+
+    def onto(self, basis: NDArray[np.float64]) -> NDArray[np.float32] | None:
+        """Return N × r, all genes' values times a basis G × r; None where spots lack genes."""
+        total = np.zeros((len(self.values), basis.shape[1]), np.float32)
+        for start in range(0, len(basis), _GENES_AT_ONCE):
+            genes = slice(start, start + _GENES_AT_ONCE)
+            total += self.values[:, genes].astype(np.float32) @ basis[genes].astype(np.float32)
+        return self._means(total) if np.isfinite(total).all() else None
+
+    def _means(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        complete = bool(np.isfinite(values).all())
+        out = np.empty((len(self.like), values.shape[1]), np.float32)
+        for start in range(0, len(out), _AT_ONCE):
+            out[start : start + _AT_ONCE] = _mean(values, self.like[start : start + _AT_ONCE], complete)
+        return out
 
 
 def evenly(sizes: Sequence[int], most: int) -> list[int]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nh2st_pipe.data.samples import Part, Samples
+from nh2st_pipe.heads.alike import Expressing
 from nh2st_pipe.heads.blocked import Blocked, Distribution, LowRank, Prediction
 from nh2st_pipe.heads.carry import CARRY, Carried, Carry
 
@@ -35,6 +36,8 @@ __all__ = [
     "Plan",
     "Prediction",
 ]
+
+Smooth = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -256,14 +259,19 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
         weighed, carried = list[tuple[slice, Callable[[slice], NDArray[np.float32]]]](), list[tuple[float, Carried]]()
         for part in samples.parts or (Part("", 0, len(samples), np.zeros((len(samples), 2))),):
             strength = carry.strength(None if said.likeness is None else said.likeness[part.rows])
-            expressed = None
+            expressed: Expressing | None = None
             # Without slides there are no surroundings to compare, and nothing is retrieved.
             if strength.share and samples.parts and carry.alike is not None and carry.recipe.retrieval is not None:
                 slide = samples.of_part(part)
-                expressed = _of_slide(carry.alike.expressing(carry.recipe.retrieval, slide), slide, self.smooths)
+                expressed = carry.alike.expressing(carry.recipe.retrieval, slide)
             rows = part.rows
             shape = part.stop - part.start, said.shape[1]
-            values, found = carry.weighing(_of_rows(said.values, rows), shape, strength, expressed)
+            smooth = samples.of_part(part).smooth if samples.parts and self.smooths else None
+            known = None
+            if said.low_rank is not None and len(said.low_rank.scores) == shape[0]:
+                known = _factors(said.low_rank, expressed, strength.share, carry.basis.astype(np.float64), smooth)
+            shown = None if expressed is None else _of_slide(expressed, smooth)
+            values, found = carry.weighing(_of_rows(said.values, rows), shape, strength, shown, known)
             weighed.append((rows, values))
             carried.append((1.0, found))
 
@@ -302,7 +310,19 @@ def _of_rows(values: Callable[[slice], NDArray[np.float32]], rows: slice) -> Cal
     return lambda genes: values(genes)[rows]
 
 
-def _of_slide(
-    expressed: Callable[[slice], NDArray[np.float32]], slide: Samples, smooth: bool
-) -> Callable[[slice], NDArray[np.float32]]:
-    return (lambda genes: slide.smooth(expressed(genes))) if smooth else expressed
+def _of_slide(expressed: Expressing, smooth: Smooth | None) -> Callable[[slice], NDArray[np.float32]]:
+    return expressed if smooth is None else lambda genes: smooth(expressed(genes))
+
+
+def _factors(
+    made: LowRank, expressed: Expressing | None, share: float, basis: NDArray[np.float64], smooth: Smooth | None
+) -> NDArray[np.float64] | None:
+    """Return the factors of a slide's mixture, n × r, without making its values; None where they are needed for it."""
+    own = made.onto(basis)
+    if expressed is None:
+        return own
+    shown = expressed.onto(basis)
+    if shown is None:
+        return None
+    shown = shown if smooth is None else smooth(shown)
+    return np.asarray((1 - share) * own + share * (shown - shown.mean(axis=0, dtype=np.float64)))

@@ -73,6 +73,12 @@ class LowRank:
             total += (of_member @ self.directions[genes].T).square_()
         return np.asarray(total.div_(len(self.apart)).sqrt_().cpu().numpy(), np.float32)
 
+    def onto(self, basis: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return N × b: the values about their means times a basis G × b."""
+        turned = self.directions.double().T @ torch.from_numpy(basis).to(self.scores.device)
+        about = self.scores.double() - self.scores.double().mean(0)
+        return np.asarray((about @ turned).cpu().numpy())
+
     def smoothed(self, smooth: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> LowRank:
         """Return the same with its scores smoothed, and with them its values; the spread is of before."""
         scores = torch.from_numpy(smooth(self.scores.cpu().numpy())).to(self.scores)

@@ -190,12 +190,14 @@ class Carry:
         shape: tuple[int, int],
         strength: Strength,
         expressed: Callable[[slice], NDArray[Any]] | None = None,
+        factors: NDArray[np.float64] | None = None,
     ) -> tuple[Callable[[slice], NDArray[np.float32]], Carried]:
         """Return the same by blocks of genes: what gives the weighed values of some, n × g, and what was found.
 
-        `values` and `expressed` give those of a slide of `shape` (n × G), and are asked for three times.
+        `values` and `expressed` give those of a slide of `shape` (n × G), and are asked for three times; twice where
+        the `factors` (n × r) of their mixture are known.
         """
-        weigher = self._weigher(values, shape, strength, expressed)
+        weigher = self._weigher(values, shape, strength, expressed, factors)
         return weigher.values, weigher.carried()
 
     def _weigher(
@@ -204,15 +206,17 @@ class Carry:
         shape: tuple[int, int],
         strength: Strength,
         expressed: Callable[[slice], NDArray[Any]] | None,
+        factors: NDArray[np.float64] | None = None,
     ) -> _Weigher:
         step = max(1, _AT_ONCE // max(1, shape[0]))
         blocks = [slice(start, min(start + step, shape[1])) for start in range(0, shape[1], step)]
         kind = np.dtype(np.float64 if shape[0] * shape[1] <= _DOUBLE else np.float32)
         basis = self.basis.astype(np.float64)
         made = partial(_apart, values, expressed, strength.share, kind)
-        factors = np.zeros((shape[0], basis.shape[1]))
-        for genes in blocks:
-            factors += made(genes)[1] @ basis[genes].astype(kind)
+        if factors is None:
+            factors = np.zeros((shape[0], basis.shape[1]))
+            for genes in blocks:
+                factors += made(genes)[1] @ basis[genes].astype(kind)
         weights = self.weights(factors.std(axis=0), strength)
         return _Weigher(self, made, blocks, basis, factors, weights, strength)
 

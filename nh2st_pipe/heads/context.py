@@ -350,6 +350,7 @@ class Context(HeadModel):
                     best[part.rows][rows], of_slide[rows] = k.amax(1), k @ kernel.coefficients
                 share[part.rows] = self._kernel_share(best[part.rows])
                 of_slide *= share[part.rows]
+                del blocks, k  # as large as all of the slide's embeddings several times over
             likeness = best.float().cpu().numpy()
         spread: torch.Tensor | None = None
         if self.recipe.network is not None:

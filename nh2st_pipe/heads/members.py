@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Members", "Surroundings", "fit_members", "uniform"]
 
-_AT_ONCE = 4096  # spots of a slide in one prediction, so that what attention gathers stays small
+_AT_ONCE = 1024  # spots of a slide in one prediction, so that what attention gathers stays small
 _FEWEST_AT_ONCE = 64
 _VALUES_AT_ONCE = 1 << 22  # of all members, so that memory stays flat in the genes and views
 

@@ -10,7 +10,7 @@ import torch
 
 from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.heads import alike
-from nh2st_pipe.heads.alike import Alike, evenly
+from nh2st_pipe.heads.alike import Alike, Expressing, evenly
 from nh2st_pipe.heads.base import FeatureScaler
 from nh2st_pipe.heads.blocks import Blur
 from nh2st_pipe.recipes.train import RetrievalPart
@@ -111,3 +111,16 @@ def test_among_very_many_spots_the_cells_that_are_nearest_find_nearly_the_same(m
     many = made.expressed(RetrievalPart(k=1000), data)  # more than the cells hold that are looked at
     assert np.isfinite(many).all()
     assert np.abs(many).max() <= np.abs(made.values).max()
+
+
+def test_what_is_expressed_is_turned_without_being_made() -> None:
+    data = slides([40, 30, 50])
+    recipe, basis = RetrievalPart(k=10), np.array([[1.0, 0.5], [-2.0, 0.25]])
+    said = Alike.of(recipe, data, 0).expressing(recipe, data)
+    found = said.onto(basis)
+    assert found is not None
+    assert np.allclose(found, said(slice(None)) @ basis, atol=1e-3)
+    assert np.array_equal(said(slice(1, 2)), said(slice(None))[:, 1:])
+    lacking = Alike.of(recipe, data, 0).values.copy()
+    lacking[3, 1] = np.nan
+    assert Expressing(lacking, said.like).onto(basis) is None

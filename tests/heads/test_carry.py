@@ -84,6 +84,16 @@ def test_genes_are_weighed_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
     values, carried = made.weighing(lambda genes: said[:, genes], said.shape, strength, lambda genes: shown[:, genes])
     assert values(slice(2, 5)) == pytest.approx(whole.values[:, 2:5], abs=1e-6)
     assert np.array_equal(carried.cut, whole.carried.cut)
+    apart = 0.75 * (said - said.mean(0)) + 0.25 * (shown - shown.mean(0))
+    known, found = made.weighing(
+        lambda genes: said[:, genes],
+        said.shape,
+        strength,
+        lambda genes: shown[:, genes],
+        apart.astype(np.float64) @ made.basis,
+    )
+    assert known(slice(2, 5)) == pytest.approx(whole.values[:, 2:5], abs=1e-5)
+    assert found.lives == pytest.approx(whole.carried.lives, abs=1e-5)
 
 
 def test_what_was_taken_away_is_what_is_missing() -> None:

@@ -111,3 +111,11 @@ def test_the_spread_of_genes_is_that_of_what_members_say_of_them() -> None:
         assert np.allclose(said.values(genes), each.mean(0)[:, genes], atol=1e-6)
         assert said.spread is not None
         assert np.allclose(said.spread(genes), each.std(0, correction=0)[:, genes], atol=1e-6)
+
+
+def test_values_of_low_rank_are_turned_without_being_made() -> None:
+    rng = np.random.default_rng(0)
+    made = LowRank(*(torch.from_numpy(rng.standard_normal(shape).astype(np.float32)) for shape in ((12, 3), (9, 3), 9)))
+    basis = rng.standard_normal((9, 2))
+    values = made.values(slice(0, 9)).astype(np.float64)
+    assert np.allclose(made.onto(basis), (values - values.mean(0)) @ basis, atol=1e-5)
