@@ -46,8 +46,8 @@ Jobs = Annotated[
 MaxMemory = Annotated[
     str | None,
     typer.Option(
-        help="Memory for embeddings, e.g. 8GB: where they take more they are streamed from a local disk (TMPDIR), with "
-        "the same results. Default: six tenths of what is free."
+        help="Memory for all that training holds, e.g. 8GB: where it would be more, counts and targets come slide by "
+        "slide and embeddings from a local disk (TMPDIR), with the same results. Default: six tenths of what is free."
     ),
 ]
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from nh2st_pipe.core.errors import UsageError
 
-__all__ = ["bytes_of", "cores", "memory"]
+__all__ = ["bytes_of", "cores", "memory", "peak"]
 
 _UNITS = {"": 10**9, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _CGROUPS = Path("/sys/fs/cgroup")
 _USED = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_in_bytes"}
 _OWN_CGROUP = Path("/proc/self/cgroup")
+_STATUS = Path("/proc/self/status")
 
 
 def cores() -> int:
@@ -32,6 +33,13 @@ def memory() -> int:
         with suppress(OSError):
             limits += [max(0, int(text) - _used(file)) for text in [file.read_text().strip()] if text.isdigit()]
     return min(limits)
+
+
+def peak() -> int:
+    """Return the most bytes of memory that this process has had, as far as the system knows; 0 where it does not."""
+    with suppress(OSError, ValueError, IndexError):
+        return 1024 * int(_STATUS.read_text().partition("VmHWM:")[2].split()[0])
+    return 0
 
 
 def _used(limit: Path) -> int:

@@ -37,7 +37,7 @@ from nh2st_pipe.training.picking import picked_genes
 
 __all__ = ["FoldResult", "FoldTask", "Said", "fit_all", "run_fold"]
 
-_FEWEST_POINTS, _MOST_POINTS = 20, 200_000_000
+_FEWEST_POINTS, _MOST_POINTS = 20, 50_000_000
 
 Tell = Callable[[str], None]
 

@@ -19,7 +19,7 @@ import torch
 import nh2st_pipe
 from nh2st_pipe.core.devices import pick_head_device
 from nh2st_pipe.core.errors import TrainError, UsageError, listed
-from nh2st_pipe.core.machine import bytes_of, cores
+from nh2st_pipe.core.machine import bytes_of, cores, peak
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import Stop, signals_as_flag
 from nh2st_pipe.data.budget import plan
@@ -118,7 +118,7 @@ def train(
             note(why)
         resolved = resolved.model_copy(update={"folds": by})
 
-    most = None if max_memory is None else bytes_of(max_memory, "--max-memory")
+    most, before = None if max_memory is None else bytes_of(max_memory, "--max-memory"), peak()
     study, jobs = _load(store, resolved, pick_head_device(device), jobs, most, note)
     judged = study.in_blocks() if resolved.folds == "block" else study
     splits = make_folds(list(judged.slides.values()), resolved.folds, resolved.seed)
@@ -158,9 +158,11 @@ def train(
         notes += _about_tiles(store.contract.tile["size_level0_px"], records)
         if store.contract.imported is not None:
             notes.append(f"trained on {store.contract.made_by()}: its files do not tell which weights made them")
-        metrics = {**metrics_of(resolved, study, outcomes, final, notes), "jobs": jobs}
         if not splits:
             write_in_sample(folder, study, resolved, final.model)
+        if most is not None and before < peak() > most:
+            note(f"training took {peak() / 1e9:.1f} GB of memory, and --max-memory asked for {most / 1e9:.1f} GB")
+        metrics = {**metrics_of(resolved, study, outcomes, final, notes), "jobs": jobs}
         card = model_card(metrics, About.of(final.model.about, folder.part))
         save_model(final.model, folder.part / "model", card, final.reference)
         folder.write_json("metrics.json", metrics)

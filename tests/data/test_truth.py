@@ -164,7 +164,12 @@ def test_a_budget_is_for_all_that_training_holds(study: Folder, monkeypatch: pyt
     assert budget.plan(store, names, recipe, cpu, 5, 1).targets == 0
 
 
-def test_a_run_says_that_counts_stay_in_the_store(study: Folder, tmp_path: Path) -> None:
+def test_a_run_says_that_counts_stay_in_the_store_and_what_it_took(
+    study: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study.stored(views=1)
     run = train(study.folder / "store.zarr", recipe="ridge", genes=6, out=tmp_path / "run", max_memory="1MB")
     assert [note for note in run.metrics["notes"] if "counts stay in the store" in note]
+    monkeypatch.setattr("nh2st_pipe.training.run.peak", iter([1, 3 * 10**9, 3 * 10**9, 3 * 10**9]).__next__)
+    more = train(study.folder / "store.zarr", recipe="ridge", genes=6, out=tmp_path / "more", max_memory="2GB")
+    assert "training took 3.0 GB of memory, and --max-memory asked for 2.0 GB" in more.metrics["notes"]
