@@ -43,6 +43,16 @@ Jobs = Annotated[
         min=1,
     ),
 ]
+Engine = Annotated[
+    str, typer.Option(help="local: this machine. ray: a Ray cluster, fits as its tasks; needs nh2st-pipe[ray].")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster, as host:6379 or auto; default: RAY_ADDRESS, else one made on this machine."),
+]
+Actors = Annotated[
+    int | None, typer.Option(help="Actors on Ray; default: one for each GPU of the cluster, or each CPU.", min=1)
+]
 MaxMemory = Annotated[
     str | None,
     typer.Option(
@@ -72,6 +82,9 @@ def train(
         float | None,
         typer.Option(help="PCC from which on a gene is usefully predicted, for the verdict on it; default: 0.2."),
     ] = None,
+    engine: Engine = "local",
+    address: Address = None,
+    actors: Actors = None,
     again: Annotated[
         Path | None,
         typer.Option("--repeat", help="Run to make again: its recipe, seed, genes, folds and device; held against it."),
@@ -83,6 +96,8 @@ def train(
     from nh2st_pipe.training.run import train as run
 
     if again is not None:
+        if engine != "local" or address is not None or actors is not None:
+            raise UsageError("--repeat makes a run again on this machine; leave --engine, --address and --actors out")
         if any(value is not None for value in (recipe, genes, folds, setting, seed)):
             raise UsageError("--repeat takes recipe, genes, folds, settings and seed from its run; leave them out")
         _repeat(again, embeddings, out, None if device == "auto" else device, jobs, as_json)
@@ -102,6 +117,9 @@ def train(
             jobs=jobs,
             max_memory=max_memory,
             trust_from=trust_from,
+            engine=engine,
+            address=address,
+            actors=actors,
             progress=progress,
         )
     show({"path": str(result.path), **result.metrics}, as_json, lambda: say_run(result))
@@ -144,6 +162,9 @@ def sweep(
     seed: Seed = None,
     device: Device = "auto",
     jobs: Jobs = None,
+    engine: Engine = "local",
+    address: Address = None,
+    actors: Actors = None,
     as_json: Json = False,
 ) -> None:
     """Train a recipe in every combination of some settings; what is there already is kept."""
@@ -162,6 +183,9 @@ def sweep(
             seed=seed,
             device=device,
             jobs=jobs,
+            engine=engine,
+            address=address,
+            actors=actors,
             progress=progress,
         )
 

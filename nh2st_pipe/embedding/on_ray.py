@@ -7,7 +7,6 @@ opened and read while the other is encoded.
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
@@ -18,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nh2st_pipe.core.cluster import Reached, end_of_a_process, reached, resources_in_words
 from nh2st_pipe.core.errors import EncoderError, UsageError, sendable
-from nh2st_pipe.core.machine import cores
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import Stop
 from nh2st_pipe.embedding.summary import PARTS, EmbedSummary, merge
@@ -32,10 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Cluster", "OnRay", "on_ray"]
 
-_OBJECTS = 100 << 20  # bytes of Ray's own store, of a cluster made here; nothing large lies in it
 _SLIDES_EACH = 2
 _MOST_DEATHS = 3  # of actors with the same slide, or before one has loaded its encoder
-_KNOCK_SECONDS = 10.0
 _LOOK_SECONDS = 0.2
 _ASK_SECONDS = 1.0
 _PLACING_SECONDS = 900.0  # a cluster may have to start a node first
@@ -44,65 +41,20 @@ _STOP_SECONDS = 60.0
 
 @contextmanager
 def on_ray(device: str, address: str | None, actors: int | None) -> Iterator[Cluster]:
-    """Connect to the Ray cluster at `address`, to the one that RAY_ADDRESS names, or to one made on this machine.
-
-    Raises UsageError where Ray is not installed, the cluster cannot be reached, or has no such `device`.
-    """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of what it will do one day
-    try:
-        import ray
-    except ImportError as error:
-        raise UsageError("--engine ray needs Ray: pip install 'nh2st-pipe[ray]'") from error
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"on Ray, --device takes auto, cuda or cpu, not {device}: Ray says which GPU is whose")
-    ours = not ray.is_initialized()
-    if ours:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if address is None and "RAY_ADDRESS" not in os.environ:
-            options |= {"address": "local", "num_cpus": cores(), "object_store_memory": _OBJECTS}
-            options |= {"include_dashboard": False}
-        else:
-            options |= {"address": address}
-        where = address or os.environ.get("RAY_ADDRESS", "this machine")
-        try:
-            _knock(where)
-            ray.init(**options)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UsageError(
-                f"no Ray cluster can be reached at {where}: {str(error).splitlines()[0]}; "
-                "`ray start --head` starts one, and --address says where it is"
-            ) from error
-    try:
-        yield Cluster(ray, device, actors)
-    finally:
-        if ours:
-            ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """Raise OSError where nobody listens at host:port: Ray itself ends the process then, without a word of why."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+    """Connect to a Ray cluster; see `core.cluster.reached`."""
+    with reached(device, address, actors) as found:
+        yield Cluster(found)
 
 
 class Cluster:
     """A Ray cluster as an engine."""
 
-    def __init__(self, ray: Any, device: str, actors: int | None) -> None:
-        self.ray, self.actors = ray, actors
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        if device == "cuda" and not gpus:
-            raise UsageError("--device cuda: the Ray cluster has no GPU")
-        self.kind = "cuda" if gpus and device != "cpu" else "cpu"
-        self.slots = gpus if self.kind == "cuda" else max(1, int(ray.cluster_resources().get("CPU", 1)))
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        self.most_of_a_node = int(max((resources.get("GPU", 0) for resources in alive), default=0))
-        """GPUs of the node that has the most."""
+    def __init__(self, found: Reached) -> None:
+        self.found, self.kind = found, found.kind
 
     def executor(self, work: Work, slides: int) -> OnRay:
         """See Engine."""
-        return OnRay(work, self, slides)
+        return OnRay(work, self.found, slides)
 
 
 @dataclass
@@ -120,15 +72,11 @@ class _Actor:
 class OnRay:
     """The actors of a cluster, each with the encoder of `work`: one for each GPU or CPU, and no more than `slides`."""
 
-    def __init__(self, work: Work, cluster: Cluster, slides: int) -> None:
+    def __init__(self, work: Work, cluster: Reached, slides: int) -> None:
         self._work, self._cluster, self._ray = work, cluster, cluster.ray
         if work.store.startswith("memory://"):
             raise UsageError("a store in memory is in one process: on Ray, --store takes a shared folder or s3://…")
-        self._wanted = min(cluster.actors or cluster.slots, slides)
-        cpus = 1 if cluster.kind == "cuda" else max(1, cluster.slots // self._wanted)
-        self._resources: dict[str, int] = {"num_cpus": cpus}
-        if cluster.kind == "cuda":
-            self._resources["num_gpus"] = 1
+        self._wanted, self._resources = cluster.share(slides)
         self._actors: list[_Actor] = []
         self._deaths_in_loading = 0
 
@@ -140,8 +88,8 @@ class OnRay:
                 self._look(list(self._actors), None)
                 if time.monotonic() > until:
                     raise EncoderError(
-                        f"Ray could not place an actor with {_words(self._resources)} in {_PLACING_SECONDS / 60:.0f} "
-                        "minutes; `ray status` says what is free, and who has the rest"
+                        f"Ray could not place an actor with {resources_in_words(self._resources)} in "
+                        f"{_PLACING_SECONDS / 60:.0f} minutes; `ray status` says what is free, and who has the rest"
                     )
         except BaseException:
             self.__exit__()
@@ -159,7 +107,7 @@ class OnRay:
         running: dict[Any, tuple[_Actor, SlideRow]] = {}
         deaths, parts, fatal = Counter[str](), list[EmbedSummary](), list[BaseException]()
         progress.start("embedding", len(todo), "tiles")
-        progress.say(f"Ray: {len(self._actors)} actors with {_words(self._resources)} each")
+        progress.say(f"Ray: {len(self._actors)} actors with {resources_in_words(self._resources)} each")
         done_tiles, last_asked, until = 0, 0.0, None
         while waiting or running:
             if (stop.asked or fatal) and until is None:
@@ -242,15 +190,7 @@ class OnRay:
             raise fault
 
     def _end_of_a_process(self, error: Exception) -> str:
-        """Return in words why an actor is gone. Raises `error` where it is none of that, but our own code's."""
-        known = self._ray.exceptions
-        if isinstance(error, known.RayTaskError):
-            raise error
-        if isinstance(error, known.OutOfMemoryError):
-            return "Ray ended it, as its node was out of memory: fewer --actors, or a smaller --batch-size, take less"
-        if isinstance(error, known.RayActorError):
-            return "killed, or out of memory?"
-        return next(iter(str(error).splitlines()), "") or type(error).__name__
+        return end_of_a_process(self._ray, error, "fewer --actors, or a smaller --batch-size, take less")
 
     def _give_out(self, waiting: deque[SlideRow], running: dict[Any, Any], deaths: Counter[str]) -> None:
         ready = [actor for actor in self._actors if actor.ready]
@@ -365,8 +305,3 @@ def _absolute(row: SlideRow) -> SlideRow:
         expression=row.expression and row.expression.absolute(),
         tissue=row.tissue and row.tissue.absolute(),
     )
-
-
-def _words(resources: dict[str, int]) -> str:
-    gpus, cpus = resources.get("num_gpus", 0), resources["num_cpus"]
-    return "one GPU" if gpus else f"{cpus} CPU{'s' if cpus != 1 else ''}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,7 +88,7 @@ class Alike:
 
     def expressing(self, recipe: RetrievalPart, samples: Samples) -> Expressing:
         """Return what gives the same for some of the genes, N × g; the search is done once."""
-        index = self._index()
+        index = self._built
         scale, axes, mix = (torch.from_numpy(each).to(samples.device) for each in (self.scale, self.axes, self.mix))
         like = np.empty((len(samples), min(recipe.k, index.ntotal)), np.int64)
         for part in samples.parts:
@@ -97,6 +98,13 @@ class Alike:
                 found = np.where(found < 0, found[:, :1], found)  # cells that hold fewer than k: the nearest stands in
                 like[part.start + start : part.start + start + len(found)] = found
         return Expressing(self.values, like)
+
+    @cached_property
+    def _built(self) -> Any:
+        return self._index()  # for one slide after another
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_built"}
 
     def _index(self) -> Any:
         """Return a FAISS index of the kept spots."""

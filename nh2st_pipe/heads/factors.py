@@ -5,7 +5,7 @@ Letters: n spots of a slide, G genes, r factors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,7 @@ def axes(slides: Sequence[NDArray[np.float32]], rank: int) -> NDArray[np.float64
     if min(genes, n) > LARGE:
         spread, axes = _by_iteration(slides, rank + _BESIDE)
     elif genes <= n:
-        spread, axes = np.linalg.eigh(np.sum([_product(values, values) for values in slides], axis=0))
+        spread, axes = np.linalg.eigh(_total(_product(values, values) for values in slides))
     else:
         values = np.concatenate(slides).astype(np.float64)
         spread, left = np.linalg.eigh(values @ values.T)
@@ -86,10 +86,19 @@ def _by_iteration(slides: Sequence[NDArray[np.float32]], k: int) -> tuple[NDArra
     """Return the k largest eigenvalues of XᵀX, rising, and their vectors, G × k."""
     at = np.linalg.qr(np.random.default_rng(0).standard_normal((slides[0].shape[1], k)))[0]
     for _ in range(_ITERATIONS):
-        at = np.linalg.qr(np.sum([_product(values, values @ at.astype(np.float32)) for values in slides], axis=0))[0]
+        at = np.linalg.qr(_total(_product(values, values @ at.astype(np.float32)) for values in slides))[0]
     along = [values @ at.astype(np.float32) for values in slides]
-    spread, turned = np.linalg.eigh(np.sum([_product(values, values) for values in along], axis=0))
+    spread, turned = np.linalg.eigh(_total(_product(values, values) for values in along))
     return spread, at @ turned
+
+
+def _total(of: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return the sum of arrays, one of which is there at a time."""
+    each = iter(of)
+    total = next(each)
+    for other in each:
+        total += other
+    return total
 
 
 def _product(one: NDArray[Any], two: NDArray[Any]) -> NDArray[np.float64]:

@@ -9,10 +9,11 @@ test fold, as in published tables; its figures are optimistic and the run says s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -49,7 +50,10 @@ from nh2st_pipe.training.record import (
 )
 from nh2st_pipe.training.side_by_side import run_all
 
-__all__ = ["Run", "resolve", "train"]
+if TYPE_CHECKING:
+    from nh2st_pipe.training.on_ray import TrainingOnRay
+
+__all__ = ["Run", "resolve", "train", "training_engine"]
 
 _WORTHWHILE = 2_000_000  # values of embeddings from which starting processes costs less than it saves
 
@@ -65,6 +69,29 @@ class Run:
         """Return one row per head, the run's own first: head, and its figures over all folds (`statistics.summary`)."""
         heads = {self.metrics["head"]: self.metrics, **self.metrics["baselines"]}
         return [{"head": name, **(values["summary"] or {})} for name, values in heads.items()]
+
+
+@contextmanager
+def training_engine(
+    engine: str | TrainingOnRay, device: str, address: str | None, actors: int | None, jobs: int | None
+) -> Iterator[TrainingOnRay | None]:
+    """Give the cluster that folds are done on; None for this machine. Raises UsageError where it cannot be had."""
+    if engine not in ("local", "ray") and isinstance(engine, str):
+        raise UsageError(f"--engine takes local or ray, not {engine}")
+    if engine == "local":
+        if address is not None or actors is not None:
+            raise UsageError("--address and --actors are of --engine ray")
+        yield None
+        return
+    if jobs is not None and jobs != 1:
+        raise UsageError("--jobs is of --engine local; on Ray --actors says how many train side by side")
+    if not isinstance(engine, str):
+        yield engine
+        return
+    from nh2st_pipe.training.on_ray import training_on_ray
+
+    with training_on_ray(device, address, actors) as cluster:
+        yield cluster
 
 
 _RIVAL = "ridge-context"  # what a head has to be worth the trouble beside
@@ -83,6 +110,9 @@ def train(
     jobs: int | None = 1,
     max_memory: str | float | None = None,
     trust_from: float | None = None,
+    engine: str | TrainingOnRay = "local",
+    address: str | None = None,
+    actors: int | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Train and judge a recipe on the store `embeddings`, its baselines beside it, and write a run folder.
@@ -96,13 +126,30 @@ def train(
     `max_memory` is what all of it may take of the memory ("8GB", or a number of GB), `jobs` together: where it would be
     more, counts and targets are read slide by slide and embeddings from a local disk, with the same results; None is
     six tenths of what is free.
-    Figures are the same bit for bit for the same `jobs` on the same machine.
+    With the `engine` "ray" heads and folds are tasks of the Ray cluster at `address` (RAY_ADDRESS, or one made here),
+    with as many `actors` (one for each GPU, or CPU), of each of which `max_memory` is; store and `out` are where all
+    nodes see them. What is lost with a process is done anew.
+    Figures are the same bit for bit for the same `jobs`, or processors of an actor, on the same machine.
 
     Raises UsageError, StoreError, TrainError and RunError; the run folder appears only when it is whole.
     """
     resolved = resolve(recipe, settings, genes, folds, seed, trust_from)
+    with training_engine(engine, device, address, actors, jobs) as cluster:
+        return _train(embeddings, resolved, folds, out, device, jobs, max_memory, cluster, progress or Progress())
+
+
+def _train(
+    embeddings: str | Path,
+    resolved: TrainRecipe,
+    folds: str | int | None,
+    out: str | Path | None,
+    device: str,
+    jobs: int | None,
+    max_memory: str | float | None,
+    cluster: TrainingOnRay | None,
+    progress: Progress,
+) -> Run:
     store = open_store(embeddings)
-    progress = progress or Progress()
     notes: list[str] = []
 
     def note(words: str) -> None:
@@ -119,13 +166,14 @@ def train(
         resolved = resolved.model_copy(update={"folds": by})
 
     most, before = None if max_memory is None else bytes_of(max_memory, "--max-memory"), peak()
-    study, jobs = _load(store, resolved, pick_head_device(device), jobs, most, note)
+    study, jobs = _load(store, resolved, pick_head_device(device), 1 if cluster is not None else jobs, most, note)
     judged = study.in_blocks() if resolved.folds == "block" else study
     splits = make_folds(list(judged.slides.values()), resolved.folds, resolved.seed)
     notes += _about_folds(judged, splits, resolved.folds)
     heads = [resolved, *(_as_baseline(name, resolved) for name in resolved.baselines)]
     place = Path(out) if out is not None else Path("runs") / resolved.name
-    question = _question(records, study, heads, jobs)
+    on = {} if cluster is None else {"engine": f"Ray, {cluster.threads(len(heads) * len(splits))} processors an actor"}
+    question = _question(records, study, heads, jobs, on)
     with signals_as_flag() as stop, RunFolder(place, question) as folder:
         asked = {"heads": [each.name for each in heads], "fold_names": [fold.name for fold in splits], "notes": notes}
         begun = {**setting_of(resolved, study), **asked}
@@ -135,7 +183,8 @@ def train(
         else:
             folder.log("start", version=nh2st_pipe.__version__, slides=list(study.slides), run=begun)
         folder.write_yaml("recipe.yaml", resolved.model_dump(mode="json"))
-        outcomes = _run_folds(folder, store, study, judged, heads, splits, jobs, progress, stop)
+        asked_for = _Asked(jobs, cluster, most)
+        outcomes = _run_folds(folder, store, study, judged, heads, splits, asked_for, progress, stop)
         own = outcomes[resolved.name]
         fits = len(splits) * len(heads)
         progress.advance(fits, fits + 1, resolved.name)
@@ -162,7 +211,7 @@ def train(
             write_in_sample(folder, study, resolved, final.model)
         if most is not None and before < peak() > most:
             note(f"training took {peak() / 1e9:.1f} GB of memory, and --max-memory asked for {most / 1e9:.1f} GB")
-        metrics = {**metrics_of(resolved, study, outcomes, final, notes), "jobs": jobs}
+        metrics = {**metrics_of(resolved, study, outcomes, final, notes), "jobs": jobs, **on}
         card = model_card(metrics, About.of(final.model.about, folder.part))
         save_model(final.model, folder.part / "model", card, final.reference)
         folder.write_json("metrics.json", metrics)
@@ -174,6 +223,16 @@ def train(
     return Run(folder.path, metrics)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """How folds are to be done."""
+
+    jobs: int
+    cluster: TrainingOnRay | None
+    most: int | None
+    """Bytes of memory for an actor of a cluster."""
+
+
 def _run_folds(
     folder: RunFolder,
     store: Store,
@@ -181,7 +240,7 @@ def _run_folds(
     judged: Study,
     heads: list[TrainRecipe],
     folds: list[Fold],
-    jobs: int,
+    asked: _Asked,
     progress: Progress,
     stop: Stop,
 ) -> dict[str, Outcome]:
@@ -189,7 +248,7 @@ def _run_folds(
     outcomes = {recipe.name: Outcome() for recipe in heads}
     device = str(study.device)
     joining = judged is not study
-    writer = SlideWriter(folder.part / "predictions", heads[0])
+    writer = SlideWriter((folder.part / "predictions").absolute(), heads[0])
     tasks = [
         FoldTask(
             str(store.location),
@@ -218,7 +277,16 @@ def _run_folds(
         progress.advance(sum(kept) + done, len(tasks) + 1, words)
 
     progress.start("training", len(tasks) + 1, "fits")
-    anew = run_all([task for task, there in zip(tasks, kept, strict=True) if not there], judged, jobs, tell)
+    left = [i for i, there in enumerate(kept) if not there]
+    todo = [tasks[i] for i in left]
+
+    def keep(number: int, result: FoldResult) -> None:
+        fits.keep(result, numbers[left[number]])
+
+    if asked.cluster is not None:
+        anew = asked.cluster.run(todo, heads[0], store.location, asked.most, tell, progress.say, keep)
+    else:
+        anew = run_all(todo, judged, asked.jobs, tell, keep)
     for task, number, there in zip(tasks, numbers, kept, strict=True):
         found = fits.find(task.recipe.name, number) if there else None
         result = found or next(anew)
@@ -226,8 +294,6 @@ def _run_folds(
         is_own = result.head == heads[0].name
         if is_own and joining:
             own.append(result)
-        if not there:
-            fits.keep(result, number)
         if (result.head, result.fold.name) not in logged:
             rows = [asdict(each.figures) for each in result.judged]
             figures = outcomes[result.head].folds[-1]
@@ -238,7 +304,9 @@ def _run_folds(
     return outcomes
 
 
-def _question(records: Mapping[str, SlideRecord], study: Study, heads: list[TrainRecipe], jobs: int) -> str:
+def _question(
+    records: Mapping[str, SlideRecord], study: Study, heads: list[TrainRecipe], jobs: int, on: dict[str, str]
+) -> str:
     """Return all that figures depend on: recipes, the slides to the byte, and what decides how numbers are rounded."""
     return json.dumps(
         {
@@ -247,6 +315,7 @@ def _question(records: Mapping[str, SlideRecord], study: Study, heads: list[Trai
             "contract": study.contract.model_dump(mode="json"),
             "slides": {name: records[name].model_dump(mode="json") for name in study.slides},
             "jobs": jobs,
+            **on,
             "device": str(study.device),
             "threads": torch.get_num_threads(),
         },

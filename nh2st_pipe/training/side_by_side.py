@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 
 import torch
 
@@ -23,13 +24,17 @@ _study: Study | None = None  # of a worker, for all of its tasks
 
 
 def run_all(
-    tasks: Sequence[FoldTask], study: Study, jobs: int, tell: Callable[[int, str], None]
+    tasks: Sequence[FoldTask],
+    study: Study,
+    jobs: int,
+    tell: Callable[[int, str], None],
+    keep: Callable[[int, FoldResult], None] = lambda number, result: None,
 ) -> Iterator[FoldResult]:
     """Yield the results of `tasks` in their order, `jobs` of them at work at a time.
 
-    `tell(done, words)` hears how many are done and what is, several times a second, and may raise to end it. With
-    several jobs `study`'s embeddings have to lie in shared memory; each process has its share of the processors. Raises
-    TrainError where a process is killed.
+    `tell(done, words)` hears how many are done and what is, several times a second, and may raise to end it. `keep`
+    gets each with its place as soon as it is done. With several jobs `study`'s embeddings have to lie in shared memory;
+    each process has its share of the processors. Raises TrainError where a process is killed.
     """
     if not tasks:
         return
@@ -37,7 +42,9 @@ def run_all(
     if jobs == 1:
         for done, task in enumerate(tasks):
             tell(done, task.recipe.name)
-            yield run_fold(task, study, lambda words, done=done, task=task: tell(done, f"{task.recipe.name}, {words}"))  # type: ignore[misc]
+            result = run_fold(task, study, partial(_told, tell, done, task.recipe.name))
+            keep(done, result)
+            yield result
         return
     pool = ProcessPoolExecutor(
         jobs,
@@ -49,10 +56,17 @@ def run_all(
         with without_main():
             futures = [pool.submit(_run, task) for task in tasks]
         tell(0, f"{jobs} side by side")
-        words = f"{jobs} side by side"
+        words, kept = f"{jobs} side by side", set[int]()
         for done, (task, future) in enumerate(zip(tasks, futures, strict=True)):
             while not wait([future], timeout=_LISTEN).done:
                 tell(done, words)
+                for number, each in enumerate(futures):
+                    if number not in kept and each.done() and each.exception() is None:
+                        keep(number, each.result())
+                        kept.add(number)
+            if done not in kept:
+                keep(done, future.result())
+                kept.add(done)
             result, words = future.result(), f"{task.recipe.name}, {task.fold.name}"
             tell(done + 1, words)
             yield result
@@ -67,6 +81,10 @@ def run_all(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _told(tell: Callable[[int, str], None], done: int, head: str, words: str) -> None:
+    tell(done, f"{head}, {words}")
 
 
 def _begin(study: Study, threads: int) -> None:

@@ -23,7 +23,7 @@ from nh2st_pipe.recipes.train import TrainRecipe, set_in
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.runs.folder import read_metrics
 from nh2st_pipe.store.read import Store, open_store
-from nh2st_pipe.training.run import resolve, train
+from nh2st_pipe.training.run import resolve, train, training_engine
 
 __all__ = ["Swept", "parse_grid", "sweep"]
 
@@ -86,6 +86,9 @@ def sweep(
     seed: int | None = None,
     device: str = "auto",
     jobs: int | None = 1,
+    engine: str = "local",
+    address: str | None = None,
+    actors: int | None = None,
     progress: Progress | None = None,
 ) -> Swept:
     """Train `recipe` with every combination of the values in `grid` (dotted key → values, or "key=a,b,c").
@@ -108,20 +111,28 @@ def sweep(
     found.out.mkdir(parents=True, exist_ok=True)
     _same_question(found.out, base, store)
     metrics: dict[str, dict[str, Any]] = {}
-    for number, (name, cell) in enumerate(cells.items(), start=1):
-        place = found.out / name
-        try:
-            if place.exists():
-                metrics[name] = read_metrics(place)
-                found.kept.append(name)
-            else:
-                progress.say(f"cell {number} of {len(cells)}: {name}")
-                metrics[name] = train(
-                    embeddings, recipe=cell.recipe, out=place, device=device, jobs=jobs, progress=progress
-                ).metrics
-                found.done.append(name)
-        except NH2STError as error:
-            found.failed[name] = str(error)
+    with training_engine(engine, device, address, actors, jobs) as cluster:
+        on = "local" if cluster is None else cluster
+        for number, (name, cell) in enumerate(cells.items(), start=1):
+            place = found.out / name
+            try:
+                if place.exists():
+                    metrics[name] = read_metrics(place)
+                    found.kept.append(name)
+                else:
+                    progress.say(f"cell {number} of {len(cells)}: {name}")
+                    metrics[name] = train(
+                        embeddings,
+                        recipe=cell.recipe,
+                        out=place,
+                        device=device,
+                        jobs=jobs,
+                        engine=on,
+                        progress=progress,
+                    ).metrics
+                    found.done.append(name)
+            except NH2STError as error:
+                found.failed[name] = str(error)
     rows = [
         {"cell": name, **cells[name].values, **_figures(of_cell), "version": _version(of_cell), "failed": None}
         for name, of_cell in metrics.items()
