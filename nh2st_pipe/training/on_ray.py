@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,9 @@ class Reading:
 
     store: str
     slides: tuple[str, ...]
-    recipe: TrainRecipe
-    """Of which targets, features and folds decide what is read."""
+    read: str
+    """What of the recipe decides what is read."""
+    recipe: TrainRecipe = field(compare=False)
     most: int | None
     """Bytes of memory for an actor; None: its share of what is free."""
 
@@ -78,10 +79,28 @@ class TrainingOnRay:
 
     def __init__(self, cluster: Reached) -> None:
         self._cluster = cluster
+        self._pool: Pool | None = None
 
     def threads(self, tasks: int) -> int:
         """Return how many processors each actor has for so many tasks, which decides how numbers are rounded."""
-        return self._cluster.share(tasks)[1]["num_cpus"]
+        resources = self._cluster.share(tasks)[1] if self._pool is None else self._pool.resources
+        return resources["num_cpus"]
+
+    def close(self) -> None:
+        """Let the actors go."""
+        if self._pool is not None:
+            self._pool.__exit__()
+            self._pool = None
+
+    def _actors(self, tasks: int, say: Callable[[str], None]) -> Pool:
+        """Return actors: those of the training before, as what they have read may serve again."""
+        if self._pool is None:
+            number, resources = self._cluster.share(tasks)
+            sharing = max(1, -(-number // max(1, len(self._cluster.nodes))))
+            make = partial(Trainer, self._cluster.kind, resources["num_cpus"], sharing)
+            self._pool = Pool(self._cluster, make, tasks, "fewer --actors, or --max-memory, take less").__enter__()
+            say(f"Ray: {number} actors with {resources_in_words(resources)} each")
+        return self._pool
 
     def run(
         self,
@@ -104,7 +123,8 @@ class TrainingOnRay:
                 "a store in memory is in one process: on Ray, --embeddings takes a shared folder or s3://…"
             )
         where = str(store) if store.path is None else str(store.path.absolute())
-        reading = Reading(where, tasks[0].slides, recipe.model_copy(update={"name": "", "baselines": ()}), most)
+        read = f"{recipe.targets.model_dump_json()} {recipe.features.model_dump_json()} {recipe.folds}"
+        reading = Reading(where, tasks[0].slides, read, recipe, most)
         results = dict[int, FoldResult]()
 
         def ended(number: int, result: FoldResult) -> None:
@@ -117,13 +137,12 @@ class TrainingOnRay:
             results[number] = result
             keep(number, result)
 
-        number, resources = self._cluster.share(len(tasks))
-        nodes = max(1, len(self._cluster.nodes))
-        make = partial(Trainer, self._cluster.kind, resources["num_cpus"], max(1, -(-number // nodes)))
-        less = "fewer --actors, or --max-memory, take less"
-        with Pool(self._cluster, make, len(tasks), less) as pool:
-            say(f"Ray: {pool.number} actors with {resources_in_words(pool.resources)} each")
+        pool = self._actors(len(tasks), say)
+        try:
             failed = pool.do([(reading, task) for task in tasks], ended, tell, say)
+        except BaseException:
+            self.close()  # what they do is of no use any more
+            raise
         if failed:
             lines = [f"{tasks[i].recipe.name}, {tasks[i].fold.name}: {why}" for i, why in sorted(failed.items())]
             raise TrainError(
@@ -143,4 +162,8 @@ def _written(task: FoldTask) -> list[Path]:
 def training_on_ray(device: str, address: str | None, actors: int | None) -> Iterator[TrainingOnRay]:
     """Connect to a Ray cluster; see `core.cluster.reached`."""
     with reached(device, address, actors) as found:
-        yield TrainingOnRay(found)
+        made = TrainingOnRay(found)
+        try:
+            yield made
+        finally:
+            made.close()
