@@ -52,8 +52,8 @@ def main(
     measured: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     if measured:
-        place, engine, workers = measured.split("|")
-        measure(Path(place), int(workers), engine, genes)
+        place, kind, number = measured.split("|")
+        measure(Path(place), int(number), kind, genes)
         return
     with tempfile.TemporaryDirectory() as name:
         make_store(Path(name) / "store.zarr", [spots] * slides, dim, 1, genes)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +17,18 @@ import torch
 from numpy.typing import NDArray
 
 import nh2st_pipe
+from nh2st_pipe.core.cluster import Pool, reached, resources_in_words
 from nh2st_pipe.core.devices import pick_head_device
-from nh2st_pipe.core.errors import OF_ONE_SLIDE, NH2STError, SlideError, StoreError, TrainError, UsageError, listed
+from nh2st_pipe.core.errors import (
+    OF_ONE_SLIDE,
+    NH2STError,
+    RunError,
+    SlideError,
+    StoreError,
+    TrainError,
+    UsageError,
+    listed,
+)
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.data.panels import genes_named
@@ -22,15 +36,16 @@ from nh2st_pipe.data.pitch import overlap_for, parted, pitch_in_tiles, sublattic
 from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.data.targets import TargetsOf
 from nh2st_pipe.evaluation.intervals import LEVELS, Intervals, Level
-from nh2st_pipe.evaluation.reference import UNLIKE, Familiarity, Reference
+from nh2st_pipe.evaluation.reference import REFERENCE, UNLIKE, Familiarity, Reference
 from nh2st_pipe.evaluation.statistics import many
 from nh2st_pipe.heads.base import Blocked, HeadModel
 from nh2st_pipe.heads.blocked import joined
+from nh2st_pipe.heads.carry import CARRY
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.checksums import sha256
 from nh2st_pipe.runs.model import HUB, load_model, load_reference, model_files
 from nh2st_pipe.runs.predictions import write_prediction
-from nh2st_pipe.store.format import Contract
+from nh2st_pipe.store.format import Contract, SlideRecord
 from nh2st_pipe.store.read import SlideData, Store, open_store
 
 if TYPE_CHECKING:
@@ -77,6 +92,9 @@ def predict(
     trusted_only: bool = False,
     float16: bool = False,
     any_mpp: bool = False,
+    engine: str = "local",
+    address: str | None = None,
+    actors: int | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> PredictSummary:
@@ -97,7 +115,10 @@ def predict(
     numbers are and whether the head was trained on this slide. With `genes` (a file with one a line, names with commas
     between them, or a sequence) those alone are written, with `trusted_only` of them those that are trusted; `float16`
     keeps values in half precision. Of more than 20 million values the intervals' ends are told by var["half_width"].
-    A slide whose tiles would show another size of tissue fails, unless `any_mpp`.
+    A slide whose tiles would show another size of tissue fails, unless `any_mpp`. What is in `out` already, made by the
+    same model from the same tiles with the same options, is kept. With the `engine` "ray" slides are tasks of the Ray
+    cluster at `address` (RAY_ADDRESS, or one made here), with as many `actors`; store and `out` are where all nodes see
+    them.
     `trust_remote_code` lets an encoder's repository run its code.
 
     Raises RunError where the model cannot be read, StoreError where the store is another encoder's, UsageError for a
@@ -105,6 +126,10 @@ def predict(
     """
     if level not in LEVELS:
         raise UsageError(f"--level takes {', '.join(f'{each:g}' for each in LEVELS)}, not {level:g}")
+    if engine not in ("local", "ray"):
+        raise UsageError(f"--engine takes local or ray, not {engine}")
+    if engine == "local" and (address is not None or actors is not None):
+        raise UsageError("--address and --actors are of --engine ray")
     if (embeddings is None) == (slides is None):
         raise UsageError("give either --embeddings (a store) or --slides (a manifest)")
     files = model_files(model)  # fetched once, where it is on the hub
@@ -146,8 +171,6 @@ def predict(
     if not names and not summary.failed:
         raise StoreError(f"{store.location} holds no complete slide; run nh2st-pipe embed first")
 
-    torch_device = pick_head_device(device)
-    head.to(torch_device)
     seen = about.seen()
     fixed = {
         "recipe": about.recipe,
@@ -165,7 +188,6 @@ def predict(
     }
     if about.trusted_in_words:
         fixed["trusted"] = about.trusted_in_words
-    by_gene = {name: getattr(about, name) for name in ("cv_pcc", "cv_low", "cv_high", "trusted", "half_pcc")}
     reach, at_the_end = about.intervals.levels.get(f"{level:g}"), list[str]()
     if reach is not None:
         words = _about_intervals(about.intervals, level, reach)
@@ -174,57 +196,195 @@ def predict(
             trusted = sum(about.trusted.get(head.genes[i], False) for i in columns)
             words += f"; {trusted:,} of {len(columns):,} genes are trusted: {about.trusted_in_words}"
         at_the_end.append(words)
-    strange = list[str]()
+    sums = sha256(files / "model.safetensors"), *(sha256(files / name) for name in _BESIDE if (files / name).is_file())
+    job = _Job(
+        model=model if str(model).startswith(HUB) else Path(model).absolute(),
+        store=str(store.location) if store.location.path is None else str(store.location.path.absolute()),
+        out=summary.out.absolute(),
+        fixed=fixed,
+        sums=sums,
+        columns=columns,
+        half_width=None if reach is None else reach.half_width,
+        any_mpp=any_mpp,
+        half=float16,
+    )
     progress.start("predicting", len(names), "slides")
-    for number, name in enumerate(names):
-        progress.advance(number, len(names), name)
-        try:
-            slide = store.read(name, first_view_only=about.features.views == "first")
-            refused = None if any_mpp else about.refusal(name, slide.mpp)
-            if refused is not None:
-                raise SlideError(refused)
-            predicted, familiar, apart = _predict(head, slide, about, reference, torch_device)
-        except (StoreError, SlideError, TrainError) as error:  # one slide that cannot be predicted; the others go on
-            summary.failed[name] = str(error)
-            progress.say(f"{name} passed over; the end says why")
+    done = dict[str, _Said]()
+
+    def ended(number: int, said: _Said) -> None:
+        done[names[number]] = said
+        if said.failed:
+            progress.say(f"{names[number]} passed over; the end says why")
+
+    with reached(device, address, actors) if engine == "ray" else nullcontext() as cluster:
+        if cluster is None:
+            here = _Predictor(job, pick_head_device(device), (head, reference, store))
+            for number, name in enumerate(names):
+                progress.advance(number, len(names), name)
+                ended(number, here.do(name))
+        else:
+            make = partial(_predictor_there, job, cluster.kind, cluster.share(len(names))[1]["num_cpus"])
+
+            def tell(over: int, words: str) -> None:
+                progress.advance(over, len(names), words)
+
+            with Pool(cluster, make, len(names), "fewer --actors take less") as pool:
+                progress.say(f"Ray: {pool.number} actors with {resources_in_words(pool.resources)} each")
+                lost = pool.do(names, ended, tell, progress.say)
+            done |= {names[number]: _Said(failed=why) for number, why in lost.items()}
+    kept = sum(said.kept for said in done.values())
+    if kept:
+        progress.say(f"{kept:,} slides were predicted before, by the same model of the same tiles, and are kept")
+    for name in names:
+        said = done[name]
+        if said.failed:
+            summary.failed[name] = said.failed
             continue
-        notices = {
-            "in_sample": seen.words(slide.image_fingerprint, slide.patient),
-            "caution": _caution(head, predicted, about),
-            "unlike": _unlike(familiar),
-            "pitch": apart,
-            "carried": None if predicted.carried is None else predicted.carried.words(columns),
-        }
-        summary.notices += [f"{name}: {words}" for words in notices.values() if words]
         path = summary.out / f"{name}.h5ad"
-        said = {**fixed, **{key: words for key, words in notices.items() if words}}
-        truth = _truth(slide, head.genes, about)
-        width = None if reach is None else reach.half_width
-        write_prediction(
-            path,
-            slide,
-            head.genes,
-            predicted,
-            truth,
-            about.targets,
-            said,
-            by_gene,
-            half_width=width,
-            familiar=familiar,
-            columns=columns,
-            scale_genes=about.scale_genes,
-            n_scale_genes=about.n_scale_genes,
-            half=float16,
-        )
+        if not path.is_file():
+            raise RunError(
+                f"{path} was written on another node and is not here: on Ray, --out takes a folder that all nodes share"
+            )
         summary.files[name] = path
-        if notices["unlike"]:
-            strange.append(name)
+        summary.notices += [f"{name}: {words}" for words in said.notices.values()]
+    strange = [name for name in summary.files if "unlike" in done[name].notices]
     summary.notices += at_the_end
     if strange and about.trusted:
         summary.notices.append(
             f"the verdicts on genes were found on slides like the training slides: they say little of {listed(strange)}"
         )
     return summary
+
+
+_BESIDE = (
+    "config.json",
+    CARRY,
+    REFERENCE,
+)  # files beside a model's weights that decide what it predicts, and what is said of it
+
+
+@dataclass(frozen=True)
+class _Job:
+    """All that decides what is predicted, and where it goes; it can be pickled."""
+
+    model: str | Path
+    store: str
+    out: Path
+    fixed: dict[str, Any]
+    sums: tuple[str, ...]
+    """Hashes of the model's files."""
+    columns: NDArray[np.int64]
+    half_width: dict[str, float] | None
+    any_mpp: bool
+    half: bool
+
+    def made_from(self, record: SlideRecord) -> str:
+        """Return a hash of all that decides a slide's prediction."""
+        decides = {
+            "fixed": self.fixed,
+            "model": self.sums,
+            "columns": self.columns.tolist(),
+            "any_mpp": self.any_mpp,
+            "half": self.half,
+            "slide": record.model_dump(mode="json"),
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What came of a slide."""
+
+    notices: dict[str, str] = field(default_factory=dict)
+    failed: str = ""
+    kept: bool = False
+    """Whether it was there already."""
+
+
+_NOTICES = ("in_sample", "caution", "unlike", "pitch", "carried")
+
+
+class _Predictor:
+    """Predicts slides, one after another."""
+
+    def __init__(
+        self,
+        job: _Job,
+        device: torch.device,
+        loaded: tuple[HeadModel, Reference | None, Store] | None = None,
+    ) -> None:
+        if loaded is None:
+            files = model_files(job.model)
+            loaded = load_model(job.model, files), load_reference(files), open_store(job.store)
+        self._job, self._device = job, device
+        self._head, self._reference, self._store = loaded
+        self._head.to(device)
+        self._about = About.of(self._head.about, job.model)
+
+    def do(self, name: str) -> _Said:
+        """Predict one slide, unless what is there is of the same model, tiles and options."""
+        job, about, head = self._job, self._about, self._head
+        path = job.out / f"{name}.h5ad"
+        try:
+            made_from = job.made_from(self._store.complete(name))
+            kept = _kept(path, made_from)
+            if kept is not None:
+                return kept
+            slide = self._store.read(name, first_view_only=about.features.views == "first")
+            refused = None if job.any_mpp else about.refusal(name, slide.mpp)
+            if refused is not None:
+                raise SlideError(refused)
+            predicted, familiar, apart = _predict(head, slide, about, self._reference, self._device)
+        except (StoreError, SlideError, TrainError) as error:  # one slide that cannot be predicted; the others go on
+            return _Said(failed=str(error))
+        found = (
+            about.seen().words(slide.image_fingerprint, slide.patient),
+            _caution(head, predicted, about),
+            _unlike(familiar),
+            apart,
+            None if predicted.carried is None else predicted.carried.words(job.columns),
+        )
+        notices = {key: words for key, words in zip(_NOTICES, found, strict=True) if words}
+        write_prediction(
+            path,
+            slide,
+            head.genes,
+            predicted,
+            _truth(slide, head.genes, about),
+            about.targets,
+            {**job.fixed, **notices, "made_from": made_from},
+            {name: getattr(about, name) for name in ("cv_pcc", "cv_low", "cv_high", "trusted", "half_pcc")},
+            half_width=job.half_width,
+            familiar=familiar,
+            columns=job.columns,
+            scale_genes=about.scale_genes,
+            n_scale_genes=about.n_scale_genes,
+            half=job.half,
+        )
+        return _Said(notices)
+
+
+def _predictor_there(job: _Job, device: str, threads: int) -> _Predictor:
+    """Return what predicts slides in a process of its own."""
+    torch.set_num_threads(threads)
+    return _Predictor(job, torch.device(device))
+
+
+def _kept(path: Path, made_from: str) -> _Said | None:
+    """Return what a prediction that is there says of itself, where it is made from the same; None where it is not."""
+    import h5py
+
+    if not path.is_file():
+        return None
+    try:
+        with h5py.File(path) as file:
+            about = file["uns/nh2st_pipe"]
+            known = {name: about[name][()].decode() for name in ("made_from", *_NOTICES) if name in about}
+    except Exception:  # whatever it is; it is made anew
+        return None
+    if known.pop("made_from", "") != made_from:
+        return None
+    return _Said(known, kept=True)
 
 
 def _not_whole(store: Store, summary: PredictSummary) -> None:

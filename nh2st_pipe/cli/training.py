@@ -303,6 +303,11 @@ def predict(
     any_mpp: Annotated[
         bool, typer.Option("--any-mpp", help="Predict slides of another resolution too, with tiles of as many px.")
     ] = False,
+    engine: Annotated[
+        str, typer.Option(help="local: this machine. ray: a Ray cluster, slides as its tasks; needs nh2st-pipe[ray].")
+    ] = "local",
+    address: Address = None,
+    actors: Actors = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
@@ -328,6 +333,9 @@ def predict(
             trusted_only=trusted_only,
             float16=float16,
             any_mpp=any_mpp,
+            engine=engine,
+            address=address,
+            actors=actors,
             trust_remote_code=trust_remote_code,
             progress=progress,
         )

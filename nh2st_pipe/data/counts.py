@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from nh2st_pipe.store.read import SlideData
+if TYPE_CHECKING:
+    from nh2st_pipe.store.read import SlideData
 
 __all__ = ["Counts"]
 

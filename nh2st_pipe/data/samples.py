@@ -24,11 +24,10 @@ from nh2st_pipe.core.memory import require
 from nh2st_pipe.core.names import part_name
 from nh2st_pipe.data.counts import Counts
 from nh2st_pipe.data.smoothing import grid_mean, near_mean
-from nh2st_pipe.data.targets import StreamedTargets
 from nh2st_pipe.data.truth import Cut, Truth
 
 if TYPE_CHECKING:
-    from nh2st_pipe.data.targets import Targets
+    from nh2st_pipe.data.targets import StreamedTargets, Targets
     from nh2st_pipe.store.read import SlideData
 
 __all__ = ["Cache", "Part", "ResidentCache", "Samples"]
@@ -223,13 +222,13 @@ class Samples:
                 )
             )
             offset += n
-        truth, depth = None, None
-        if isinstance(targets, StreamedTargets):
+        truth, made = None, list[Any]()
+        if isinstance(targets, Mapping):
             truth = Truth.whole(targets, [part.name for part in parts])
-            depth = np.concatenate([targets.depth(part.name) for part in parts])
-        elif targets:
-            depth = np.concatenate([each.depth for each in targets])
-        made = [] if targets is None or truth is not None else list[Any](targets)
+            depths = [targets.depth(part.name) for part in parts]
+        else:
+            made = list(targets or ())
+            depths = [each.depth for each in made]
         values, raw = ([getattr(each, name) for each in made] for name in ("values", "raw"))
         same = all(v is r for v, r in zip(values, raw, strict=True))
         target = torch.from_numpy(np.concatenate(values)).to(device) if made else None
@@ -239,7 +238,7 @@ class Samples:
             neighbours=torch.from_numpy(np.concatenate(tables)).to(device),
             target=target,
             raw=target if same else torch.from_numpy(np.concatenate(raw)).to(device),
-            depth=None if depth is None else torch.from_numpy(depth).to(device),
+            depth=torch.from_numpy(np.concatenate(depths)).to(device) if depths else None,
             parts=tuple(parts),
             smoothed=smoothed,
             truth=truth,

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nh2st_pipe.data.targets import StreamedTargets
+if TYPE_CHECKING:
+    from nh2st_pipe.data.targets import StreamedTargets
 
 __all__ = ["Cut", "Truth"]
 

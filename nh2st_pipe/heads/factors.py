@@ -21,7 +21,7 @@ LARGE = 2048
 """Genes and spots beyond which factors are found by iteration."""
 
 _BESIDE, _ITERATIONS = 16, 12  # directions that are found beside those that are kept
-_MOST_VALUES = 100_000_000  # of targets that factors are found from: 400 MB
+_MOST_VALUES = 25_000_000  # of targets that factors are found from: 100 MB
 _RIDGE = 1e-3  # of a factor, where a slide lacks genes
 
 

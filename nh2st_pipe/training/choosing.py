@@ -19,7 +19,7 @@ from nh2st_pipe.recipes.train import TrainRecipe
 __all__ = ["by_slide", "choose", "left_out", "right_of", "some_slides"]
 
 _MOST_INNER_FOLDS = 5
-_MOST_VALUES = 50_000_000  # of targets: 200 MB, and as much of what is predicted
+_MOST_VALUES = 25_000_000  # of targets: 100 MB, and as much of what is predicted
 _FEWEST_SLIDES = 8
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from nh2st_pipe.core.errors import TrainError, UsageError
 from nh2st_pipe.core.progress import Progress
+from nh2st_pipe.prediction import predict
 from nh2st_pipe.training.on_ray import Trainer
 from nh2st_pipe.training.run import Run, train
 from nh2st_pipe.training.sweep import sweep
@@ -57,16 +58,18 @@ def same(one: Run, two: Run) -> None:
 
 
 class Mortal(Trainer):
-    """Its process is killed at one fold: once, or every time."""
+    """At one fold its process is killed, once, or something is wrong: as a file says."""
 
     def do(self, task: Any) -> Any:
         _, fold = task
         if (fold.recipe.name, fold.fold.test) == ("ridge", ("s1",)):
-            marks = Path(fold.store).parent / "marks"
-            marks.mkdir(exist_ok=True)
-            (marks / str(len(list(marks.iterdir())))).touch()
-            if len(list(marks.iterdir())) <= int((marks.parent / "deaths").read_text()):
+            file = Path(fold.store).parent / "what"
+            what = file.read_text()
+            if what == "killed":
+                file.write_text("")
                 os.kill(os.getpid(), signal.SIGKILL)
+            if what:
+                raise TrainError(what)
         return super().do(task)
 
 
@@ -75,17 +78,15 @@ def test_a_killed_worker_changes_nothing_and_what_fails_is_told_at_the_end(
 ) -> None:
     local = train(store, out=tmp_path / "local", jobs=2, **OPTIONS)
     monkeypatch.setattr("nh2st_pipe.training.on_ray.Trainer", Mortal)
-    deaths, heard = store.parent / "deaths", Heard()
-    deaths.write_text("1")
+    what, heard = store.parent / "what", Heard()
+    what.write_text("killed")
     same(train(store, out=tmp_path / "ray", engine="ray", progress=heard, **OPTIONS), local)
     assert [words for words in heard.said if "is gone (killed, or out of memory?); another takes over" in words]
 
-    deaths.write_text("99")
-    with pytest.raises(
-        TrainError, match=r"(?s)1 of 6 fits failed; the others are kept.*\nridge, .*: 3 processes ended"
-    ):
+    what.write_text("odd counts")
+    with pytest.raises(TrainError, match=r"(?s)1 of 6 fits failed; the others are kept.*\nridge, .*: odd counts"):
         train(store, out=tmp_path / "again", engine="ray", **OPTIONS)
-    deaths.write_text("0")
+    what.write_text("")
     heard = Heard()
     same(train(store, out=tmp_path / "again", engine="ray", progress=heard, **OPTIONS), local)
     assert "5 of 7 fits are kept from before" in heard.said
@@ -100,6 +101,28 @@ def test_cells_of_a_sweep_share_the_actors(store: Path, tmp_path: Path) -> None:
     ]
     figures = [[{k: v for k, v in row.items() if k != "train_seconds"} for row in found.rows] for found in made]
     assert figures[0] == figures[1]
+
+
+def test_slides_are_predicted_on_ray_and_those_that_are_there_are_kept(store: Path, tmp_path: Path) -> None:
+    train(store, out=tmp_path / "run", **{**OPTIONS, "settings": ["baselines=[]", "choose={}"]})
+    here = predict(tmp_path / "run", embeddings=store, out=tmp_path / "here")
+    there = predict(tmp_path / "run", embeddings=store, out=tmp_path / "there", engine="ray")
+    assert list(here.files) == list(there.files) == ["s0", "s1", "s2"]
+    for name, file in here.files.items():
+        one, two = (anndata.read_h5ad(each) for each in (file, there.files[name]))
+        assert np.allclose(one.X, two.X, atol=1e-6)
+    assert there.notices == here.notices
+    assert any("s0: " in words for words in here.notices)
+
+    before = {name: file.stat().st_mtime_ns for name, file in here.files.items()}
+    here.files["s1"].write_bytes(b"cut short")
+    heard = Heard()
+    again = predict(tmp_path / "run", embeddings=store, out=tmp_path / "here", progress=heard)
+    assert [words for words in heard.said if "2 slides were predicted before" in words]
+    assert [name for name, file in again.files.items() if file.stat().st_mtime_ns == before[name]] == ["s0", "s2"]
+    assert again.notices == here.notices
+    anew = predict(tmp_path / "run", embeddings=store, out=tmp_path / "here", level=0.5).files
+    assert [name for name, file in anew.items() if file.stat().st_mtime_ns == before[name]] == []
 
 
 def test_what_cannot_be_done_on_ray_is_said(store: Path, tmp_path: Path) -> None:
