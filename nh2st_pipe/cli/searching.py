@@ -126,6 +126,12 @@ def cohort(
     predictions: Annotated[Path, typer.Argument(help="A folder of predictions, or a run.")],
     out: Annotated[Path, typer.Option(help="Folder for cohort.csv, patients.h5ad and cohort.html.")] = Path("cohort"),
     gene_sets: Annotated[Path | None, typer.Option(help="Gene sets (GMT): a score of each slide.")] = None,
+    regions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of SLIDE.geojson (QuPath): means and scores of their regions too, regions.csv, .h5ad."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Put predictions of many slides together: which are unlike or stand apart, and means by patient."""
@@ -134,7 +140,7 @@ def cohort(
     from nh2st_pipe.evaluation.statistics import many
 
     with progress_for_terminal() as progress:
-        found, paths = write_cohort(predictions, out, gene_sets, progress=progress)
+        found, paths = write_cohort(predictions, out, gene_sets, regions, progress=progress)
 
     def say() -> None:
         for notice in found.notices:
@@ -144,7 +150,8 @@ def cohort(
         of = f"{many(len(found.slides), 'slide')} of {many(patients, 'patient')}"
         typer.echo(f"{of}: {', '.join(map(str, paths))}")
 
-    record = {"slides": found.frame().to_dicts(), "failed": found.failed, "notices": found.notices}
+    of_regions = {"regions": found.regions_frame().to_dicts()} if found.regions else {}
+    record = {"slides": found.frame().to_dicts(), **of_regions, "failed": found.failed, "notices": found.notices}
     show({**record, "files": [str(path) for path in paths]}, as_json, say)
     exit_for(found.failed)
 

@@ -6,6 +6,8 @@ import html
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from nh2st_pipe.cohorts.table import Cohort, cohort_of
 from nh2st_pipe.core.errors import RunError
 from nh2st_pipe.core.h5ad import write_h5ad
@@ -17,6 +19,7 @@ from nh2st_pipe.reporting.sets import read_gmt
 __all__ = ["write_cohort"]
 
 _FILES = ("cohort.csv", "patients.h5ad", "cohort.html")
+_OF_REGIONS = ("regions.csv", "regions.h5ad")
 _MANY = 0.1  # of a slide's tiles that are unlike, from which on it is marked
 _FAR = 2.0  # deviations apart, from which on it is
 _WORDS = {
@@ -26,6 +29,7 @@ _WORDS = {
     "unlike_share": "Unlike",
     "train_percentile": "Median percentile",
     "apart": "Apart",
+    "region": "Region",
     "in_sample": "Known to the head",
 }
 
@@ -33,6 +37,7 @@ _STYLE = """
 :root { color-scheme: light dark; }
 body { margin: 0 auto; max-width: 1300px; padding: 20px 16px; font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.4rem; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.1rem; margin: 28px 0 0; }
 p { margin: 4px 0; max-width: 100ch; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; margin-top: 16px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
@@ -43,31 +48,39 @@ th:first-child, td:first-child, th:nth-child(2), td:nth-child(2), th:last-child,
 
 
 def write_cohort(
-    predictions: str | Path, out: str | Path, gene_sets: str | Path | None = None, *, progress: Progress | None = None
+    predictions: str | Path,
+    out: str | Path,
+    gene_sets: str | Path | None = None,
+    regions: str | Path | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> tuple[Cohort, list[Path]]:
-    """Put predictions together, and write cohort.csv, patients.h5ad and cohort.html into the folder `out`.
+    """Put predictions together, and write cohort.csv, patients.h5ad and cohort.html into the folder `out`; with
+    `regions` (a folder of SLIDE.geojson) regions.csv and regions.h5ad too.
 
-    Raises UsageError where the gene sets cannot be read; RunError as `cohort_of`.
+    Raises UsageError where the gene sets cannot be read, or regions are of no slide; RunError as `cohort_of`.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; --out takes a folder")
-    cohort = cohort_of(predictions, () if gene_sets is None else read_gmt(gene_sets), progress=progress)
+    sets = () if gene_sets is None else read_gmt(gene_sets)
+    cohort = cohort_of(predictions, sets, regions, progress=progress)
     paths = [out / name for name in _FILES]
     with written_whole(paths[0]) as part:
         cohort.frame().write_csv(part)
     write_h5ad(cohort.by_patient(), paths[1])
     with written_whole(paths[2]) as part:
         part.write_text(_page(cohort), encoding="utf-8")
+    if cohort.regions:
+        more = [out / name for name in _OF_REGIONS]
+        with written_whole(more[0]) as part:
+            cohort.regions_frame().write_csv(part)
+        write_h5ad(cohort.by_region(), more[1])
+        paths += more
     return cohort, paths
 
 
 def _page(cohort: Cohort) -> str:
-    frame = cohort.frame()
-    head = "".join(f"<th>{html.escape(_WORDS.get(name, name))}</th>" for name in frame.columns)
-    rows = "".join(
-        f"<tr>{''.join(_cell(name, row[name]) for name in frame.columns)}</tr>\n" for row in frame.to_dicts()
-    )
     tiles = sum(slide.tiles for slide in cohort.slides)
     patients = len({slide.patient for slide in cohort.slides})
     said = [
@@ -81,6 +94,7 @@ def _page(cohort: Cohort) -> str:
         *cohort.notices,
         *(f"{slide} could not be read: {cause}" for slide, cause in cohort.failed.items()),
     ]
+    regions = f"<h2>Regions</h2>\n{_table(cohort.regions_frame())}" if cohort.regions else ""
     words = "".join(f"<p>{html.escape(line)}</p>\n" for line in said)
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     return (
@@ -88,8 +102,17 @@ def _page(cohort: Cohort) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<title>Cohort</title>\n'
         f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>Cohort</h1>\n{words}"
+        f"{_table(cohort.frame())}{regions}</body>\n</html>\n"
+    )
+
+
+def _table(frame: pl.DataFrame) -> str:
+    head = "".join(f"<th>{html.escape(_WORDS.get(name, name))}</th>" for name in frame.columns)
+    rows = "".join(
+        f"<tr>{''.join(_cell(name, row[name]) for name in frame.columns)}</tr>\n" for row in frame.to_dicts()
+    )
+    return (
         f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table></div>\n'
-        "</body>\n</html>\n"
     )
 
 

@@ -18,12 +18,13 @@ import pandas as pd
 import polars as pl
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import RunError
+from nh2st_pipe.core.errors import RunError, SlideError
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.quiet import quiet_warnings
 from nh2st_pipe.evaluation.statistics import many
 from nh2st_pipe.exporting.run import predictions_in
 from nh2st_pipe.exporting.view import PredictionView, read_view
+from nh2st_pipe.reporting.regions import find_regions, read_regions
 from nh2st_pipe.reporting.sets import PREFIX, GeneSet
 
 __all__ = ["Cohort", "SlideSummary", "cohort_of"]
@@ -56,6 +57,20 @@ class SlideSummary:
         return None if self.unlike is None or not self.tiles else self.unlike / self.tiles
 
 
+@dataclass(frozen=True)
+class RegionSummary:
+    """A region of a slide, as somebody outlined it."""
+
+    slide_id: str
+    patient: str
+    region: str
+    tiles: int
+    unlike: int | None
+    """Of its tiles, those that are unlike the training tiles; None where that is not known."""
+    means: Mapping[str, float]
+    """Gene → mean over its tiles that are not unlike."""
+
+
 @dataclass
 class Cohort:
     """Many slides' predictions together."""
@@ -67,6 +82,7 @@ class Cohort:
     """The genes that are trusted on every slide that has a verdict on them, and on one at least."""
     sets: dict[str, list[str]] = field(default_factory=dict)
     """Gene set → those of its genes that are trusted (where there are verdicts at all)."""
+    regions: list[RegionSummary] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
@@ -78,11 +94,15 @@ class Cohort:
 
     def standardised(self, genes: Sequence[str]) -> NDArray[np.float64]:
         """Return slides × genes: how many deviations a slide's mean lies from the cohort's median (by the MAD)."""
+        return self._against(self.matrix(genes), genes)
+
+    def _against(self, means: NDArray[np.float64], genes: Sequence[str]) -> NDArray[np.float64]:
+        """Return means (… × genes) in deviations from the slides' median."""
         values = self.matrix(genes)
         with quiet_warnings():  # of a gene that no slide has a value of
-            middle = np.nanmedian(values, axis=0) if len(values) else values
-            spread = _MAD * np.nanmedian(np.abs(values - middle), axis=0) if len(values) else values
-            return np.where(spread > 0, (values - middle) / np.where(spread > 0, spread, 1), np.nan)
+            middle = np.nanmedian(values, axis=0) if len(values) else np.full(len(genes), np.nan)
+            spread = _MAD * np.nanmedian(np.abs(values - middle), axis=0) if len(values) else middle
+            return np.asarray(np.where(spread > 0, (means - middle) / np.where(spread > 0, spread, 1), np.nan))
 
     def apart(self) -> NDArray[np.float64]:
         """Return how far each slide stands apart: the median over trusted genes (all, where none was judged) of how
@@ -100,15 +120,52 @@ class Cohort:
         """Return each gene set's score of each slide: the mean over its genes of their deviations. NaN of fewer than
         five slides.
         """
-        found = {}
+        return {name: self._score(self.standardised(genes)) for name, genes in self.sets.items()}
+
+    def _score(self, away: NDArray[np.float64]) -> NDArray[np.float64]:
+        known = np.isfinite(away).any(axis=1)
+        score = np.full(len(away), np.nan)
+        if len(self.slides) >= _FEWEST:
+            score[known] = np.nanmean(away[known], axis=1)
+        return score
+
+    def regions_frame(self) -> pl.DataFrame:
+        """Return a row a region: its tiles, and the gene sets' scores there, in deviations of slides' means."""
+        scores = dict[str, NDArray[np.float64]]()
         for name, genes in self.sets.items():
-            away = self.standardised(genes)
-            known = np.isfinite(away).any(axis=1)
-            score = np.full(len(away), np.nan)
-            if len(away) >= _FEWEST:
-                score[known] = np.nanmean(away[known], axis=1)
-            found[name] = score
-        return found
+            means = np.array([[region.means.get(gene, np.nan) for gene in genes] for region in self.regions], float)
+            scores[name] = self._score(self._against(means.reshape(len(self.regions), len(genes)), genes))
+        rows = [
+            {
+                "slide_id": region.slide_id,
+                "patient": region.patient,
+                "region": region.region,
+                "tiles": region.tiles,
+                "unlike_share": None if region.unlike is None or not region.tiles else region.unlike / region.tiles,
+                **{name: _known(score[number]) for name, score in scores.items()},
+            }
+            for number, region in enumerate(self.regions)
+        ]
+        return pl.DataFrame(rows, infer_schema_length=None)
+
+    def by_region(self) -> anndata.AnnData:
+        """Return regions × genes: the means over a region's tiles that are not unlike the training tiles."""
+        names = [f"{region.slide_id}, {region.region}" for region in self.regions]
+        obs = pd.DataFrame(index=pd.Index(names, name="place", dtype=object))
+        for column in ("slide_id", "patient", "region"):
+            obs[column] = [getattr(region, column) for region in self.regions]
+        obs["tiles"] = [region.tiles - (region.unlike or 0) for region in self.regions]
+        values = [[region.means.get(gene, np.nan) for gene in self.genes] for region in self.regions]
+        data = anndata.AnnData(np.array(values, np.float32).reshape(len(names), len(self.genes)), obs=obs)
+        data.var = self._var()
+        data.uns["nh2st_pipe"] = {"unit": f"{self.unit}; mean over tiles that are not unlike the training tiles"}
+        return data
+
+    def _var(self) -> pd.DataFrame:
+        var = pd.DataFrame(index=pd.Index(self.genes, name="gene", dtype=object))
+        trusted = set(self.trusted)
+        var["trusted"] = [gene in trusted for gene in self.genes]
+        return var
 
     def frame(self) -> pl.DataFrame:
         """Return the table, a row a slide: those that stand apart first."""
@@ -149,10 +206,7 @@ class Cohort:
         obs = pd.DataFrame(index=pd.Index(list(of), name="patient", dtype=object))
         obs["slides"] = [len(slides) for slides in of.values()]
         obs["tiles"] = [sum(s.tiles - (s.unlike or 0) for s in slides) for slides in of.values()]
-        var = pd.DataFrame(index=pd.Index(self.genes, name="gene", dtype=object))
-        trusted = set(self.trusted)
-        var["trusted"] = [gene in trusted for gene in self.genes]
-        data = anndata.AnnData(mean("means"), obs=obs, var=var)
+        data = anndata.AnnData(mean("means"), obs=obs, var=self._var())
         if any(slide.measured for slide in self.slides):
             data.layers["measured"] = mean("measured")
         words = "mean over a patient's slides of the mean over tiles that are not unlike the training tiles"
@@ -160,15 +214,23 @@ class Cohort:
         return data
 
 
-def cohort_of(predictions: str | Path, sets: Sequence[GeneSet] = (), *, progress: Progress | None = None) -> Cohort:
-    """Read predictions, a folder of them or a run, and put them together.
+def cohort_of(
+    predictions: str | Path,
+    sets: Sequence[GeneSet] = (),
+    regions: str | Path | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Cohort:
+    """Read predictions, a folder of them or a run, and put them together. `regions` is a folder of SLIDE.geojson, as
+    QuPath exports them, of some slides or all.
 
-    Raises RunError where there are none, or they are of values that cannot be compared; faults of single slides are in
-    the cohort.
+    Raises UsageError where regions are of no slide here; RunError where there are no predictions, or they are of values
+    that cannot be compared. Faults of single slides are in the cohort.
     """
     files, verdicts = predictions_in(Path(predictions))
     slides, failed, units = dict[str, SlideSummary](), dict[str, str](), dict[str, str]()
     judged: dict[str, list[bool]] = {}
+    file_of = dict[str, Path]()
     of: dict[str, None] = {}
     progress = progress or Progress()
     progress.start("reading predictions", len(files), "slides")
@@ -186,7 +248,7 @@ def cohort_of(predictions: str | Path, sets: Sequence[GeneSet] = (), *, progress
         if len(units) > 1:
             (one, first), (two, second) = list(units.items())[:2]
             raise RunError(f"{first} is predicted as {one or 'values without a unit'}, and {second} as {two}")
-        slides[summary.slide_id] = summary
+        slides[summary.slide_id], file_of[summary.slide_id] = summary, file
         of |= dict.fromkeys(view.genes)
         for gene, verdict in zip(view.genes, view.trusted, strict=True):
             if verdict is not None:
@@ -197,6 +259,11 @@ def cohort_of(predictions: str | Path, sets: Sequence[GeneSet] = (), *, progress
     trusted = [gene for gene in genes if gene in judged and all(judged[gene])]
     doubted = set(genes).difference(trusted) if judged else set()
     found = Cohort(list(slides.values()), next(iter(units)), genes, trusted, failed=failed)
+    for slide_id, outlines in ({} if regions is None else find_regions(regions, list(slides))).items():
+        try:
+            found.regions += _regions(read_view(file_of[slide_id], verdicts), slides[slide_id].patient, outlines)
+        except (RunError, SlideError) as error:
+            found.failed[f"{slide_id}, its regions"] = str(error)
     for each in sets:
         places, words = each.of(genes, doubted)
         if places:
@@ -210,6 +277,18 @@ def cohort_of(predictions: str | Path, sets: Sequence[GeneSet] = (), *, progress
         found.notices.append("no gene was judged: which to trust is not known, and all tell slides apart")
     if len(slides) < _FEWEST:
         found.notices.append(f"{many(len(slides), 'slide')} are too few to tell what stands apart, or how sets score")
+    return found
+
+
+def _regions(view: PredictionView, patient: str, outlines: Path) -> list[RegionSummary]:
+    """Return the means of a slide's regions."""
+    known, found = "unlike" in view.obs, []
+    for region in read_regions(outlines, view.every_xy, view.image.origin or (0, 0)):
+        unlike = view.unlike[region.rows]
+        kept = region.rows[~unlike]
+        means = dict(_means(view, "", kept)) if len(kept) else {}
+        tiles = int(unlike.sum()) if known else None
+        found.append(RegionSummary(view.slide_id, patient, region.name, len(region.rows), tiles, means))
     return found
 
 

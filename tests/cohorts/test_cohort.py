@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from nh2st_pipe.cli.app import app
 from nh2st_pipe.cohorts.run import write_cohort
 from nh2st_pipe.cohorts.table import cohort_of
-from nh2st_pipe.core.errors import RunError
+from nh2st_pipe.core.errors import RunError, UsageError
 from nh2st_pipe.exporting import view
 from tests.exporting.made import genes_of, prediction
 
@@ -133,3 +133,37 @@ def test_a_slide_all_of_whose_tiles_are_unlike_has_no_means(folder: Path) -> Non
     assert (last.means, last.unlike_share) == ({}, 1.0)
     assert cohort.frame()["slide_id"][0] == "s6"
     assert cohort.frame()["apart"][0] is None
+
+
+def square(name: str, low: float, high: float) -> dict[str, object]:
+    ring = [[low, low], [high, low], [high, high], [low, high], [low, low]]
+    of = {"objectType": "annotation", "classification": {"name": name}}
+    return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": of}
+
+
+def test_regions_have_means_and_scores_against_the_cohorts_slides(folder: Path) -> None:
+    data = anndata.read_h5ad(folder / "s3.h5ad")
+    xy = np.asarray(data.obsm["spatial"])
+    (folder.parent / "sets.gmt").write_text("UP\tx\tG0\tG2\n")
+    outlined = folder.parent / "regions"
+    outlined.mkdir()
+    middle = float(np.median(xy))
+    features = [square("all", -1e6, 1e6), square("corner", -1e6, middle)]
+    (outlined / "s3.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    (outlined / "s5.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [square("x", 1e7, 2e7)]}))
+    cohort, paths = write_cohort(folder, folder.parent / "out", folder.parent / "sets.gmt", outlined)
+    assert [path.name for path in paths[3:]] == ["regions.csv", "regions.h5ad"]
+    assert "none of the slide's 16 spots lies in its regions" in cohort.failed["s5, its regions"]
+    table = pl.read_csv(paths[3])
+    assert table["region"].to_list() == ["all", "corner"]
+    score = dict(zip(cohort.frame()["slide_id"], cohort.frame()["set: UP"], strict=True))
+    assert table["set: UP"][0] == pytest.approx(score["s3"], rel=1e-4)  # of all of it, as the slide
+    inside = [row for row in np.flatnonzero((xy < middle).all(axis=1)) if row not in (0, 5, 10, 15)]
+    means = anndata.read_h5ad(paths[4])
+    assert means.obs_names.tolist() == ["s3, all", "s3, corner"]
+    assert means.obs["tiles"].tolist() == [12, len(inside)]
+    assert means.X[1] == pytest.approx(np.asarray(data.X)[inside].mean(axis=0), rel=1e-5)
+    assert "<h2>Regions</h2>" in paths[2].read_text()
+    (outlined / "s9.geojson").write_text("{}")
+    with pytest.raises(UsageError, match=r"regions of no slide here: s9\.geojson"):
+        cohort_of(folder, regions=outlined)
