@@ -31,16 +31,19 @@ def index(
     """Make or renew the index that `search` needs: only slides that are new or have changed are read."""
     from nh2st_pipe.core.progress import progress_for_terminal
     from nh2st_pipe.evaluation.statistics import many
+    from nh2st_pipe.searching.coarse import coarse_of
     from nh2st_pipe.searching.index import index_of
     from nh2st_pipe.store.read import open_store
 
     with progress_for_terminal() as progress:
         found = index_of(open_store(store), where, anew=anew, progress=progress)
+        coarse = coarse_of(found, progress=progress)
     record = {
         "index": str(found.path),
         "slides": len(found.slides),
         "tiles": len(found),
         "renewed": list(found.renewed),
+        "coarse": coarse is not None,
     }
     of = f"{many(len(found), 'tile')} of {many(len(found.slides), 'slide')}"
     words = f"{found.path}: {of}, {len(found.renewed):,} of them read now"

@@ -73,6 +73,8 @@ class IndexedSlide:
     tiles: int
     dim: int
     file: Path
+    made_of: str = ""
+    """What its vectors were made of."""
 
     def vectors(self) -> NDArray[np.float16]:
         """Return its tiles as they are compared, n × d, mapped from the disk. Raises StoreError where it is damaged."""
@@ -104,6 +106,11 @@ class Index:
     renewed: tuple[str, ...] = ()
     """Slides whose vectors were made by this call."""
 
+    @property
+    def dim(self) -> int:
+        """Values of a vector."""
+        return len(self.space.mean)
+
     def __len__(self) -> int:
         return sum(slide.tiles for slide in self.slides.values())
 
@@ -130,7 +137,7 @@ def index_of(
         raise StoreError(f"{path} is there already and is no index; --index takes another folder")
     if anew:
         shutil.rmtree(path / "slides", ignore_errors=True)
-        for name in (_SPACE, _LIST):
+        for name in (_SPACE, _LIST, "coarse.json", "coarse.faiss"):
             (path / name).unlink(missing_ok=True)
     known = _known(path, store, identity)
     names = store.slides()
@@ -163,7 +170,7 @@ def index_of(
                 np.savez_compressed(out, xy=data.xy, names=np.array(data.barcodes, dtype=np.str_))
             renewed.append(name)
         tiles = record.state.tiles
-        slides[name] = IndexedSlide(name, record.row.patient, tiles, store.contract.dim, file)
+        slides[name] = IndexedSlide(name, record.row.patient, tiles, store.contract.dim, file, made_of)
         listed[name] = {"made_of": made_of, "tiles": tiles}
     for gone in known.keys() - slides.keys():
         for ending in (".npy", ".tiles.npz"):

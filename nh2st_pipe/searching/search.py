@@ -16,6 +16,7 @@ from nh2st_pipe.evaluation.statistics import many
 from nh2st_pipe.exporting.run import predictions_in
 from nh2st_pipe.exporting.view import PredictionView, read_view
 from nh2st_pipe.reporting.regions import read_regions
+from nh2st_pipe.searching.coarse import coarse_of
 from nh2st_pipe.searching.index import Index, IndexedSlide, index_of
 from nh2st_pipe.searching.scan import nearest_tiles, slide_distance
 from nh2st_pipe.searching.where import Where
@@ -192,7 +193,9 @@ def search(
             if vector is None:
                 return Hits(_slides_like(asker, searched, query.k), tiles, notices=notices)
         assert vector is not None
-        (like,) = nearest_tiles(vector[None], searched, query.k, lambda slide: masks.get(slide.slide_id))
+        coarse = coarse_of(found, progress=progress)
+        nearest = nearest_tiles if coarse is None else coarse.nearest
+        (like,) = nearest(vector[None], searched, query.k, lambda slide: masks.get(slide.slide_id))
         hits = [(found.slides[name], row, likeness) for likeness, name, row in like]
     told = list(dict.fromkeys((*(condition.genes if condition is not None else ()), *query.genes)))
     unit = ", ".join(dict.fromkeys(view.unit for view in views.values() if view.unit)) if told else ""
