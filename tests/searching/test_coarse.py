@@ -14,7 +14,7 @@ from nh2st_pipe.searching.coarse import coarse_of
 from nh2st_pipe.searching.index import Index, IndexedSlide, Space
 from nh2st_pipe.searching.scan import Found, nearest_tiles
 
-DIM, EACH = 32, 1500
+DIM, EACH = 32, 500
 
 
 def slide_of(folder: Path, number: int, made_of: str = "first") -> IndexedSlide:

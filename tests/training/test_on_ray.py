@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import anndata
 import numpy as np
@@ -14,8 +16,12 @@ import pytest
 
 from nh2st_pipe.core.errors import TrainError, UsageError
 from nh2st_pipe.core.progress import Progress
+from nh2st_pipe.data.study import Study as Data
 from nh2st_pipe.prediction import predict
-from nh2st_pipe.training.on_ray import Trainer
+from nh2st_pipe.store.read import open_store
+from nh2st_pipe.training.fits import Fits
+from nh2st_pipe.training.fold import run_fold
+from nh2st_pipe.training.on_ray import Trainer, TrainingOnRay
 from nh2st_pipe.training.run import Run, train
 from nh2st_pipe.training.sweep import sweep
 from tests.conftest import Study
@@ -25,7 +31,7 @@ pytestmark = pytest.mark.timeout(1200)  # on a machine that is busy otherwise Ra
 OPTIONS: dict[str, Any] = {"recipe": "ridge", "genes": 6, "settings": ["baselines=[mean]", "choose={}"]}
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture
 def cluster() -> Iterator[None]:
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     import ray
@@ -58,62 +64,77 @@ def same(one: Run, two: Run) -> None:
 
 
 class Mortal(Trainer):
-    """At one fold its process is killed, once, or something is wrong: as a file says."""
+    """At one fold its process is killed, once."""
 
     def do(self, task: Any) -> Any:
         _, fold = task
-        if (fold.recipe.name, fold.fold.test) == ("ridge", ("s1",)):
-            file = Path(fold.store).parent / "what"
-            what = file.read_text()
-            if what == "killed":
-                file.write_text("")
-                os.kill(os.getpid(), signal.SIGKILL)
-            if what:
-                raise TrainError(what)
+        file = Path(fold.store).parent / "killed"
+        if (fold.recipe.name, fold.fold.test) == ("ridge", ("s1",)) and not file.exists():
+            file.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().do(task)
 
 
-def test_a_killed_worker_changes_nothing_and_what_fails_is_told_at_the_end(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_comes_out_is_what_a_local_run_makes(
+    store: Path, tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One test, as each cluster and each process takes seconds to start."""
     local = train(store, out=tmp_path / "local", jobs=2, **OPTIONS)
-    monkeypatch.setattr("nh2st_pipe.training.on_ray.Trainer", Mortal)
-    what, heard = store.parent / "what", Heard()
-    what.write_text("killed")
-    same(train(store, out=tmp_path / "ray", engine="ray", progress=heard, **OPTIONS), local)
-    assert [words for words in heard.said if "is gone (killed, or out of memory?); another takes over" in words]
-
-    what.write_text("odd counts")
-    with pytest.raises(TrainError, match=r"(?s)1 of 6 fits failed; the others are kept.*\nridge, .*: odd counts"):
-        train(store, out=tmp_path / "again", engine="ray", **OPTIONS)
-    what.write_text("")
     heard = Heard()
-    same(train(store, out=tmp_path / "again", engine="ray", progress=heard, **OPTIONS), local)
-    assert "5 of 7 fits are kept from before" in heard.said
-
-
-def test_cells_of_a_sweep_share_the_actors(store: Path, tmp_path: Path) -> None:
-    grid = {"head.alpha": [3, 3000]}
-    settings = ["choose={}"]
-    made = [
-        sweep("ridge", store, grid, genes=6, out=tmp_path / name, settings=settings, **how)
-        for name, how in (("local", {"jobs": 2}), ("ray", {"engine": "ray"}))
-    ]
-    figures = [[{k: v for k, v in row.items() if k != "train_seconds"} for row in found.rows] for found in made]
-    assert figures[0] == figures[1]
-
-
-def test_slides_are_predicted_on_ray_and_those_that_are_there_are_kept(store: Path, tmp_path: Path) -> None:
-    train(store, out=tmp_path / "run", **{**OPTIONS, "settings": ["baselines=[]", "choose={}"]})
-    here = predict(tmp_path / "run", embeddings=store, out=tmp_path / "here")
-    there = predict(tmp_path / "run", embeddings=store, out=tmp_path / "there", engine="ray")
+    with monkeypatch.context() as patch:
+        patch.setattr("nh2st_pipe.training.on_ray.Trainer", Mortal)
+        same(train(store, out=tmp_path / "ray", engine="ray", progress=heard, **OPTIONS), local)
+    assert [words for words in heard.said if "is gone (killed, or out of memory?); another takes over" in words]
+    swept = sweep("ridge", store, {"head.alpha": [3000.0]}, genes=6, out=tmp_path / "sweep", settings=["choose={}"],
+                  engine="ray")  # fmt: skip
+    assert swept.rows[0]["pcc"] == local.metrics["summary"]["pcc"]
+    here = predict(local.path, embeddings=store, out=tmp_path / "here")
+    there = predict(local.path, embeddings=store, out=tmp_path / "there", engine="ray")
     assert list(here.files) == list(there.files) == ["s0", "s1", "s2"]
     for name, file in here.files.items():
         one, two = (anndata.read_h5ad(each) for each in (file, there.files[name]))
         assert np.allclose(one.X, two.X, atol=1e-6)
     assert there.notices == here.notices
-    assert any("s0: " in words for words in here.notices)
+    with pytest.raises(UsageError, match="the Ray cluster has no GPU"):
+        train(store, out=tmp_path / "run", engine="ray", device="cuda", **OPTIONS)
 
+
+class Odd:
+    """Stands for the actors; one task fails, and another's file lies elsewhere."""
+
+    resources: ClassVar = {"num_cpus": 1}
+
+    def __init__(self, study: Study, elsewhere: bool = False) -> None:
+        self._read = Data.load(open_store(study.folder / "store.zarr"), ["s0", "s1", "s2"])
+        self._elsewhere = elsewhere
+
+    def do(self, tasks: Sequence[Any], ended: Any, tell: Any, say: Any) -> dict[int, str]:
+        for number, (_, task) in enumerate(tasks):
+            if number != 1:
+                ended(number, run_fold(replace(task, write=None) if self._elsewhere else task, self._read))
+        return {1: "odd counts"}
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_what_fails_is_told_at_the_end_and_the_rest_is_kept(store: Path, study: Study, tmp_path: Path) -> None:
+    cluster = TrainingOnRay(SimpleNamespace(kind="cpu"))  # type: ignore[arg-type]
+    cluster._pool = Odd(study)  # type: ignore[assignment]
+    with pytest.raises(TrainError, match=r"(?s)1 of 6 fits failed; the others are kept.*\nridge, .*: odd counts"):
+        train(store, out=tmp_path / "run", engine=cluster, **OPTIONS)
+    (part,) = tmp_path.glob("run.*.part")
+    assert len(Fits(part / "fits")) == 5
+    cluster._pool = Odd(study, elsewhere=True)  # type: ignore[assignment]
+    with pytest.raises(TrainError, match=r"s0\.h5ad was written on another node and is not here"):
+        train(store, out=tmp_path / "other", engine=cluster, **OPTIONS)
+    assert cluster._pool is None  # what they do is of no use any more
+
+
+def test_predictions_that_are_there_are_kept(store: Path, tmp_path: Path) -> None:
+    train(store, out=tmp_path / "run", **{**OPTIONS, "settings": ["baselines=[]", "choose={}"]})
+    here = predict(tmp_path / "run", embeddings=store, out=tmp_path / "here")
+    assert any("s0: " in words for words in here.notices)
     before = {name: file.stat().st_mtime_ns for name, file in here.files.items()}
     here.files["s1"].write_bytes(b"cut short")
     heard = Heard()
@@ -130,7 +151,6 @@ def test_what_cannot_be_done_on_ray_is_said(store: Path, tmp_path: Path) -> None
         ({"engine": "slurm"}, "--engine takes local or ray, not slurm"),
         ({"address": "auto"}, "--address and --actors are of --engine ray"),
         ({"engine": "ray", "jobs": 2}, "--jobs is of --engine local"),
-        ({"engine": "ray", "device": "cuda"}, "the Ray cluster has no GPU"),
     ):
         with pytest.raises(UsageError, match=match):
             train(store, out=tmp_path / "run", **options, **OPTIONS)

@@ -52,10 +52,10 @@ def test_side_by_side_comes_to_what_one_after_another_does(study: Study, monkeyp
     seen: list[int] = []
     plain = side_by_side.run_all
 
-    def watched(tasks: Any, loaded: studies.Study, jobs: int, tell: Any) -> Any:
+    def watched(tasks: Any, loaded: studies.Study, jobs: int, tell: Any, keep: Any) -> Any:
         seen.append(jobs)
         assert loaded.cache.views.is_shared()  # type: ignore[attr-defined]
-        return plain(tasks, loaded, jobs, tell)
+        return plain(tasks, loaded, jobs, tell, keep)
 
     monkeypatch.setattr(runs, "run_all", watched)
     two = train(store, genes=6, settings=SMALL, out=study.folder / "two", jobs=2).metrics
