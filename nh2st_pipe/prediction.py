@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 import nh2st_pipe
@@ -21,40 +18,36 @@ from nh2st_pipe.core.cluster import Pool, reached, resources_in_words
 from nh2st_pipe.core.devices import pick_head_device
 from nh2st_pipe.core.errors import (
     OF_ONE_SLIDE,
-    NH2STError,
     RunError,
-    SlideError,
     StoreError,
-    TrainError,
     UsageError,
     listed,
 )
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.data.panels import genes_named
-from nh2st_pipe.data.pitch import overlap_for, parted, pitch_in_tiles, sublattice
-from nh2st_pipe.data.samples import Samples
-from nh2st_pipe.data.targets import TargetsOf
+from nh2st_pipe.data.pitch import overlap_for
 from nh2st_pipe.evaluation.intervals import LEVELS, Intervals, Level
-from nh2st_pipe.evaluation.reference import REFERENCE, UNLIKE, Familiarity, Reference
+from nh2st_pipe.evaluation.reference import REFERENCE
 from nh2st_pipe.evaluation.statistics import many
-from nh2st_pipe.heads.base import Blocked, HeadModel
-from nh2st_pipe.heads.blocked import joined
 from nh2st_pipe.heads.carry import CARRY
+from nh2st_pipe.predicting.slide import Job, Predictor, Said, predictor_there
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.checksums import sha256
 from nh2st_pipe.runs.model import HUB, load_model, load_reference, model_files
-from nh2st_pipe.runs.predictions import write_prediction
-from nh2st_pipe.store.format import Contract, SlideRecord
-from nh2st_pipe.store.read import SlideData, Store, open_store
+from nh2st_pipe.store.format import Contract
+from nh2st_pipe.store.read import Store, open_store
 
 if TYPE_CHECKING:
     from nh2st_pipe.tiles.manifest import SlideRow
 
 __all__ = ["PredictSummary", "predict"]
 
-_PITCH_TOLERANCE = 0.15
-_UNLIKE_SHARE = 0.1  # of a slide's tiles, from which on it is spoken of
+_BESIDE = (
+    "config.json",
+    CARRY,
+    REFERENCE,
+)  # files beside a model's weights that decide what it predicts, and what is said of it
 
 
 @dataclass
@@ -197,7 +190,7 @@ def predict(
             words += f"; {trusted:,} of {len(columns):,} genes are trusted: {about.trusted_in_words}"
         at_the_end.append(words)
     sums = sha256(files / "model.safetensors"), *(sha256(files / name) for name in _BESIDE if (files / name).is_file())
-    job = _Job(
+    job = Job(
         model=model if str(model).startswith(HUB) else Path(model).absolute(),
         store=str(store.location) if store.location.path is None else str(store.location.path.absolute()),
         out=summary.out.absolute(),
@@ -209,21 +202,21 @@ def predict(
         half=float16,
     )
     progress.start("predicting", len(names), "slides")
-    done = dict[str, _Said]()
+    done = dict[str, Said]()
 
-    def ended(number: int, said: _Said) -> None:
+    def ended(number: int, said: Said) -> None:
         done[names[number]] = said
         if said.failed:
             progress.say(f"{names[number]} passed over; the end says why")
 
     with reached(device, address, actors) if engine == "ray" else nullcontext() as cluster:
         if cluster is None:
-            here = _Predictor(job, pick_head_device(device), (head, reference, store))
+            here = Predictor(job, pick_head_device(device), (head, reference, store))
             for number, name in enumerate(names):
                 progress.advance(number, len(names), name)
                 ended(number, here.do(name))
         else:
-            make = partial(_predictor_there, job, cluster.kind, cluster.share(len(names))[1]["num_cpus"])
+            make = partial(predictor_there, job, cluster.kind, cluster.share(len(names))[1]["num_cpus"])
 
             def tell(over: int, words: str) -> None:
                 progress.advance(over, len(names), words)
@@ -231,7 +224,7 @@ def predict(
             with Pool(cluster, make, len(names), "fewer --actors take less") as pool:
                 progress.say(f"Ray: {pool.number} actors with {resources_in_words(pool.resources)} each")
                 lost = pool.do(names, ended, tell, progress.say)
-            done |= {names[number]: _Said(failed=why) for number, why in lost.items()}
+            done |= {names[number]: Said(failed=why) for number, why in lost.items()}
     kept = sum(said.kept for said in done.values())
     if kept:
         progress.say(f"{kept:,} slides were predicted before, by the same model of the same tiles, and are kept")
@@ -254,137 +247,6 @@ def predict(
             f"the verdicts on genes were found on slides like the training slides: they say little of {listed(strange)}"
         )
     return summary
-
-
-_BESIDE = (
-    "config.json",
-    CARRY,
-    REFERENCE,
-)  # files beside a model's weights that decide what it predicts, and what is said of it
-
-
-@dataclass(frozen=True)
-class _Job:
-    """All that decides what is predicted, and where it goes; it can be pickled."""
-
-    model: str | Path
-    store: str
-    out: Path
-    fixed: dict[str, Any]
-    sums: tuple[str, ...]
-    """Hashes of the model's files."""
-    columns: NDArray[np.int64]
-    half_width: dict[str, float] | None
-    any_mpp: bool
-    half: bool
-
-    def made_from(self, record: SlideRecord) -> str:
-        """Return a hash of all that decides a slide's prediction."""
-        decides = {
-            "fixed": self.fixed,
-            "model": self.sums,
-            "columns": self.columns.tolist(),
-            "any_mpp": self.any_mpp,
-            "half": self.half,
-            "slide": record.model_dump(mode="json"),
-        }
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class _Said:
-    """What came of a slide."""
-
-    notices: dict[str, str] = field(default_factory=dict)
-    failed: str = ""
-    kept: bool = False
-    """Whether it was there already."""
-
-
-_NOTICES = ("in_sample", "caution", "unlike", "pitch", "carried")
-
-
-class _Predictor:
-    """Predicts slides, one after another."""
-
-    def __init__(
-        self,
-        job: _Job,
-        device: torch.device,
-        loaded: tuple[HeadModel, Reference | None, Store] | None = None,
-    ) -> None:
-        if loaded is None:
-            files = model_files(job.model)
-            loaded = load_model(job.model, files), load_reference(files), open_store(job.store)
-        self._job, self._device = job, device
-        self._head, self._reference, self._store = loaded
-        self._head.to(device)
-        self._about = About.of(self._head.about, job.model)
-
-    def do(self, name: str) -> _Said:
-        """Predict one slide, unless what is there is of the same model, tiles and options."""
-        job, about, head = self._job, self._about, self._head
-        path = job.out / f"{name}.h5ad"
-        try:
-            made_from = job.made_from(self._store.complete(name))
-            kept = _kept(path, made_from)
-            if kept is not None:
-                return kept
-            slide = self._store.read(name, first_view_only=about.features.views == "first")
-            refused = None if job.any_mpp else about.refusal(name, slide.mpp)
-            if refused is not None:
-                raise SlideError(refused)
-            predicted, familiar, apart = _predict(head, slide, about, self._reference, self._device)
-        except (StoreError, SlideError, TrainError) as error:  # one slide that cannot be predicted; the others go on
-            return _Said(failed=str(error))
-        found = (
-            about.seen().words(slide.image_fingerprint, slide.patient),
-            _caution(head, predicted, about),
-            _unlike(familiar),
-            apart,
-            None if predicted.carried is None else predicted.carried.words(job.columns),
-        )
-        notices = {key: words for key, words in zip(_NOTICES, found, strict=True) if words}
-        write_prediction(
-            path,
-            slide,
-            head.genes,
-            predicted,
-            _truth(slide, head.genes, about),
-            about.targets,
-            {**job.fixed, **notices, "made_from": made_from},
-            {name: getattr(about, name) for name in ("cv_pcc", "cv_low", "cv_high", "trusted", "half_pcc")},
-            half_width=job.half_width,
-            familiar=familiar,
-            columns=job.columns,
-            scale_genes=about.scale_genes,
-            n_scale_genes=about.n_scale_genes,
-            half=job.half,
-        )
-        return _Said(notices)
-
-
-def _predictor_there(job: _Job, device: str, threads: int) -> _Predictor:
-    """Return what predicts slides in a process of its own."""
-    torch.set_num_threads(threads)
-    return _Predictor(job, torch.device(device))
-
-
-def _kept(path: Path, made_from: str) -> _Said | None:
-    """Return what a prediction that is there says of itself, where it is made from the same; None where it is not."""
-    import h5py
-
-    if not path.is_file():
-        return None
-    try:
-        with h5py.File(path) as file:
-            about = file["uns/nh2st_pipe"]
-            known = {name: about[name][()].decode() for name in ("made_from", *_NOTICES) if name in about}
-    except Exception:  # whatever it is; it is made anew
-        return None
-    if known.pop("made_from", "") != made_from:
-        return None
-    return _Said(known, kept=True)
 
 
 def _not_whole(store: Store, summary: PredictSummary) -> None:
@@ -428,57 +290,6 @@ def _nearest(name: str, known: list[str]) -> str:
     return f" (nearest: {', '.join(by_key[key] for key in near)})" if near else " (none is called nearly so)"
 
 
-def _unlike(familiar: Familiarity | None) -> str | None:
-    """Say in words that many of a slide's tiles are unlike those that were trained on, if so."""
-    if familiar is None or not len(familiar.unlike):
-        return None
-    share = float(familiar.unlike.mean())
-    if share <= _UNLIKE_SHARE:
-        return None
-    return (
-        f"{share:.0%} of its tiles lie farther from the training tiles than {UNLIKE:g}% of those lie from each other's "
-        'slides (obs["unlike"] is "yes"); their values are extrapolated'
-    )
-
-
-def _predict(
-    head: HeadModel, slide: SlideData, about: About, reference: Reference | None, device: torch.device
-) -> tuple[Blocked, Familiarity | None, str | None]:
-    """Return a head's prediction for a slide, each of its tiles among neighbours at the pitch that was trained on; how
-    far they are from the training tiles; and what has to be known where that pitch cannot be had.
-    """
-    said = list[tuple[NDArray[np.int64], Blocked]]()
-    distance, percentile = (np.empty(len(slide), np.float32) for _ in range(2))
-    step, parts = parted(slide, about.pitch)
-    for rows in parts:
-        samples = Samples.of(
-            [sublattice(slide, rows, step)],
-            neighbours=about.features.neighbours,
-            device=device,
-            smoothed=about.targets.smooth != "none",
-        )
-        said.append((rows, head.predict_blocked(samples)))
-        if reference is not None:
-            familiar = reference.of_tiles(samples)
-            distance[rows], percentile[rows] = familiar.distance, familiar.percentile
-    known = Familiarity(distance, percentile) if reference is not None else None
-    return joined(said, len(slide)), known, _pitch_apart(slide, about, step)
-
-
-def _pitch_apart(slide: SlideData, about: About, step: int) -> str | None:
-    """Say in words that tiles have their neighbours at another distance than was trained on, if so."""
-    own = pitch_in_tiles(slide)
-    if own is None or about.pitch is None or slide.measured:
-        return None
-    pitch = own * step
-    if abs(pitch / about.pitch - 1) <= _PITCH_TOLERANCE:
-        return None
-    return (
-        f"its tiles see neighbours {pitch:.2f} tiles away, and the head was trained on spots {about.pitch:.2f} apart; "
-        f"embed it with --overlap {overlap_for(about.pitch):g}"
-    )
-
-
 def _about_intervals(of: Intervals, level: float, reach: Level) -> str:
     """Say in words what intervals were made from, and what they reached."""
     reached = (
@@ -487,15 +298,6 @@ def _about_intervals(of: Intervals, level: float, reach: Level) -> str:
     units = many(of.groups, of.by)
     words = f"intervals at {level:.0%} are from {units} held out{reached}"
     return words if reach.promised else f"{words}; {level:.0%} is not promised ({units})"
-
-
-def _caution(head: HeadModel, predicted: Blocked, about: About) -> str | None:
-    """Return why a prediction should be believed less, and how like the training slides are to each other."""
-    words = head.caution(predicted)
-    if words is None or not about.likeness:
-        return words
-    low, high = min(about.likeness.values()), max(about.likeness.values())
-    return f"{words}. The training slides, each held out, had a likeness of {low:.2f} to {high:.2f}"
 
 
 def _refused(rows: Sequence[SlideRow], about: About) -> dict[str, str]:
@@ -568,13 +370,3 @@ def _embed(
     )
     summary.failed.update(done.failed)
     return path
-
-
-def _truth(slide: SlideData, genes: list[str], about: About) -> Callable[[slice], NDArray[np.float32]] | None:
-    """Return what gives the targets of some of the genes where the slide has counts and they can be made from them."""
-    if not slide.measured:
-        return None
-    try:
-        return TargetsOf(slide, genes, about.targets, about.scale_genes or None).values
-    except NH2STError:  # no grid to smooth over: a prediction needs no truth
-        return None

@@ -122,8 +122,11 @@ def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = Non
     study = study or task.load()
     recipe, fold, tell = task.recipe, task.fold, tell or (lambda words: None)
     chosen_on = fold.train if recipe.protocol == "nested" else (*fold.train, *fold.test)
-    every = list(study.slides.values())
-    panel = choose_panel([study.slides[name] for name in sorted(chosen_on)], recipe.targets, every)
+    names = tuple(sorted(chosen_on))
+    panel = study.once(  # all counts are read for it
+        ("panel", names, recipe.targets.model_dump_json()),
+        lambda: choose_panel([study.slides[name] for name in names], recipe.targets, list(study.slides.values())),
+    )
     target = study.targets((*fold.train, *fold.test), panel, recipe)
     began = time.perf_counter()
     chosen = _choose(study, recipe, panel, target, fold.train, lambda words: tell(f"{fold.name}, {words}"))

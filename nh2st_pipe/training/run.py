@@ -9,8 +9,7 @@ test fold, as in published tables; its figures are optimistic and the run says s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +35,7 @@ from nh2st_pipe.runs.folder import RunFolder
 from nh2st_pipe.runs.model import save_model
 from nh2st_pipe.store.format import SlideRecord
 from nh2st_pipe.store.read import Store, open_store
+from nh2st_pipe.training.engine import training_engine
 from nh2st_pipe.training.fits import Fits
 from nh2st_pipe.training.fold import FoldResult, FoldTask, fit_all, joined
 from nh2st_pipe.training.outcome import Outcome
@@ -53,7 +53,7 @@ from nh2st_pipe.training.side_by_side import run_all
 if TYPE_CHECKING:
     from nh2st_pipe.training.on_ray import TrainingOnRay
 
-__all__ = ["Run", "resolve", "train", "training_engine"]
+__all__ = ["Run", "resolve", "train"]
 
 _WORTHWHILE = 2_000_000  # values of embeddings from which starting processes costs less than it saves
 
@@ -69,29 +69,6 @@ class Run:
         """Return one row per head, the run's own first: head, and its figures over all folds (`statistics.summary`)."""
         heads = {self.metrics["head"]: self.metrics, **self.metrics["baselines"]}
         return [{"head": name, **(values["summary"] or {})} for name, values in heads.items()]
-
-
-@contextmanager
-def training_engine(
-    engine: str | TrainingOnRay, device: str, address: str | None, actors: int | None, jobs: int | None
-) -> Iterator[TrainingOnRay | None]:
-    """Give the cluster that folds are done on; None for this machine. Raises UsageError where it cannot be had."""
-    if engine not in ("local", "ray") and isinstance(engine, str):
-        raise UsageError(f"--engine takes local or ray, not {engine}")
-    if engine == "local":
-        if address is not None or actors is not None:
-            raise UsageError("--address and --actors are of --engine ray")
-        yield None
-        return
-    if jobs is not None and jobs != 1:
-        raise UsageError("--jobs is of --engine local; on Ray --actors says how many train side by side")
-    if not isinstance(engine, str):
-        yield engine
-        return
-    from nh2st_pipe.training.on_ray import training_on_ray
-
-    with training_on_ray(device, address, actors) as cluster:
-        yield cluster
 
 
 _RIVAL = "ridge-context"  # what a head has to be worth the trouble beside

@@ -23,7 +23,8 @@ from nh2st_pipe.recipes.train import TrainRecipe, set_in
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.runs.folder import read_metrics
 from nh2st_pipe.store.read import Store, open_store
-from nh2st_pipe.training.run import resolve, train, training_engine
+from nh2st_pipe.training.engine import training_engine
+from nh2st_pipe.training.run import resolve, train
 
 __all__ = ["Swept", "parse_grid", "sweep"]
 
