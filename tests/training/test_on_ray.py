@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 import anndata
 import numpy as np
 import pytest
+import torch
 
 from nh2st_pipe.core.errors import TrainError, UsageError
 from nh2st_pipe.core.progress import Progress
@@ -39,6 +41,15 @@ def cluster() -> Iterator[None]:
     ray.init("local", num_cpus=2, log_to_driver=False, include_dashboard=False, object_store_memory=100 << 20)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many as each of two actors has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -76,18 +87,15 @@ class Mortal(Trainer):
 
 
 def test_what_comes_out_is_what_a_local_run_makes(
-    store: Path, tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
+    store: Path, tmp_path: Path, cluster: None, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One test, as each cluster and each process takes seconds to start."""
-    local = train(store, out=tmp_path / "local", jobs=2, **OPTIONS)
+    local = train(store, out=tmp_path / "local", **OPTIONS)
     heard = Heard()
     with monkeypatch.context() as patch:
         patch.setattr("nh2st_pipe.training.on_ray.Trainer", Mortal)
         same(train(store, out=tmp_path / "ray", engine="ray", progress=heard, **OPTIONS), local)
     assert [words for words in heard.said if "is gone (killed, or out of memory?); another takes over" in words]
-    swept = sweep("ridge", store, {"head.alpha": [3000.0]}, genes=6, out=tmp_path / "sweep", settings=["choose={}"],
-                  engine="ray")  # fmt: skip
-    assert swept.rows[0]["pcc"] == local.metrics["summary"]["pcc"]
     here = predict(local.path, embeddings=store, out=tmp_path / "here")
     there = predict(local.path, embeddings=store, out=tmp_path / "there", engine="ray")
     assert list(here.files) == list(there.files) == ["s0", "s1", "s2"]
@@ -100,19 +108,20 @@ def test_what_comes_out_is_what_a_local_run_makes(
 
 
 class Odd:
-    """Stands for the actors; one task fails, and another's file lies elsewhere."""
+    """Stands for the actors; one task fails, or what is written lies elsewhere."""
 
     resources: ClassVar = {"num_cpus": 1}
 
-    def __init__(self, study: Study, elsewhere: bool = False) -> None:
+    def __init__(self, study: Study, elsewhere: bool = False, failing: int | None = 1) -> None:
         self._read = Data.load(open_store(study.folder / "store.zarr"), ["s0", "s1", "s2"])
-        self._elsewhere = elsewhere
+        self._elsewhere, self._failing, self.done = elsewhere, failing, 0
 
     def do(self, tasks: Sequence[Any], ended: Any, tell: Any, say: Any) -> dict[int, str]:
         for number, (_, task) in enumerate(tasks):
-            if number != 1:
+            if number != self._failing:
                 ended(number, run_fold(replace(task, write=None) if self._elsewhere else task, self._read))
-        return {1: "odd counts"}
+                self.done += 1
+        return {} if self._failing is None else {self._failing: "odd counts"}
 
     def __exit__(self, *_: object) -> None:
         pass
@@ -129,6 +138,31 @@ def test_what_fails_is_told_at_the_end_and_the_rest_is_kept(store: Path, study: 
     with pytest.raises(TrainError, match=r"s0\.h5ad was written on another node and is not here"):
         train(store, out=tmp_path / "other", engine=cluster, **OPTIONS)
     assert cluster._pool is None  # what they do is of no use any more
+
+
+def test_cells_of_a_sweep_share_the_actors(
+    store: Path, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = TrainingOnRay(SimpleNamespace(kind="cpu"))  # type: ignore[arg-type]
+    actors = Odd(study, failing=None)
+    cluster._pool = actors  # type: ignore[assignment]
+    asked = list[tuple[Any, ...]]()
+
+    @contextmanager
+    def given(*of: Any) -> Iterator[Any]:
+        asked.append(of)
+        yield cluster if isinstance(of[0], str) else of[0]
+
+    monkeypatch.setattr("nh2st_pipe.training.sweep.training_engine", given)
+    options: dict[str, Any] = {"genes": 6, "settings": ["choose={}"]}
+    there = sweep("ridge", store, {"head.alpha": [3.0, 3000.0]}, out=tmp_path / "ray", engine="ray", address="x:1",
+                  actors=3, **options)  # fmt: skip
+    assert asked == [("ray", "auto", "x:1", 3, 1)]
+    assert actors.done == 2 * 3
+    monkeypatch.undo()
+    here = sweep("ridge", store, {"head.alpha": [3.0, 3000.0]}, out=tmp_path / "local", **options)
+    figures = [[(row["cell"], row["pcc"]) for row in found.rows] for found in (there, here)]
+    assert figures[0] == figures[1]
 
 
 def test_predictions_that_are_there_are_kept(store: Path, tmp_path: Path) -> None:
