@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import TrainError
+from nh2st_pipe.core.memory import give_back
 from nh2st_pipe.data.smoothing import grid_mean
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.store.read import SlideData
@@ -128,6 +129,7 @@ class StreamedTargets(Mapping[str, Targets]):
         if found is None:
             found = targets(self._slides[name], self.panel, self._recipe, self._common)
             self._last = name, found
+            give_back()
             size = found.values.nbytes + (0 if found.raw is found.values else found.raw.nbytes)
             if size <= self._left:
                 self._kept[name], self._left = found, self._left - size

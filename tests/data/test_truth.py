@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nh2st_pipe.core.errors import DamageError, TrainError
+from nh2st_pipe.core.memory import _trim, give_back
 from nh2st_pipe.data import budget
 from nh2st_pipe.data.folds import Fold
 from nh2st_pipe.data.samples import Samples
@@ -119,6 +120,22 @@ def test_a_fold_comes_to_the_same_bit_for_bit(study: Folder, recipe: str) -> Non
     for other in found[1:]:
         assert np.array_equal(other.predicted["s2"].values, found[0].predicted["s2"].values)
         assert other.judged[0].figures == found[0].judged[0].figures
+
+
+def test_what_targets_were_made_of_is_given_back(study: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    study.stored(views=1)
+    store = open_store(study.folder / "store.zarr")
+    data, given = of(Study.load(store, store.slides(), targets=0), load_train_recipe("ridge")), list[int]()
+    monkeypatch.setattr("nh2st_pipe.data.targets.give_back", lambda: given.append(1))
+    for part in data.parts:
+        for _ in range(2):
+            data.targets(part.rows)
+    assert len(given) == 3  # the last slide's are there the second time
+    give_back()
+    monkeypatch.setattr("nh2st_pipe.core.memory.ctypes.CDLL", lambda name: object())  # of another C library
+    _trim.cache_clear()
+    give_back()
+    _trim.cache_clear()
 
 
 def test_targets_that_do_not_fit_are_refused_to_a_head_that_needs_them_all(
