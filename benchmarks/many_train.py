@@ -20,6 +20,8 @@ from typing import Annotated
 import typer
 from random_store import make_store
 
+from nh2st_pipe.core.machine import peak
+
 RATE = 0.105  # a tenth of the counts are above 0
 SETTINGS = {
     "ridge-context": ["baselines=[]", "choose={}"],
@@ -32,8 +34,7 @@ def measure(store: Path, out: Path, recipe: str, genes: int, most: str) -> None:
 
     began = time.perf_counter()
     train(store, recipe=recipe, settings=SETTINGS[recipe], genes=genes, folds="none", out=out, max_memory=most)
-    peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1e6 * 1.024
-    print(f"{time.perf_counter() - began:.1f} {peak:.2f}")
+    print(f"{time.perf_counter() - began:.1f} {peak() / 1e9:.2f}")
 
 
 def main(

@@ -24,14 +24,10 @@ import typer
 from random_store import make_store
 
 
-def held() -> float:
-    """Return this process's peak memory, GB; what its parent had is none of it."""
-    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 2**20
-
-
 def measure(model: str, store: str, out: str, float16: str = "") -> None:
     """Predict and print seconds and memory as JSON."""
     from nh2st_pipe import predict
+    from nh2st_pipe.core.machine import peak
     from nh2st_pipe.store.read import open_store
 
     began = time.perf_counter()
@@ -39,13 +35,13 @@ def measure(model: str, store: str, out: str, float16: str = "") -> None:
     for name in opened.slides():
         opened.read(name)
     read = time.perf_counter() - began
-    before = held()
+    before = peak() / 2**30
     began = time.perf_counter()
     done = predict(model, embeddings=store, out=out, float16=bool(float16))
     took = time.perf_counter() - began
-    peak = held()
+    most = peak() / 2**30
     assert not done.failed
-    print(json.dumps({"read": read, "took": took, "before": before, "peak": peak}))
+    print(json.dumps({"read": read, "took": took, "before": before, "peak": most}))
 
 
 def weighed(tiles: int, dim: int) -> None:

@@ -16,22 +16,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nh2st_pipe.core.machine import peak
 from nh2st_pipe.searching.index import IndexedSlide
 from nh2st_pipe.searching.scan import nearest_tiles
 
 
-def peak() -> float:
-    """Return this process's peak memory, MB."""
-    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def asked_for(doc: str | None) -> argparse.Namespace:
+    """Return the numbers of tiles, values, queries and slides that were asked for."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiles", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--slides", type=int, default=100)
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = asked_for(__doc__)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         slides, each = list[IndexedSlide](), given.tiles // given.slides
@@ -61,7 +62,7 @@ def main() -> None:
         reading = time.perf_counter() - began
     print(
         f"{given.tiles:,} × {given.dim}, {given.queries} queries: {min(seconds):.2f} s; reading {reading:.2f} s, "
-        f"multiplying {multiplying:.2f} s; {peak() - before:,.0f} MB more than before"
+        f"multiplying {multiplying:.2f} s; {(peak() - before) / 2**20:,.0f} MB more than before"
     )
 
 

@@ -8,12 +8,12 @@ one slide, which is left out. The index is made for them whatever their number. 
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from search import asked_for
 
 from nh2st_pipe.searching import coarse
 from nh2st_pipe.searching.index import Index, IndexedSlide, Space
@@ -21,12 +21,7 @@ from nh2st_pipe.searching.scan import nearest_tiles
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiles", type=int, default=1_000_000)
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--queries", type=int, default=100)
-    parser.add_argument("--slides", type=int, default=100)
-    given = parser.parse_args()
+    given = asked_for(__doc__)
     coarse.EXACT_UP_TO = 0
     rng = np.random.default_rng(0)
     ways = rng.standard_normal((64, given.dim))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import nh2st_pipe
-from nh2st_pipe.core.cluster import Pool, reached, resources_in_words
+from nh2st_pipe.core.cluster import Pool, reached, resources_in_words, seen_everywhere
 from nh2st_pipe.core.devices import pick_head_device
 from nh2st_pipe.core.errors import (
     OF_ONE_SLIDE,
@@ -43,11 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PredictSummary", "predict"]
 
-_BESIDE = (
-    "config.json",
-    CARRY,
-    REFERENCE,
-)  # files beside a model's weights that decide what it predicts, and what is said of it
+# The files of a model that decide what it predicts, and what is said of it; the weights first.
+_DECIDING = ("model.safetensors", "config.json", CARRY, REFERENCE)
 
 
 @dataclass
@@ -164,20 +161,16 @@ def predict(
     if not names and not summary.failed:
         raise StoreError(f"{store.location} holds no complete slide; run nh2st-pipe embed first")
 
-    seen = about.seen()
+    sums = tuple(sha256(files / name) for name in _DECIDING if (files / name).is_file())
     fixed = {
         "recipe": about.recipe,
-        "trained_on": seen.model_dump_json(),
+        "trained_on": about.seen().model_dump_json(),
         "out_of_fold": False,
         "unit": about.unit or about.targets.unit(),
         "encoder": about.store.identity["name"],
         "weights_sha256": about.store.weights.sha256,
         "version": nh2st_pipe.__version__,
-        **(
-            {"model": str(model)}
-            if str(model).startswith(HUB)
-            else {"model_sha256": sha256(files / "model.safetensors")}
-        ),
+        **({"model": str(model)} if str(model).startswith(HUB) else {"model_sha256": sums[0]}),
     }
     if about.trusted_in_words:
         fixed["trusted"] = about.trusted_in_words
@@ -189,10 +182,10 @@ def predict(
             trusted = sum(about.trusted.get(head.genes[i], False) for i in columns)
             words += f"; {trusted:,} of {len(columns):,} genes are trusted: {about.trusted_in_words}"
         at_the_end.append(words)
-    sums = sha256(files / "model.safetensors"), *(sha256(files / name) for name in _BESIDE if (files / name).is_file())
+    where = str(store.location) if engine == "local" else seen_everywhere(store.location, "--embeddings")
     job = Job(
         model=model if str(model).startswith(HUB) else Path(model).absolute(),
-        store=str(store.location) if store.location.path is None else str(store.location.path.absolute()),
+        store=where,
         out=summary.out.absolute(),
         fixed=fixed,
         sums=sums,

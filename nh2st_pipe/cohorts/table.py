@@ -54,7 +54,7 @@ class SlideSummary:
     @property
     def unlike_share(self) -> float | None:
         """Share of its tiles that are unlike the training tiles."""
-        return None if self.unlike is None or not self.tiles else self.unlike / self.tiles
+        return _share(self.unlike, self.tiles)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Cohort:
                 "patient": region.patient,
                 "region": region.region,
                 "tiles": region.tiles,
-                "unlike_share": None if region.unlike is None or not region.tiles else region.unlike / region.tiles,
+                "unlike_share": _share(region.unlike, region.tiles),
                 **{name: _known(score[number]) for name, score in scores.items()},
             }
             for number, region in enumerate(self.regions)
@@ -321,6 +321,10 @@ def _means(view: PredictionView, layer: str, rows: NDArray[np.int64]) -> Iterato
         n = seen.sum(axis=0)
         total = np.where(seen, values, 0).sum(axis=0, dtype=np.float64)
         yield from ((gene, float(t / k)) for gene, t, k in zip(genes[block], total, n, strict=True) if k)
+
+
+def _share(unlike: int | None, tiles: int) -> float | None:
+    return None if unlike is None or not tiles else unlike / tiles
 
 
 def _known(value: float) -> float | None:

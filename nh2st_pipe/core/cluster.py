@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nh2st_pipe.core.errors import NH2STError, TrainError, UsageError, sendable
+from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.machine import cores
 
-__all__ = ["Doer", "Pool", "Reached", "end_of_a_process", "reached", "resources_in_words"]
+__all__ = ["Doer", "Pool", "Reached", "end_of_a_process", "reached", "resources_in_words", "seen_everywhere"]
 
 _OBJECTS = 100 << 20  # bytes of Ray's own store, of a cluster made here; nothing large lies in it
 _KNOCK_SECONDS = 10.0
@@ -92,6 +93,15 @@ class Reached:
         return number, {"num_cpus": cpus, **({"num_gpus": 1} if self.kind == "cuda" else {})}
 
 
+def seen_everywhere(store: Location, option: str) -> str:
+    """Return a store's place as every node knows it. Raises UsageError for one in memory, which `option` names."""
+    if store.path is not None:
+        return str(store.path.absolute())
+    if str(store).startswith("memory://"):
+        raise UsageError(f"a store in memory is in one process: on Ray, {option} takes a shared folder or s3://…")
+    return str(store)
+
+
 def end_of_a_process(ray: Any, error: Exception, less: str) -> str:
     """Return in words why an actor is gone; `less` is what takes less memory. Raises `error` where it is our own."""
     known = ray.exceptions
@@ -128,7 +138,8 @@ class _Host:
     """An actor: makes its doer at the first task, and says what went wrong with one."""
 
     def __init__(self, make: Callable[[], Doer]) -> None:
-        self._make, self._doer = make, None
+        self._make = make
+        self._doer: Doer | None = None
 
     def there(self) -> bool:
         return True
@@ -136,8 +147,8 @@ class _Host:
     def do(self, task: Any) -> tuple[Any, BaseException | None]:
         try:
             if self._doer is None:
-                self._doer = self._make()  # type: ignore[assignment]
-            return self._doer.do(task), None  # type: ignore[attr-defined]
+                self._doer = self._make()
+            return self._doer.do(task), None
         except Exception as error:
             return None, sendable(error)
 

@@ -121,7 +121,8 @@ def write_matrix(group: Any, name: str, shape: tuple[int, int], kind: Any, block
     first, rest = 0, np.empty((shape[0], 0), kind)
     with ThreadPoolExecutor(cores()) as pool:
         for block in blocks:
-            rest = np.concatenate((rest, block.astype(kind, copy=False)), axis=1) if rest.size else block.astype(kind)
+            block = block.astype(kind, copy=False)
+            rest = np.concatenate((rest, block), axis=1) if rest.size else block
             ready = rest.shape[1] // columns * columns
             _write_chunks(pool, made, first, rest[:, :ready], rows, columns)
             first, rest = first + ready, rest[:, ready:]

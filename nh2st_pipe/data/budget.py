@@ -17,7 +17,7 @@ from nh2st_pipe.core.machine import memory
 from nh2st_pipe.recipes.train import TrainRecipe
 from nh2st_pipe.store.read import Store
 
-__all__ = ["Budget", "held_now", "plan"]
+__all__ = ["Budget", "plan", "share_of_free"]
 
 _SHARE, _SHARE_OF_GPU = 0.6, 0.8
 _FEW = 16  # slides whose counts are looked at
@@ -40,21 +40,28 @@ class Budget:
 
 
 def plan(
-    store: Store, names: Sequence[str], recipe: TrainRecipe, device: torch.device, most: int | None, jobs: int
+    store: Store,
+    names: Sequence[str],
+    recipe: TrainRecipe,
+    device: torch.device,
+    most: int | None,
+    jobs: int,
+    sharing: int = 1,
 ) -> Budget:
     """Return what training `recipe` on the slides `names` may hold of `most` bytes, what this process has now included.
 
-    None is six tenths of what is free.
+    None is six tenths of what is free, divided by as many processes as are `sharing` the machine.
     """
     spots = sum(store.tiles(name) for name in names)
     views = 1 if recipe.features.views == "first" else store.contract.views
     embeddings = 2 * spots * views * store.contract.dim
-    allowed = int(_SHARE * memory()) if most is None else max(0, most - held_now() - _WORK)
+    cpu = torch.device("cpu")
+    allowed = share_of_free(cpu) // sharing if most is None else max(0, most - held_now() - _WORK)
     counts, genes = _counts_and_genes(store, names, spots, recipe)
     targets = int(4 * spots * genes * (1 if recipe.targets.smooth == "none" else 2) * _COPIES) * max(1, jobs)
     on_gpu = device.type == "cuda"
     beside = counts + targets
-    of_embeddings = int(_SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0]) if on_gpu else max(0, allowed - beside)
+    of_embeddings = share_of_free(device) if on_gpu else max(0, allowed - beside)
     if beside + (0 if on_gpu else embeddings) <= allowed:
         spare = None if most is None else allowed - beside - (0 if on_gpu else embeddings)
         return Budget(of_embeddings, None, spare)
@@ -66,6 +73,13 @@ def plan(
         f"{allowed / 1e9:.2f} GB of memory are for all that training holds"
     )
     return Budget(of_embeddings, int(_TARGETS * rest / max(1, jobs)), int(rest / 2 / max(1, jobs)), words)
+
+
+def share_of_free(device: torch.device) -> int:
+    """Return how many bytes of what is free on a device a study may take: training needs room beside it."""
+    if device.type == "cuda":
+        return int(_SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0])
+    return int(_SHARE * memory())
 
 
 def held_now() -> int:

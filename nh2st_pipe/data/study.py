@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from nh2st_pipe.core.errors import TrainError
-from nh2st_pipe.core.machine import memory
 from nh2st_pipe.data.blocks import cut, part_of
+from nh2st_pipe.data.budget import share_of_free
 from nh2st_pipe.data.samples import Cache, ResidentCache, Samples
 from nh2st_pipe.data.streamed import LEAST_KEPT, scratch_file, scratch_folders
 from nh2st_pipe.data.targets import StreamedTargets, Targets
@@ -25,8 +25,6 @@ from nh2st_pipe.store.read import SlideData, Store
 __all__ = ["Study"]
 
 _Found = TypeVar("_Found")
-
-_SHARE, _SHARE_OF_GPU = 0.6, 0.8
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,8 @@ class Study:
         places = {name: np.arange(end - n, end) for name, n, end in zip(names, sizes, ends, strict=True)}
         n_views = 1 if first_view_only else store.contract.views
         shape = (sum(sizes), n_views, store.contract.dim)
-        wanted, allowed = 2 * shape[0] * shape[1] * shape[2], _allowed(device) if max_memory is None else max_memory
+        wanted = 2 * shape[0] * shape[1] * shape[2]
+        allowed = share_of_free(device) if max_memory is None else max_memory
         if wanted > allowed:
             beside = [store.location.path.absolute().parent] if store.location.path is not None else []
             cache: Cache = scratch_file(shape, device, max(LEAST_KEPT, allowed // 4), scratch_folders(*beside))
@@ -140,7 +139,10 @@ class Study:
         over = self.common_genes
         if self.targets_kept is not None:
             slides = {name: self.slides[name] for name in names}
-            return StreamedTargets(slides, panel, recipe.targets, over, self.targets_kept)
+            depths: dict[str, NDArray[np.float64]] = self.once(
+                ("depths", over, recipe.targets.scale_to, recipe.targets.scale_over), dict
+            )
+            return StreamedTargets(slides, panel, recipe.targets, over, self.targets_kept, depths)
         return {name: targets_of(self.slides[name], panel, recipe.targets, over) for name in names}
 
     def samples(self, names: Sequence[str], recipe: TrainRecipe, target: Mapping[str, Targets] | None) -> Samples:
@@ -154,13 +156,6 @@ class Study:
             smoothed=recipe.targets.smooth != "none",
             spare=self.spare,
         )
-
-
-def _allowed(device: torch.device) -> int:
-    """Return how many bytes of embeddings may lie on a device: training needs room beside them."""
-    if device.type == "cuda":
-        return int(_SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0])
-    return int(_SHARE * memory())
 
 
 def _in_memory(shape: tuple[int, int, int], device: torch.device, shared: bool) -> torch.Tensor:

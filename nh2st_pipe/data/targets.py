@@ -19,7 +19,7 @@ from nh2st_pipe.data.smoothing import grid_mean
 from nh2st_pipe.recipes.train import TargetRecipe
 from nh2st_pipe.store.read import SlideData
 
-__all__ = ["StreamedTargets", "Targets", "TargetsOf", "depths", "targets"]
+__all__ = ["StreamedTargets", "Targets", "TargetsOf", "targets"]
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,13 @@ class TargetsOf:
         counts, place = _counts(slide), {gene: i for i, gene in enumerate(slide.genes)}
         self._recipe, self._n, self._panel = recipe, len(slide), panel
         self._place = np.array([place.get(gene, -1) for gene in panel])
-        _present(slide, panel, place, recipe)
+        _check(slide, panel, recipe)
         self._counts = counts
         self._by_gene: sp.csc_matrix | None = None
         self.depth = _depth(slide, counts, place, common, recipe)
         self._mean = None if recipe.smooth == "none" or slide.grid is None else grid_mean(slide.grid)
         if recipe.scale_to is not None:
-            of_panel = counts[:, self._place[self._place >= 0]]
-            sums = self.depth if _over_all(recipe) else np.asarray(of_panel.sum(axis=1), dtype=np.float64).ravel()
+            sums = self.depth if _over_all(recipe) else _sums(counts[:, self._place[self._place >= 0]])
             self._scale = (recipe.scale_to / np.where(sums > 0, sums, 1.0))[:, None]
 
     def made(self, genes: slice = slice(None)) -> Targets:
@@ -90,20 +89,11 @@ class TargetsOf:
         return self.made(genes).values
 
 
-def depths(
-    slide: SlideData, panel: Sequence[str], recipe: TargetRecipe, common: Sequence[str] | None = None
-) -> NDArray[np.float64]:
-    """Return `Targets.depth` alone; it raises what `targets` would."""
-    place = {gene: i for i, gene in enumerate(slide.genes)}
-    counts = _counts(slide)
-    _present(slide, panel, place, recipe)
-    return _depth(slide, counts, place, common, recipe)
-
-
 class StreamedTargets(Mapping[str, Targets]):
     """The targets of slides by name, made of their counts when they are asked for.
 
-    `keep` is how many bytes of them stay in memory: of the first that were asked for, and of the last.
+    `keep` is how many bytes of them stay in memory: of the first that were asked for, and of the last. `depths`, by
+    slide, are taken from what is given and put there: of every panel they are the same, and counts are read for them.
     """
 
     def __init__(
@@ -113,8 +103,10 @@ class StreamedTargets(Mapping[str, Targets]):
         recipe: TargetRecipe,
         common: Sequence[str] | None,
         keep: int,
+        depths: dict[str, NDArray[np.float64]] | None = None,
     ) -> None:
         self.panel, self._slides, self._recipe, self._common = tuple(panel), slides, recipe, common
+        self._depths = {} if depths is None else depths
         self._left, self._kept = keep, dict[str, Targets]()
         self._last: tuple[str, Targets | None] = ("", None)
 
@@ -137,7 +129,12 @@ class StreamedTargets(Mapping[str, Targets]):
 
     def depth(self, name: str) -> NDArray[np.float64]:
         """Return the depth of a slide's spots, n. Raises TrainError where there can be no targets of it."""
-        return depths(self._slides[name], self.panel, self._recipe, self._common)
+        slide = self._slides[name]
+        _check(slide, self.panel, self._recipe)
+        if name not in self._depths:
+            place = {gene: i for i, gene in enumerate(slide.genes)}
+            self._depths[name] = _depth(slide, _counts(slide), place, self._common, self._recipe)
+        return self._depths[name]
 
     def has(self, name: str) -> NDArray[np.bool_]:
         """Return which genes of the panel a slide has, G."""
@@ -155,12 +152,13 @@ def _over_all(recipe: TargetRecipe) -> bool:
     return recipe.scale_to is not None and recipe.scale_over == "all"
 
 
-def _present(
-    slide: SlideData, panel: Sequence[str], place: Mapping[str, int], recipe: TargetRecipe
-) -> NDArray[np.bool_]:
-    """Return which genes of the panel a slide has, G. Raises TrainError where there can be no targets of it."""
-    present = np.array([gene in place for gene in panel])
-    if not present.any():
+def _sums(counts: sp.csr_matrix) -> NDArray[np.float64]:
+    return np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+
+
+def _check(slide: SlideData, panel: Sequence[str], recipe: TargetRecipe) -> None:
+    """Raise TrainError where there can be no targets of a slide."""
+    if set(slide.genes).isdisjoint(panel):
         raise TrainError(
             f"slide {slide.slide_id} has none of the {len(panel)} genes of the panel; leave it out of the manifest, or "
             "give genes under the names that its expression file has"
@@ -170,7 +168,6 @@ def _present(
             f"slide {slide.slide_id} has no array_row and array_col, which smoothing over grid neighbours needs; "
             "add them to the .h5ad's obs, or train with --set targets.smooth=none"
         )
-    return present
 
 
 def _depth(
@@ -192,4 +189,4 @@ def _depth(
                 "of the manifest, or train with --set targets.scale_over=panel"
             )
         counts = counts[:, columns] if columns else counts
-    return np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+    return _sums(counts)

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nh2st_pipe.core.cluster import Reached, end_of_a_process, reached, resources_in_words
-from nh2st_pipe.core.errors import EncoderError, UsageError, sendable
+from nh2st_pipe.core.cluster import Reached, end_of_a_process, reached, resources_in_words, seen_everywhere
+from nh2st_pipe.core.errors import EncoderError, sendable
+from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import Stop
 from nh2st_pipe.embedding.summary import PARTS, EmbedSummary, merge
@@ -74,8 +75,7 @@ class OnRay:
 
     def __init__(self, work: Work, cluster: Reached, slides: int) -> None:
         self._work, self._cluster, self._ray = work, cluster, cluster.ray
-        if work.store.startswith("memory://"):
-            raise UsageError("a store in memory is in one process: on Ray, --store takes a shared folder or s3://…")
+        seen_everywhere(Location(work.store), "--store")
         self._wanted, self._resources = cluster.share(slides)
         self._actors: list[_Actor] = []
         self._deaths_in_loading = 0

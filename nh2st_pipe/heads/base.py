@@ -256,29 +256,28 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
 
     def _carried(self, said: Blocked, samples: Samples, carry: Carry) -> Blocked:
         """Return predictions slide by slide as far as they carry over."""
-        weighed, carried = list[tuple[slice, Callable[[slice], NDArray[np.float32]]]](), list[tuple[float, Carried]]()
+        weighed, carried = list[Callable[[slice], NDArray[np.float32]]](), list[tuple[float, Carried]]()
         for part in samples.parts or (Part("", 0, len(samples), np.zeros((len(samples), 2))),):
             strength = carry.strength(None if said.likeness is None else said.likeness[part.rows])
             expressed: Expressing | None = None
+            slide = samples.of_part(part) if samples.parts else None
             # Without slides there are no surroundings to compare, and nothing is retrieved.
-            if strength.share and samples.parts and carry.alike is not None and carry.recipe.retrieval is not None:
-                slide = samples.of_part(part)
+            if strength.share and slide is not None and carry.alike is not None and carry.recipe.retrieval is not None:
                 expressed = carry.alike.expressing(carry.recipe.retrieval, slide)
-            rows = part.rows
             shape = part.stop - part.start, said.shape[1]
-            smooth = samples.of_part(part).smooth if samples.parts and self.smooths else None
+            smooth = slide.smooth if slide is not None and self.smooths else None
             known = None
             if said.low_rank is not None and len(said.low_rank.scores) == shape[0]:
                 known = _factors(said.low_rank, expressed, strength.share, carry.basis.astype(np.float64), smooth)
             shown = None if expressed is None else _of_slide(expressed, smooth)
-            values, found = carry.weighing(_of_rows(said.values, rows), shape, strength, shown, known)
-            weighed.append((rows, values))
+            values, found = carry.weighing(_of_rows(said.values, part.rows), shape, strength, shown, known)
+            weighed.append(values)
             carried.append((1.0, found))
 
         def of_genes(genes: slice) -> NDArray[np.float32]:
             if len(weighed) == 1:
-                return weighed[0][1](genes)
-            return np.concatenate([values(genes) for _, values in weighed])
+                return weighed[0](genes)
+            return np.concatenate([values(genes) for values in weighed])
 
         return replace(said, values=of_genes, carried=Carried.mean(carried), low_rank=None)
 

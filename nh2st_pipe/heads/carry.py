@@ -296,7 +296,10 @@ class _Weigher:
 
     def values(self, genes: slice) -> NDArray[np.float32]:
         """Return what is kept of some genes, n × g."""
-        mean, whole = self.made(genes)
+        return self._kept(genes, *self.made(genes))
+
+    def _kept(self, genes: slice, mean: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float32]:
+        """Return what is kept of `whole`, which is changed in place, about `mean`."""
         turned = (self.factors * (self.weights - self.strength.outside)).astype(whole.dtype)
         whole *= self.strength.outside
         whole += turned @ self.basis[genes].T.astype(whole.dtype)
@@ -326,9 +329,7 @@ class _Weigher:
                 cut[genes] = np.where(varies, np.sqrt(np.maximum(gone, 0) / spread), 0.0)
                 lives[genes] = np.where(total[:, None] > 0, lives[genes] / total[:, None], 0.0)
                 if out is not None:
-                    whole *= self.strength.outside
-                    whole += (-about * apart).astype(whole.dtype) @ basis.T.astype(whole.dtype)
-                    out[:, genes] = whole + mean
+                    out[:, genes] = self._kept(genes, mean, whole)
         found = (self.weights, louder, self.carry.reliability, lives, np.minimum(cut, 1))
         return Carried(self.strength, *(np.asarray(each, np.float32) for each in found))
 

@@ -21,7 +21,7 @@ from nh2st_pipe.core.errors import StoreError, fault_of
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.recipes.values import Strict
-from nh2st_pipe.searching.index import Index, IndexedSlide
+from nh2st_pipe.searching.index import AGAIN, COARSE, Index, IndexedSlide
 from nh2st_pipe.searching.scan import Found, nearest_tiles
 from nh2st_pipe.store.format import Count
 
@@ -36,8 +36,6 @@ _FEWEST_LOOKED_AT = 8
 _COMPARED = 1000  # tiles whose vectors are read for a query
 _OF_A_CELL = 40  # tiles that k-means sees
 _VALUES_PER_BYTE = 8  # of a code
-_FILE, _LIST = "coarse.faiss", "coarse.json"
-_AGAIN = "is damaged; nh2st-pipe index --anew makes it again"
 
 
 class _Span(Strict):
@@ -126,10 +124,10 @@ def coarse_of(index: Index, *, progress: Progress | None = None) -> Coarse | Non
     import faiss
 
     progress = progress or Progress()
-    file, listed = index.path / _FILE, index.path / _LIST
+    file, listed = (index.path / name for name in COARSE)
     cells, spans = None, _Spans(end=0, slides={})
     if file.is_file() and listed.is_file():
-        with fault_of(StoreError, f"{file} {_AGAIN}"):
+        with fault_of(StoreError, f"{file} {AGAIN}"):
             spans = _Spans.model_validate_json(listed.read_bytes())
             cells = faiss.read_index(str(file))
             held = sum(span.tiles for span in spans.slides.values())
@@ -165,7 +163,7 @@ def coarse_of(index: Index, *, progress: Progress | None = None) -> Coarse | Non
 
 
 def _trained(index: Index) -> Any:
-    """Return cells and codes found on some of the tiles, as many of each slide as of another, by its size."""
+    """Return cells and codes found on some of the tiles, the same share of each slide."""
     import faiss
 
     n, d = len(index), index.dim

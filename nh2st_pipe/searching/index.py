@@ -24,12 +24,16 @@ from nh2st_pipe.recipes.values import Strict
 from nh2st_pipe.store.format import Count, crc32c
 from nh2st_pipe.store.read import Store
 
-__all__ = ["Index", "IndexedSlide", "Space", "index_of", "index_path"]
+__all__ = ["AGAIN", "COARSE", "Index", "IndexedSlide", "Space", "index_of", "index_path"]
 
 _FORMAT = 1
 _SAMPLE = 32  # tiles of a slide that the mean is of
 _SPACE, _LIST = "space.npz", "index.json"
-_AGAIN = "is damaged; nh2st-pipe index --anew makes it again"
+AGAIN = "is damaged; nh2st-pipe index --anew makes it again"
+"""What is said of any file of an index."""
+
+COARSE = ("coarse.faiss", "coarse.json")
+"""Files of the coarse index, which goes with it."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class IndexedSlide:
 
     def vectors(self) -> NDArray[np.float16]:
         """Return its tiles as they are compared, n × d, mapped from the disk. Raises StoreError where it is damaged."""
-        with fault_of(StoreError, f"{self.file} {_AGAIN}"):
+        with fault_of(StoreError, f"{self.file} {AGAIN}"):
             found: NDArray[np.float16] = np.load(self.file, mmap_mode="r")
             if found.shape != (self.tiles, self.dim) or found.dtype != np.float16:
                 raise ValueError(
@@ -89,7 +93,7 @@ class IndexedSlide:
     def places(self) -> tuple[NDArray[np.float64], list[str]]:
         """Return the centres of its tiles (n × 2, level-0 px) and their names. Raises StoreError as `vectors`."""
         file = self.file.with_suffix(".tiles.npz")
-        with fault_of(StoreError, f"{file} {_AGAIN}"), np.load(file) as held:
+        with fault_of(StoreError, f"{file} {AGAIN}"), np.load(file) as held:
             xy, names = held["xy"], [str(name) for name in held["names"]]
             if xy.shape != (self.tiles, 2) or len(names) != self.tiles:
                 raise ValueError(f"it holds {len(names):,} tiles, and {self.tiles:,} are expected")
@@ -137,7 +141,7 @@ def index_of(
         raise StoreError(f"{path} is there already and is no index; --index takes another folder")
     if anew:
         shutil.rmtree(path / "slides", ignore_errors=True)
-        for name in (_SPACE, _LIST, "coarse.json", "coarse.faiss"):
+        for name in (_SPACE, _LIST, *COARSE):
             (path / name).unlink(missing_ok=True)
     known = _known(path, store, identity)
     names = store.slides()
@@ -147,7 +151,7 @@ def index_of(
     if not (path / _SPACE).is_file():
         known = {}
         _write_space(path, _space_of(store, names))
-    with fault_of(StoreError, f"{path} {_AGAIN}"), np.load(path / _SPACE) as held:
+    with fault_of(StoreError, f"{path} {AGAIN}"), np.load(path / _SPACE) as held:
         space, dim = Space(held["mean"], held["taken_out"]), store.contract.dim
         if space.mean.shape != (dim,) or space.taken_out.ndim != 2 or space.taken_out.shape[1] != dim:
             raise ValueError(f"its mean is of {space.mean.shape}, and embeddings have {dim:,} values")
@@ -185,7 +189,7 @@ def _known(path: Path, store: Store, identity: str) -> dict[str, _Listed]:
     """Return what an index says of its slides. Raises StoreError where it is of something else."""
     if not (path / _LIST).is_file():
         return {}
-    with fault_of(StoreError, f"{path} {_AGAIN}"):
+    with fault_of(StoreError, f"{path} {AGAIN}"):
         said = _About.model_validate_json((path / _LIST).read_bytes())
         strange = [name for name in said.slides if Path(name).name != name]
         if strange:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -137,23 +137,18 @@ class StoredCounts:
     store: Store = field(repr=False)
     slide_id: str
     shape: tuple[int, int]
-    """n × g."""
+    """Of all of the slide's counts."""
     rows: NDArray[np.int64] | None = field(default=None, repr=False)
     """Which of the slide's spots; None for all."""
 
     def read(self) -> sp.csr_matrix:
         """Return n × g. Raises DamageError where they cannot be read, or are of another shape than they were."""
-        counts = self.store.read_counts(self.slide_id)
-        if self.rows is None and counts.shape != self.shape:
-            raise DamageError(
-                self.store.location, self.slide_id, f"its counts are {counts.shape[0]} × {counts.shape[1]}"
-            )
+        counts = self.store.read_counts(self.slide_id, self.shape)
         return counts if self.rows is None else sp.csr_matrix(counts[self.rows])
 
     def take(self, rows: NDArray[np.int64]) -> StoredCounts:
         """Return the counts of some of these spots."""
-        kept = rows if self.rows is None else self.rows[rows]
-        return replace(self, rows=kept, shape=(len(kept), self.shape[1]))
+        return replace(self, rows=rows if self.rows is None else self.rows[rows])
 
 
 def open_store(where: str | Path | Location) -> Store:
@@ -328,7 +323,7 @@ class Store:
         """
         record = self.complete(slide_id)
         n = record.state.tiles
-        self._check_files(slide_id)
+        self._check_files(slide_id, record.files)
         try:
             group: Any = zarr.open_group(
                 self.location.zarr_store(read_only=True), path=f"slides/{slide_id}", mode="r", zarr_format=3
@@ -351,8 +346,10 @@ class Store:
                 if [str(name) for name in obs_names] != barcodes:
                     raise ValueError("embedding and expression name different spots")
                 genes = [str(name) for name in var_names]
-                stored = StoredCounts(self, slide_id, (n, len(genes)))
-                counts, stored = (None, stored) if leave_counts else (stored.read(), None)
+                if leave_counts:
+                    stored = StoredCounts(self, slide_id, (n, len(genes)))
+                else:
+                    counts = _matrix(group["expression/X"], (n, len(genes)))
         except Exception as error:  # a missing element, a failed checksum, an unreadable chunk
             raise self._unread(slide_id, reason_of(error), error) from error
         if not len(barcodes) == len(views) == len(xy) == len(neighbours) == n:
@@ -389,26 +386,25 @@ class Store:
             stored=stored,
         )
 
-    def _check_files(self, slide_id: str, under: str = "") -> None:
-        """Raise DamageError where a complete slide has not the files it had, of those `under` a place in it."""
-        files = self.complete(slide_id).files  # none in those of earlier formats
+    def _check_files(self, slide_id: str, files: Mapping[str, tuple[int, str]], under: str = "") -> None:
+        """Raise DamageError where a slide has not the `files` of its record that are `under` a place in it."""
         asked = {name: known for name, known in files.items() if name.startswith(under)}
         faults = faults_of(self.location, f"slides/{slide_id}", asked, deep=False) if asked else []
         if faults:
             raise self._damage(slide_id, faults[0])
 
-    def read_counts(self, slide_id: str) -> sp.csr_matrix:
-        """Read the raw counts of a complete slide, n × g; DamageError where they are not as they were written."""
-        self._check_files(slide_id, "expression/")  # of a chunk that is missing, zarr makes zeros
+    def read_counts(self, slide_id: str, shape: tuple[int, int]) -> sp.csr_matrix:
+        """Read the raw counts of a complete slide, of `shape`; DamageError where they are not as they were written."""
+        self._check_files(
+            slide_id, self.complete(slide_id).files, "expression/"
+        )  # of a chunk that is missing, zarr makes zeros
         try:
             group = zarr.open_group(
                 self.location.zarr_store(read_only=True), path=f"slides/{slide_id}/expression", mode="r", zarr_format=3
             )
-            counts = sp.csr_matrix(read_elem(group["X"]))
-            counts.check_format(full_check=True)
+            return _matrix(group["X"], shape)
         except Exception as error:
             raise self._unread(slide_id, reason_of(error), error) from error
-        return counts
 
     def n_genes(self, slide_id: str) -> int:
         """Return how many genes a complete slide has counts of; 0 where it has none."""
@@ -455,6 +451,15 @@ class Store:
             hires = np.asarray(Image.open(io.BytesIO(png)))
             uns["spatial"] = {slide_id: {"images": {"hires": hires}, "scalefactors": scales}}
         return uns
+
+
+def _matrix(element: Any, shape: tuple[int, int]) -> sp.csr_matrix:
+    """Return counts. Raises ValueError where they are of another shape, or no matrix."""
+    counts = sp.csr_matrix(read_elem(element))
+    if counts.shape != shape:
+        raise ValueError(f"its counts are {counts.shape[0]} × {counts.shape[1]}, and {shape[0]} × {shape[1]} are named")
+    counts.check_format(full_check=True)
+    return counts
 
 
 def _read_embeddings(array: Any, into: NDArray[np.float16] | None) -> NDArray[np.float16]:

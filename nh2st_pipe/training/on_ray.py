@@ -14,19 +14,16 @@ from typing import Any
 
 import torch
 
-from nh2st_pipe.core.cluster import Pool, Reached, reached, resources_in_words
-from nh2st_pipe.core.errors import TrainError, UsageError
+from nh2st_pipe.core.cluster import Pool, Reached, reached, resources_in_words, seen_everywhere
+from nh2st_pipe.core.errors import TrainError
 from nh2st_pipe.core.location import Location
-from nh2st_pipe.core.machine import memory
-from nh2st_pipe.data.budget import held_now, plan
+from nh2st_pipe.data.budget import plan
 from nh2st_pipe.data.study import Study
 from nh2st_pipe.recipes.train import TrainRecipe
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.training.fold import FoldResult, FoldTask, run_fold
 
 __all__ = ["Reading", "Trainer", "TrainingOnRay", "training_on_ray"]
-
-_SHARE = 0.6  # of what is free on a node, for all of its actors
 
 
 @dataclass(frozen=True)
@@ -60,8 +57,7 @@ class Trainer:
 
     def _study(self, of: Reading) -> Study:
         store = open_store(of.store)
-        most = of.most if of.most is not None else held_now() + int(_SHARE * memory() / self._sharing)
-        budget = plan(store, of.slides, of.recipe, self._device, most, 1)
+        budget = plan(store, of.slides, of.recipe, self._device, of.most, 1, self._sharing)
         study = Study.load(
             store,
             of.slides,
@@ -118,11 +114,7 @@ class TrainingOnRay:
         """
         if not tasks:
             return
-        if store.path is None and str(store).startswith("memory://"):
-            raise UsageError(
-                "a store in memory is in one process: on Ray, --embeddings takes a shared folder or s3://…"
-            )
-        where = str(store) if store.path is None else str(store.path.absolute())
+        where = seen_everywhere(store, "--embeddings")
         read = f"{recipe.targets.model_dump_json()} {recipe.features.model_dump_json()} {recipe.folds}"
         reading = Reading(where, tasks[0].slides, read, recipe, most)
         results = dict[int, FoldResult]()

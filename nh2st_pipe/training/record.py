@@ -124,8 +124,10 @@ def write_predictions(writer: SlideWriter, study: Study, result: FoldResult) -> 
 
 def _about_fold(study: Study, recipe: TrainRecipe, fold: Fold) -> dict[str, Any]:
     known = ((study.slides[name].image_fingerprint, study.slides[name].patient) for name in fold.train)
+    blocks = recipe.folds == "block"
+    seen = study.once(("seen", fold, blocks), lambda: Seen.of(known, blocks=blocks).model_dump_json())
     return {
-        "trained_on": Seen.of(known, blocks=recipe.folds == "block").model_dump_json(),
+        "trained_on": seen,
         "recipe": recipe.name,
         "fold": fold.name,
         "out_of_fold": True,

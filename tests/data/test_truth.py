@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,14 @@ from nh2st_pipe.core.memory import _trim, give_back
 from nh2st_pipe.data import budget
 from nh2st_pipe.data.folds import Fold
 from nh2st_pipe.data.samples import Samples
+from nh2st_pipe.data.streamed import scratch_file
 from nh2st_pipe.data.study import Study
+from nh2st_pipe.evaluation.intervals import POINTS
 from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe
-from nh2st_pipe.store.read import open_store
+from nh2st_pipe.store.read import StoredCounts, open_store
+from nh2st_pipe.training import fold
 from nh2st_pipe.training.fold import FoldTask, fit_all, run_fold
+from nh2st_pipe.training.on_ray import Reading, Trainer
 from nh2st_pipe.training.run import train
 from tests.conftest import GENES
 from tests.conftest import Study as Folder
@@ -99,17 +104,25 @@ def test_genes_that_a_slide_lacks_are_known_without_its_counts(both: tuple[Study
 
 
 @pytest.mark.parametrize("recipe", ["ridge-context", "nh2st-context", "knn"])
-def test_a_fold_comes_to_the_same_bit_for_bit(study: Folder, recipe: str) -> None:
+def test_a_fold_comes_to_the_same_bit_for_bit(study: Folder, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     study.stored(views=1)
+    files = list[str]()
+
+    def file(*of: Any) -> Any:
+        files.append(of[-1])
+        return scratch_file(*of)
+
+    monkeypatch.setattr("nh2st_pipe.heads.context.scratch_file", file)
     store = open_store(study.folder / "store.zarr")
     few = ["head.network.epochs=1", "head.network.members=1"] if recipe == "nh2st-context" else []
     resolved = load_train_recipe(recipe, ["targets.genes=6", *few])
-    fold = Fold("one", ("s0", "s1"), ("s2",))
+    one = Fold("one", ("s0", "s1"), ("s2",))
     found = []
     for targets in (None, 0, 10_000):
         data = Study.load(store, store.slides(), targets=targets, spare=None if targets is None else 0)
         assert all((slide.counts is None) == (targets is not None) for slide in data.slides.values())
-        found.append(run_fold(FoldTask(str(store.location), resolved, fold), data))
+        found.append(run_fold(FoldTask(str(store.location), resolved, one), data))
+        assert bool(files) == (recipe == "nh2st-context" and targets is not None)  # features of its network
         if targets is None:
             kept = fit_all(data, resolved, [], {})
         else:
@@ -120,6 +133,48 @@ def test_a_fold_comes_to_the_same_bit_for_bit(study: Folder, recipe: str) -> Non
     for other in found[1:]:
         assert np.array_equal(other.predicted["s2"].values, found[0].predicted["s2"].values)
         assert other.judged[0].figures == found[0].judged[0].figures
+
+
+def test_counts_are_read_for_the_spots_depths_once(study: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    study.stored(views=1)
+    store = open_store(study.folder / "store.zarr")
+    read, plain = list[str](), StoredCounts.read
+
+    def counted(self: StoredCounts) -> Any:
+        read.append(self.slide_id)
+        return plain(self)
+
+    monkeypatch.setattr(StoredCounts, "read", counted)
+    data, recipe = Study.load(store, store.slides(), targets=0), load_train_recipe("ridge")
+    for panel in (GENES[:6], GENES[3:], GENES[:6]):  # as folds have them, and every step of one
+        data.samples(["s0", "s2"], recipe, data.targets(["s0", "s2"], panel, recipe))
+    assert read == ["s0", "s2"]
+
+
+def test_an_actor_reads_a_study_once_whatever_the_head(study: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    study.stored(views=1)
+    where, loaded, plain = str(study.folder / "store.zarr"), list[bool](), Study.load
+
+    def load(*of: Any, **how: Any) -> Study:
+        loaded.append(how["first_view_only"])
+        return plain(*of, **how)
+
+    monkeypatch.setattr(Study, "load", load)
+    trainer = Trainer("cpu", torch.get_num_threads(), 2)
+    for alpha, read in ((3, "a"), (30, "a"), (30, "b")):
+        recipe = load_train_recipe("ridge", ["choose={}", "targets.genes=6", f"head.alpha={alpha}"])
+        task = FoldTask(where, recipe, Fold("one", ("s0", "s1"), ("s2",)))
+        assert trainer.do((Reading(where, ("s0", "s1", "s2"), read, recipe, None), task)).predicted.keys() == {"s2"}
+    assert len(loaded) == 2
+
+
+def test_residuals_of_very_many_slides_and_genes_are_kept_by_fewer_points(study: Folder) -> None:
+    study.stored(views=1)
+    store = open_store(study.folder / "store.zarr")
+    data = Study.load(store, store.slides())
+    assert fold._points(data, GENES) == POINTS
+    assert fold._points(data, ["g"] * 200_000) == 50_000_000 // 600_000
+    assert fold._points(data, ["g"] * 10_000_000) == 20
 
 
 def test_what_targets_were_made_of_is_given_back(study: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
