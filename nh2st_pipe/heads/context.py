@@ -12,7 +12,7 @@ is here at prediction time, on frozen embeddings, with what was found to be wort
   less.
 - Kernel part (`kernel`): closed form, on the mean over views, in float64.
 - Many genes (`rank`): kernel and network learn the leading factors of the targets in place of genes, orthonormal
-  directions over the genes, and what they say is turned back; what lies outside is hardly more than noise.
+  directions over the genes, and what they say is turned back; what lies outside them is not learnt.
 - Network part (`members`): the leading principal components of each block, one scale per block, a network of one
   hidden layer, several members in one batched model; a random view per spot and step, the mean over views at
   prediction. Beside the blocks a spot looks at its neighbours by cross-attention (`attention`).

@@ -26,6 +26,7 @@ from nh2st_pipe.store.read import SlideData
 
 __all__ = ["write_prediction"]
 
+_BETWEEN = 4  # times as many genes as are asked for may be made for them
 _LARGE = 20_000_000  # values, beyond which a file is made on the disk, and an interval's ends are told by its width
 _OF_IMAGE = ("path", "fingerprint", "width", "height", "mpp", "tile_level0_px", "origin")
 
@@ -67,6 +68,8 @@ def write_prediction(
     n × G array is ever held.
     """
     said = predicted if isinstance(predicted, Blocked) else Blocked.of(predicted)
+    if said.shape[0] * said.shape[1] <= _LARGE:  # made once, not for each layer that has them
+        said = Blocked.of(said.dense())
     obs = pd.DataFrame(index=pd.Index(slide.barcodes, name="barcode", dtype=object))
     for name, places in (("array_row", slide.array_row), ("array_col", slide.array_col)):
         if places is not None:
@@ -156,12 +159,19 @@ def write_prediction(
 def _taken(
     said: Blocked, values: Callable[[slice], NDArray[np.float32]], columns: NDArray[np.int64]
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield the values of `columns` in their order, some at a time; those that follow each other are made at once."""
+    """Yield the values of `columns` in their order, some at a time: with those between them where these are few, else
+    those that follow each other at once.
+    """
     for block in blocks_of((said.shape[0], len(columns))):
         of = columns[block]
+        low, high = (int(of.min()), int(of.max()) + 1) if len(of) else (0, 0)
+        if high - low <= _BETWEEN * len(of):
+            found = values(slice(low, high))
+            yield found if np.array_equal(of, np.arange(low, high)) else found[:, of - low]
+            continue
         starts = np.flatnonzero(np.diff(of, prepend=of[:1] - 2) != 1)
-        runs = [values(slice(int(run[0]), int(run[-1]) + 1)) for run in np.split(of, starts[1:]) if len(run)]
-        yield runs[0] if len(runs) == 1 else np.concatenate(runs or [np.empty((said.shape[0], 0), np.float32)], axis=1)
+        runs = [values(slice(int(run[0]), int(run[-1]) + 1)) for run in np.split(of, starts[1:])]
+        yield np.concatenate(runs, axis=1)
 
 
 def _shifted(said: Blocked, columns: NDArray[np.int64], by: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:

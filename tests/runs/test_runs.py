@@ -22,6 +22,7 @@ from nh2st_pipe.evaluation.judge import evaluate
 from nh2st_pipe.evaluation.reference import REFERENCE, Reference
 from nh2st_pipe.evaluation.statistics import headline
 from nh2st_pipe.exporting.view import read_view
+from nh2st_pipe.heads.base import Blocked, Prediction
 from nh2st_pipe.prediction import predict
 from nh2st_pipe.reporting.page import report
 from nh2st_pipe.runs.about import About
@@ -189,6 +190,8 @@ def test_what_is_predicted_by_blocks_is_what_is_predicted_at_once(
             view = read_view(done.files["s0"])
             some = [str(whole.var_names[i]) for i in (4, 1, 2)]
             few = predict(model, embeddings=store, out=tmp_path / "r", genes=some, float16=True).files["s0"]
+            patch.setattr("nh2st_pipe.runs.predictions._BETWEEN", 0)
+            runs = anndata.read_h5ad(predict(model, embeddings=store, out=tmp_path / "t", genes=some).files["s0"])
         blocked = anndata.read_h5ad(done.files["s0"])
         assert np.allclose(blocked.X, whole.X, atol=1e-5)
         assert np.array_equal(blocked.layers["target"], whole.layers["target"])
@@ -200,6 +203,7 @@ def test_what_is_predicted_by_blocks_is_what_is_predicted_at_once(
             for end in ("low", "high"):
                 assert np.allclose(view.values(end), whole.layers[end], atol=1e-5)
         halved = anndata.read_h5ad(few)
+        assert np.allclose(runs.X, whole.X[:, [4, 1, 2]], atol=1e-5)
         assert halved.X.dtype == np.float16
         assert halved.var_names.tolist() == some
         assert np.allclose(halved.X, whole.X[:, [4, 1, 2]], rtol=2e-3)
@@ -444,3 +448,16 @@ def test_slides_that_are_embedded_already_are_predicted_without_the_encoders_wei
     assert predict(finished, slides=study.manifest, out=tmp_path / "p").files == first.files
     with pytest.raises(AssertionError, match="weights were asked for"):
         predict(finished, slides=study.manifest, out=tmp_path / "q")
+
+
+def test_values_that_several_layers_have_are_made_once(finished: Path, study: Study, tmp_path: Path) -> None:
+    made, plain = list[int](), Blocked.dense
+
+    def dense(self: Blocked) -> Prediction:
+        made.append(self.shape[1])
+        return plain(self)
+
+    with mock.patch.object(Blocked, "dense", dense):
+        done = predict(finished, embeddings=study.folder / "store.zarr", out=tmp_path / "p")
+    assert made == [6] * 3
+    assert {"low", "high"} <= set(anndata.read_h5ad(done.files["s0"]).layers)
