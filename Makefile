@@ -24,9 +24,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# One more process than cores: some tests wait more than they work.
+# One more process than cores: some tests wait more than they work. Those that start Ray are with one of them.
 test: lint
-	$(BIN)/python -m pytest --numprocesses $$($(BIN)/python -c 'from nh2st_pipe.core.machine import cores; print(cores() + 1)')
+	$(BIN)/python -m pytest --dist loadgroup --numprocesses $$($(BIN)/python -c 'from nh2st_pipe.core.machine import cores; print(cores() + 1)')
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

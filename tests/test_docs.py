@@ -85,6 +85,7 @@ def test_a_slurm_job_out_of_time_keeps_what_it_has_and_is_queued_again(tmp_path:
 
 
 @pytest.mark.timeout(1200)
+@pytest.mark.xdist_group("ray")
 def test_the_slurm_script_embeds_over_two_nodes(make_study: Callable[..., Study], tmp_path: Path) -> None:
     study = make_study(4)
     study.embed(store=study.folder / "alone.zarr")

@@ -22,7 +22,8 @@ from tests.conftest import Study
 from tests.remote import s3_server
 from tests.store.same import same
 
-pytestmark = pytest.mark.timeout(1200)  # on a machine that is busy otherwise Ray takes minutes to start
+# On a machine that is busy otherwise Ray takes minutes to start; one cluster at a time.
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.xdist_group("ray")]
 
 
 @pytest.fixture(scope="module")

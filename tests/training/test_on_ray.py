@@ -28,8 +28,6 @@ from nh2st_pipe.training.run import Run, train
 from nh2st_pipe.training.sweep import sweep
 from tests.conftest import Study
 
-pytestmark = pytest.mark.timeout(1200)  # on a machine that is busy otherwise Ray takes minutes to start
-
 OPTIONS: dict[str, Any] = {"recipe": "ridge", "genes": 6, "settings": ["baselines=[mean]", "choose={}"]}
 
 
@@ -86,6 +84,9 @@ class Mortal(Trainer):
         return super().do(task)
 
 
+# On a machine that is busy otherwise Ray takes minutes to start; one cluster at a time.
+@pytest.mark.timeout(1200)
+@pytest.mark.xdist_group("ray")
 def test_what_comes_out_is_what_a_local_run_makes(
     store: Path, tmp_path: Path, cluster: None, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
