@@ -30,6 +30,7 @@ from nh2st_pipe.data.pitch import overlap_for
 from nh2st_pipe.evaluation.intervals import LEVELS, Intervals, Level
 from nh2st_pipe.evaluation.reference import REFERENCE
 from nh2st_pipe.evaluation.statistics import many
+from nh2st_pipe.heads.base import HeadModel
 from nh2st_pipe.heads.carry import CARRY
 from nh2st_pipe.predicting.slide import Job, Predictor, Said, predictor_there
 from nh2st_pipe.runs.about import About
@@ -79,6 +80,7 @@ def predict(
     device: str = "auto",
     level: float = 0.9,
     genes: str | Path | Sequence[str] | None = None,
+    query: str | Path | Sequence[str] | None = None,
     trusted_only: bool = False,
     float16: bool = False,
     any_mpp: bool = False,
@@ -104,7 +106,9 @@ def predict(
     obs["likeness"] where the head can tell how like a spot is to the training spots, and in uns["nh2st_pipe"] what the
     numbers are and whether the head was trained on this slide. With `genes` (a file with one a line, names with commas
     between them, or a sequence) those alone are written, with `trusted_only` of them those that are trusted; `float16`
-    keeps values in half precision. Of more than 20 million values the intervals' ends are told by var["half_width"].
+    keeps values in half precision. `query` are genes, given in the same ways, that are predicted beside them though
+    the head was not trained on them, from their vectors (nh2st-query); var["seen"] tells which were, and uns["unseen"]
+    what was reached on genes left out. Of more than 20 million values var["half_width"] tells the intervals' ends.
     A slide whose tiles would show another size of tissue fails, unless `any_mpp`. What is in `out` already, made by the
     same model from the same tiles with the same options, is kept. With the `engine` "ray" slides are tasks of the Ray
     cluster at `address` (RAY_ADDRESS, or one made here), with as many `actors`; store and `out` are where all nodes see
@@ -112,7 +116,7 @@ def predict(
     `trust_remote_code` lets an encoder's repository run its code.
 
     Raises RunError where the model cannot be read, StoreError where the store is another encoder's, UsageError for a
-    gene that the model does not know, or none of which is trusted.
+    gene that the model does not know or has no vector of, or none of which is trusted.
     """
     if level not in LEVELS:
         raise UsageError(f"--level takes {', '.join(f'{each:g}' for each in LEVELS)}, not {level:g}")
@@ -125,7 +129,15 @@ def predict(
     files = model_files(model)  # fetched once, where it is on the hub
     head = load_model(model, files)
     about = About.of(head.about, model)
-    columns = _columns(genes, head.genes, model)
+    asked: tuple[str, ...] = ()
+    trained = len(head.genes)
+    if query is not None:
+        if trusted_only:
+            raise UsageError("--query asks for genes that the head never saw, none of which is trusted; leave one out")
+        head, asked = _asking(head, genes_named(query), model)
+    columns = _columns(genes, head.genes[:trained], model)
+    if asked:
+        columns = np.concatenate([columns, np.arange(trained, len(head.genes))])
     if trusted_only:
         columns = _trusted(columns, head.genes, about, model)
     reference = load_reference(files)
@@ -172,6 +184,9 @@ def predict(
         "version": nh2st_pipe.__version__,
         **({"model": str(model)} if str(model).startswith(HUB) else {"model_sha256": sums[0]}),
     }
+    if asked:
+        fixed["unseen"] = words = _about_unseen(len(head.genes) - trained, head.about)
+        summary.notices.append(words)
     if about.trusted_in_words:
         fixed["trusted"] = about.trusted_in_words
     reach, at_the_end = about.intervals.levels.get(f"{level:g}"), list[str]()
@@ -193,6 +208,7 @@ def predict(
         half_width=None if reach is None else reach.half_width,
         any_mpp=any_mpp,
         half=float16,
+        query=asked,
     )
     progress.start("predicting", len(names), "slides")
     done = dict[str, Said]()
@@ -262,6 +278,24 @@ def _columns(wanted: str | Path | Sequence[str] | None, known: list[str], model:
         more = f" and {len(strangers) - 5:,} more" if len(strangers) > 5 else ""
         raise UsageError(f"{model} does not predict {near}{more}")
     return np.array([place[name] for name in names], dtype=np.int64)
+
+
+def _asking(head: HeadModel, genes: tuple[str, ...], model: str | Path) -> tuple[HeadModel, tuple[str, ...]]:
+    """Return a head that predicts `genes` too, and which of them it was not trained on."""
+    known = set(head.genes)
+    try:
+        found = head.asking(genes)
+    except UsageError as error:
+        raise UsageError(f"{model}: {error}") from error
+    return found, tuple(gene for gene in genes if gene not in known)
+
+
+def _about_unseen(genes: int, about: dict[str, Any]) -> str:
+    """Say in words what genes are that the head was not trained on."""
+    reached = (about.get("queries") or {}).get("reached") or (
+        "what such predictions reach was not measured (train with --leave-genes-out 5)"
+    )
+    return f"{many(genes, 'gene')} predicted from vectors alone, and not trusted: {reached}"
 
 
 def _trusted(columns: NDArray[np.int64], known: list[str], about: About, model: str | Path) -> NDArray[np.int64]:

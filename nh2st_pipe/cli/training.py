@@ -82,6 +82,20 @@ def train(
         float | None,
         typer.Option(help="PCC from which on a gene is usefully predicted, for the verdict on it; default: 0.2."),
     ] = None,
+    gene_vectors: Annotated[
+        Path | None,
+        typer.Option(
+            help="Vectors of genes (.csv, .parquet, .h5ad, .npz, word2vec's .txt), from which nh2st-query predicts "
+            "genes that it never saw."
+        ),
+    ] = None,
+    leave_genes_out: Annotated[
+        int | None,
+        typer.Option(
+            help="Leave genes out too, in as many folds, and say what nh2st-query reaches on genes that it never saw.",
+            min=2,
+        ),
+    ] = None,
     engine: Engine = "local",
     address: Address = None,
     actors: Actors = None,
@@ -98,7 +112,7 @@ def train(
     if again is not None:
         if engine != "local" or address is not None or actors is not None:
             raise UsageError("--repeat makes a run again on this machine; leave --engine, --address and --actors out")
-        if any(value is not None for value in (recipe, genes, folds, setting, seed)):
+        if any(value is not None for value in (recipe, genes, folds, setting, seed, gene_vectors, leave_genes_out)):
             raise UsageError("--repeat takes recipe, genes, folds, settings and seed from its run; leave them out")
         _repeat(again, embeddings, out, None if device == "auto" else device, jobs, as_json)
         return
@@ -117,6 +131,8 @@ def train(
             jobs=jobs,
             max_memory=max_memory,
             trust_from=trust_from,
+            gene_vectors=gene_vectors,
+            leave_genes_out=leave_genes_out,
             engine=engine,
             address=address,
             actors=actors,
@@ -222,9 +238,31 @@ def say_run(run: Run) -> None:
         typer.echo(table(run.table()))
         typer.echo(f"{metrics['head']}: {headline(metrics['summary'])}")
         typer.echo(KEY)
+    if "unseen_genes" in metrics:
+        _say_unseen(metrics["unseen_genes"])
     for note in metrics["notes"]:
         typer.echo(f"note: {note}")
     typer.echo(f"run: {run.path} (model/ is trained on all {metrics['n_slides']} slides; nh2st-pipe report {run.path})")
+
+
+def _say_unseen(figures: dict[str, Any]) -> None:
+    """Print what was reached on genes that were left out."""
+    from nh2st_pipe.evaluation.unseen import ALL, NEAREST, verdict_in_words
+
+    typer.echo(
+        f"\n{figures['genes']:,} genes left out in {figures['folds']} folds, on slides that were left out too; their "
+        f"vectors: {figures['vectors']}"
+    )
+    lines = [("predicted by", "PCC", "95 % interval", "by query is")]
+    for row in figures["rows"]:
+        interval = "–" if row["pcc_low"] is None else f"{row['pcc_low']:.3f} to {row['pcc_high']:.3f}"
+        beside = verdict_in_words(figures, row["by"]) if row["by"] in (NEAREST, ALL) else ""
+        lines.append((row["by"], "–" if row["pcc"] is None else f"{row['pcc']:.4f}", interval, beside))
+    typer.echo(aligned(lines))
+    typer.echo(
+        "trained on: these genes, when the head saw them; nearest genes: the mean of the genes whose vectors are most "
+        "alike; all genes: the mean of all others\n"
+    )
 
 
 def table(rows: list[dict[str, Any]], what: str = "head") -> str:
@@ -285,6 +323,12 @@ def predict(
     genes: Annotated[
         str | None, typer.Option(help="Write these alone: names with commas between them, or a file with one a line.")
     ] = None,
+    query: Annotated[
+        str | None,
+        typer.Option(
+            help="Genes to predict too that the head never saw, by their vectors (nh2st-query): names, or a file."
+        ),
+    ] = None,
     trusted_only: Annotated[
         bool, typer.Option("--trusted-only", help="Write the genes alone that the model is trusted on.")
     ] = False,
@@ -330,6 +374,7 @@ def predict(
             device=device,
             level=level,
             genes=genes,
+            query=query,
             trusted_only=trusted_only,
             float16=float16,
             any_mpp=any_mpp,

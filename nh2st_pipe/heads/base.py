@@ -18,6 +18,7 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from numpy.typing import NDArray
 from torch import nn
 
+from nh2st_pipe.core.errors import UsageError, listed
 from nh2st_pipe.data.samples import Part, Samples
 from nh2st_pipe.heads.alike import Expressing
 from nh2st_pipe.heads.blocked import Blocked, Distribution, LowRank, Prediction
@@ -145,6 +146,19 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
                 model = cls.build(recipe, train.dim, genes, about).to(train.device)
                 model.fit(train, plan)
             yield model
+
+    def asking(self, genes: Sequence[str]) -> HeadModel:
+        """Return the same head, which predicts `genes` too, whether it was trained on them or not.
+
+        Raises UsageError where it was not, and cannot say anything of them.
+        """
+        strangers = [gene for gene in genes if gene not in set(self.genes)]
+        if strangers:
+            raise UsageError(
+                f"a head of kind {self.kind} predicts the genes that it was trained on alone, and not "
+                f"{listed(strangers)}; nh2st-query takes others"
+            )
+        return self
 
     def training_tiles(self) -> int:
         """Return how many tiles that were trained on its weights hold the embeddings of, as far as it says so."""

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ from nh2st_pipe.heads.kernel import Kernel, low_count_weights, solve, solve_land
 from nh2st_pipe.heads.members import Members, Surroundings, fit_members
 
 if TYPE_CHECKING:
-    from nh2st_pipe.recipes.train import ContextHead, KernelPart, NetworkPart, TrainRecipe
+    from nh2st_pipe.recipes.train import ContextFields, KernelPart, NetworkPart, TrainRecipe
 
 __all__ = ["Blurs", "Context"]
 
@@ -55,14 +55,20 @@ _DOUBLE_VALUES = 25_000_000  # of targets, up to which they are held in float64
 
 _SIMILAR = 3  # most similar spots that join a spot's hyperedge, as in NH2ST
 
-_FITTED = ("target_mean", "kernel_blocks", "kernel_medians", "kernel_coefficients", "basis")
-
 
 class Context(HeadModel):
     """The head; `head` is its recipe's fields (see `recipes.train.ContextHead`) as values."""
 
     keeps_tiles = "kernel_blocks"
     streams = True
+    fitted: ClassVar[tuple[str, ...]] = (
+        "target_mean",
+        "kernel_blocks",
+        "kernel_medians",
+        "kernel_coefficients",
+        "basis",
+    )
+    """Buffers whose size training decides."""
     factors: torch.Tensor
     target_mean: torch.Tensor
     target_scale: torch.Tensor
@@ -82,17 +88,15 @@ class Context(HeadModel):
         about: dict[str, Any] | None = None,
         kind: str = "nh2st-context",
     ) -> None:
-        from nh2st_pipe.recipes.train import ContextHead
-
         super().__init__()
         self.genes, self.about, self.kind = list(genes), about or {}, kind
-        self.recipe = ContextHead.model_validate({"rank": None, **head})  # heads of earlier versions learnt genes
+        self.recipe = self._fields(head)
         n_blocks = 1 + len(self.recipe.sigmas) + self.recipe.hypergraph
         self.register_buffer("target_mean", torch.zeros(len(self.genes)))
         n_out = len(self.genes)
-        if self.recipe.rank is not None and self.recipe.rank < n_out:
-            self.register_buffer("factors", torch.zeros(n_out, self.recipe.rank))
-            n_out = self.recipe.rank
+        if (rank := self._n_factors(n_out)) is not None:
+            self.register_buffer("factors", torch.zeros(n_out, rank))
+            n_out = rank
         self.register_buffer("target_scale", torch.ones(()))
         self.register_buffer("basis", torch.zeros(dim, 0))
         kernel, network = self.recipe.kernel, self.recipe.network
@@ -120,9 +124,21 @@ class Context(HeadModel):
         """See HeadModel."""
         return cls(dim, genes, head=recipe.head.model_dump(mode="json"), about=about)
 
+    @classmethod
+    def _fields(cls, head: dict[str, Any]) -> ContextFields:
+        """Return the recipe of the head's fields."""
+        from nh2st_pipe.recipes.train import ContextHead
+
+        return ContextHead.model_validate({"rank": None, **head})  # heads of earlier versions learnt genes
+
+    def _n_factors(self, genes: int) -> int | None:
+        """Return how many factors are learnt in place of so many genes; None where genes are."""
+        rank = self.recipe.rank
+        return rank if rank is not None and rank < genes else None
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Take the sizes that training decides (how many spots the kernel keeps) from what is loaded."""
-        for name in _FITTED:
+        for name in self.fitted:
             saved = state_dict.get(prefix + name)
             if saved is not None and name in self._buffers:
                 setattr(self, name, torch.empty_like(saved))
@@ -410,7 +426,7 @@ class Context(HeadModel):
 class Blurs:
     """What makes the blocks of the slides of `samples`; the last is kept, for the other part of the head."""
 
-    def __init__(self, samples: Samples, recipe: ContextHead) -> None:
+    def __init__(self, samples: Samples, recipe: ContextFields) -> None:
         self.samples, self._recipe = samples, recipe
         self._last: tuple[tuple[int, torch.dtype], Blur] | None = None
 

@@ -49,6 +49,8 @@ class Job:
     half_width: dict[str, float] | None
     any_mpp: bool
     half: bool
+    query: tuple[str, ...] = ()
+    """Genes that the head was not trained on, and predicts too."""
 
     def made_from(self, record: SlideRecord) -> str:
         """Return a hash of all that decides a slide's prediction."""
@@ -58,6 +60,7 @@ class Job:
             "columns": self.columns.tolist(),
             "any_mpp": self.any_mpp,
             "half": self.half,
+            "query": self.query,
             "slide": record.model_dump(mode="json"),
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
@@ -87,7 +90,8 @@ class Predictor:
     ) -> None:
         if loaded is None:
             files = model_files(job.model)
-            loaded = load_model(job.model, files), load_reference(files), open_store(job.store)
+            head = load_model(job.model, files)
+            loaded = head.asking(job.query) if job.query else head, load_reference(files), open_store(job.store)
         self._job, self._device = job, device
         self._head, self._reference, self._store = loaded
         self._head.to(device)
@@ -125,7 +129,7 @@ class Predictor:
             _truth(slide, head.genes, about),
             about.targets,
             {**job.fixed, **notices, "made_from": made_from},
-            {name: getattr(about, name) for name in ("cv_pcc", "cv_low", "cv_high", "trusted", "half_pcc")},
+            self._by_gene(),
             half_width=job.half_width,
             familiar=familiar,
             columns=job.columns,
@@ -134,6 +138,15 @@ class Predictor:
             half=job.half,
         )
         return Said(notices)
+
+    def _by_gene(self) -> dict[str, dict[str, Any]]:
+        """Return what is known of each gene, by column."""
+        names = ("cv_pcc", "cv_low", "cv_high", "trusted", "half_pcc")
+        known: dict[str, dict[str, Any]] = {name: getattr(self._about, name) for name in names}
+        if self._job.query:
+            asked = set(self._job.query)
+            known["seen"] = {gene: gene not in asked for gene in self._head.genes}
+        return known
 
 
 def predictor_there(job: Job, device: str, threads: int) -> Predictor:

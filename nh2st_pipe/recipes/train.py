@@ -27,12 +27,14 @@ __all__ = [
     "HEADS",
     "CarryGrid",
     "CarryRecipe",
+    "ContextFields",
     "DeepSpotHead",
     "HestRidgeHead",
     "MeanHead",
     "NBHead",
     "NH2STHead",
     "PlugInHead",
+    "QueryHead",
     "RetrievalPart",
     "RidgeHead",
     "TargetRecipe",
@@ -126,6 +128,8 @@ class HeadRecipe(Strict):
     reads: ClassVar[tuple[Literal["counts", "slide_vector"], ...]] = ()
     """What it reads of a slide beside embeddings and targets, by the names of `data.samples.Part`: raw counts in
     training, the vector of a whole slide always."""
+    takes_queries: ClassVar[bool] = False
+    """Whether genes can be asked for that it was not trained on (`heads.query`)."""
     distribution: ClassVar[str] = ""
     """The distribution whose parameters it predicts beside a value (`heads.base.Distribution.kind`)."""
 
@@ -344,13 +348,12 @@ class MLPHead(HeadRecipe):
         return {"neighbours": _OWN_SPOT}
 
 
-class ContextHead(HeadRecipe):
-    """nh2st-context: a kernel part and a network part on a spot and what surrounds it, mixed."""
+class ContextFields(HeadRecipe):
+    """A kernel part and a network part on a spot and what surrounds it, mixed."""
 
-    model: ClassVar[str] = "nh2st_pipe.heads.context:Context"
     learns_raw: ClassVar[bool] = True
     found_on: ClassVar[str] = "four her2st sections (C2 to C5)"
-    kind: Literal["nh2st-context"]
+    kind: str
     centring: float = Field(0.5, ge=0, le=1)
     """Share of a slide's own mean embedding that is taken off its embeddings."""
     sigmas: tuple[Annotated[float, Field(gt=0)], ...] = (1.0, 2.0, 4.0)
@@ -370,13 +373,13 @@ class ContextHead(HeadRecipe):
     gate_to: float = 0.5
     """Likeness from which it has `kernel_share`."""
 
-    def in_brief(self) -> ContextHead:
+    def in_brief(self) -> Self:
         """See HeadRecipe: the kernel part, which is solved, or a single member."""
         if self.kernel is not None:
             return self.model_copy(update={"network": None})
         return self.in_small()
 
-    def in_small(self) -> ContextHead:
+    def in_small(self) -> Self:
         """See HeadRecipe: with a single member."""
         if self.network is None:
             return self
@@ -405,6 +408,34 @@ class ContextHead(HeadRecipe):
             raise ValueError("kernel and network are both left out; one of them has to predict")
         if self.gate_to <= self.gate_from:
             raise ValueError(f"gate_to ({self.gate_to:g}) has to lie above gate_from ({self.gate_from:g})")
+        return self
+
+
+class ContextHead(ContextFields):
+    """nh2st-context, the default head."""
+
+    model: ClassVar[str] = "nh2st_pipe.heads.context:Context"
+    kind: Literal["nh2st-context"]
+
+
+class QueryHead(ContextFields):
+    """nh2st-query: nh2st-context by a vector for each gene, so that genes it never saw can be asked for."""
+
+    model: ClassVar[str] = "nh2st_pipe.heads.query:Query"
+    takes_queries: ClassVar[bool] = True
+    kind: Literal["nh2st-query"]
+    rank: int = Field(256, gt=0)
+    """Leading factors of the targets that are learnt; as many as genes, where those are fewer."""
+    vectors: str | None = None
+    """File of gene vectors, from which genes are predicted that the head never saw (`data.gene_vectors`); None knows
+    no others than it is trained on."""
+    vectors_sha256: str | None = None
+    """Of that file; filled in when training starts."""
+
+    @model_validator(mode="after")
+    def _a_hash_is_of_a_file(self) -> Self:
+        if self.vectors is None and self.vectors_sha256 is not None:
+            raise ValueError("vectors_sha256 has no effect without vectors; leave it out")
         return self
 
 
@@ -461,7 +492,18 @@ class NBHead(HeadRecipe):
         return self
 
 
-Ours = MeanHead | RidgeHead | HestRidgeHead | KNNHead | MLPHead | DeepSpotHead | NH2STHead | ContextHead | NBHead
+Ours = (
+    MeanHead
+    | RidgeHead
+    | HestRidgeHead
+    | KNNHead
+    | MLPHead
+    | DeepSpotHead
+    | NH2STHead
+    | ContextHead
+    | QueryHead
+    | NBHead
+)
 _OWN_SPOT = "it looks at the spot's own embedding alone; ridge-context and nh2st-context look around it"
 
 HEADS: dict[str, type[HeadRecipe]] = {
@@ -528,6 +570,7 @@ else:
         | Annotated[DeepSpotHead, Tag("deepspot")]
         | Annotated[NH2STHead, Tag("nh2st")]
         | Annotated[ContextHead, Tag("nh2st-context")]
+        | Annotated[QueryHead, Tag("nh2st-query")]
         | Annotated[NBHead, Tag("nh2st-nb")]
         | Annotated[pydantic.SerializeAsAny[PlugInHead], pydantic.BeforeValidator(_of_others), Tag(_PLUG_IN)],
         Discriminator(_kind),
@@ -613,6 +656,9 @@ class TrainRecipe(Strict):
     folds: str = "patient"
     """What is left out in turn: `patient`, `slide`, a column of the manifest, or `block` (a quarter of every slide).
     With `:K` behind it K folds of whole groups; a number alone is of patients. `none` judges nothing."""
+    leave_genes_out: int | None = Field(None, ge=2)
+    """Folds of genes, for heads that take genes by query: in each fold of slides genes are left out in turn too, and
+    predicted as those that the head never saw; see `training.genes_out`. None leaves no genes out."""
     trust_from: float = Field(0.2, ge=0, lt=1)
     """PCC from which on a gene counts as usefully predicted: that of a trusted gene lies above (`evaluation.trust`)."""
     seed: int = Field(2021, ge=0, lt=1 << 32)
@@ -663,6 +709,24 @@ class TrainRecipe(Strict):
                 "carry needs predictions of training slides that are left out, and a head of kind "
                 f"{self.head.kind} takes too long for that; leave it out"
             )
+        if self.head.takes_queries:
+            if self.carry is not None:
+                raise ValueError(
+                    "carry is learnt gene by gene, and there is none of genes that the head never saw; leave it out"
+                )
+            if self.targets.scale_over != "all" and self.targets.scale_to is not None:
+                raise ValueError(
+                    f"a head of kind {self.head.kind} needs targets.scale_over=all: values of a panel's genes that are "
+                    "scaled over the panel are others with every gene that is asked for"
+                )
+        if self.leave_genes_out is not None:
+            if not self.head.takes_queries:
+                raise ValueError(
+                    f"leave_genes_out has no effect on a head of kind {self.head.kind}, which predicts the genes that "
+                    "it is trained on alone; nh2st-query takes others"
+                )
+            if self.folds == "none":
+                raise ValueError("leave_genes_out has no effect without folds: no gene is judged")
         if self.folds == "none" and self.trust_from != type(self).model_fields["trust_from"].default:
             raise ValueError("trust_from has no effect without folds: no gene is judged")
         return self

@@ -32,6 +32,7 @@ from nh2st_pipe.recipes.train import TrainRecipe
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.training.carrying import learn_carry
 from nh2st_pipe.training.choosing import choose, right_of
+from nh2st_pipe.training.genes_out import leave_genes_out
 from nh2st_pipe.training.halves import half_pcc
 from nh2st_pipe.training.picking import picked_genes
 
@@ -112,6 +113,8 @@ class FoldResult:
     """What has to be known of how the head was trained."""
     one_panel: bool = True
     """Whether all spots' values were scaled over `panel`; not so where blocks with panels of their own are joined."""
+    unseen: dict[str, list[Judged]] = field(default_factory=dict)
+    """The test slides judged by genes that were left out, by what predicted them (`evaluation.unseen`)."""
 
 
 def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = None) -> FoldResult:
@@ -171,6 +174,7 @@ def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = Non
                 likeness=None if like is None else float(np.median(like)),
             )
         )
+    unseen = leave_genes_out(study, recipe, fold, panel, target, tell) if recipe.leave_genes_out is not None else {}
     return FoldResult(
         head=recipe.name,
         fold=fold,
@@ -184,6 +188,7 @@ def run_fold(task: FoldTask, study: Study | None = None, tell: Tell | None = Non
         chosen=chosen,
         cautions=cautions,
         notice="; ".join(filter(None, (trained.notice, unknown))),
+        unseen=unseen,
     )
 
 

@@ -24,11 +24,15 @@ class Outcome:
         """What has to be known of how the head was trained."""
         self.cautions: dict[str, str] = {}
         """Why a test slide's prediction should be believed less, by its name."""
+        self.unseen: dict[str, list[Judged]] = {}
+        """Slides judged by genes that were left out, by what predicted them (`evaluation.unseen`)."""
 
     def add(self, result: FoldResult) -> None:
         """Take in the judged slides of one test fold."""
         fold = result.fold
         self.slides += result.judged
+        for of, judged in result.unseen.items():
+            self.unseen.setdefault(of, []).extend(judged)
         figures = {
             "fold": fold.name,
             "test_slides": list(fold.test),

@@ -16,9 +16,10 @@ from nh2st_pipe.data.pitch import pitch_in_tiles
 from nh2st_pipe.data.study import Study
 from nh2st_pipe.evaluation.statistics import gene_figures, intervals_of
 from nh2st_pipe.evaluation.trust import Trust
+from nh2st_pipe.evaluation.unseen import QUERY, in_words, unseen_figures
 from nh2st_pipe.heads.base import HeadModel
 from nh2st_pipe.heads.registry import Trained, source_of
-from nh2st_pipe.recipes.train import TrainRecipe
+from nh2st_pipe.recipes.train import QueryHead, TrainRecipe
 from nh2st_pipe.runs.about import RUN_FORMAT, About, Seen, TrainedOn
 from nh2st_pipe.runs.folder import RunFolder
 from nh2st_pipe.runs.predictions import write_prediction
@@ -31,6 +32,7 @@ __all__ = [
     "gene_table",
     "metrics_of",
     "setting_of",
+    "unseen_genes",
     "write_in_sample",
     "write_predictions",
 ]
@@ -40,29 +42,34 @@ def about(study: Study, recipe: TrainRecipe, outcome: Outcome, trust: Trust) -> 
     """Return what a model says about itself."""
     slides = study.slides.values()
     genes = gene_figures(outcome.slides) if outcome.slides else []
+    asked = unseen_genes(recipe, outcome)
+    reached = {"queries": {"reached": in_words(asked["unseen_genes"])}} if asked else {}
     pitches = [pitch for slide in slides if (pitch := pitch_in_tiles(slide)) is not None]
-    return About(
-        format=RUN_FORMAT,
-        recipe=recipe.name,
-        targets=recipe.targets,
-        features=recipe.features,
-        store=study.contract,
-        unit=recipe.targets.unit(),
-        trained_on=tuple(
-            TrainedOn(slide_id=s.slide_id, patient=s.patient, image=s.image_fingerprint, mpp=s.mpp) for s in slides
-        ),
-        pitch=float(np.median(pitches)) if pitches else None,
-        likeness=outcome.likeness(),
-        cv_pcc={each.gene: each.pcc for each in genes},
-        cv_low={each.gene: each.pcc_low for each in genes if each.pcc_low is not None},
-        cv_high={each.gene: each.pcc_high for each in genes if each.pcc_high is not None},
-        trusted=trust.verdicts,
-        trusted_in_words=trust.words() if trust.verdicts else "",
-        intervals=intervals_of(outcome.slides),
-        **scaled_over(study),
-        smooth_predictions=recipe.smooths_predictions(),
-        version=nh2st_pipe.__version__,
-    ).model_dump(mode="json")
+    return (
+        About(
+            format=RUN_FORMAT,
+            recipe=recipe.name,
+            targets=recipe.targets,
+            features=recipe.features,
+            store=study.contract,
+            unit=recipe.targets.unit(),
+            trained_on=tuple(
+                TrainedOn(slide_id=s.slide_id, patient=s.patient, image=s.image_fingerprint, mpp=s.mpp) for s in slides
+            ),
+            pitch=float(np.median(pitches)) if pitches else None,
+            likeness=outcome.likeness(),
+            cv_pcc={each.gene: each.pcc for each in genes},
+            cv_low={each.gene: each.pcc_low for each in genes if each.pcc_low is not None},
+            cv_high={each.gene: each.pcc_high for each in genes if each.pcc_high is not None},
+            trusted=trust.verdicts,
+            trusted_in_words=trust.words() if trust.verdicts else "",
+            intervals=intervals_of(outcome.slides),
+            **scaled_over(study),
+            smooth_predictions=recipe.smooths_predictions(),
+            version=nh2st_pipe.__version__,
+        ).model_dump(mode="json")
+        | reached
+    )
 
 
 def scaled_over(study: Study) -> dict[str, Any]:
@@ -166,6 +173,7 @@ def metrics_of(
         **setting_of(recipe, study),
         "notes": notes,
         **outcomes[recipe.name].record(),
+        **unseen_genes(recipe, outcomes[recipe.name]),
         "baselines": {name: o.record() for name, o in outcomes.items() if name != recipe.name},
         "model": {
             "genes": len(final.model.genes),
@@ -174,6 +182,18 @@ def metrics_of(
             "chosen": final.chosen,
         },
     }
+
+
+def unseen_genes(recipe: TrainRecipe, outcome: Outcome) -> dict[str, Any]:
+    """Return what was reached on genes that were left out, under `unseen_genes`; nothing where none were."""
+    if recipe.leave_genes_out is None or not outcome.unseen.get(QUERY):
+        return {}
+    assert isinstance(recipe.head, QueryHead)
+    file = recipe.head.vectors
+    words = (
+        "what training slides measured of each gene" if file is None else f"{Path(file).name}, no count of them read"
+    )
+    return {"unseen_genes": unseen_figures(outcome.slides, outcome.unseen, recipe.leave_genes_out, words)}
 
 
 def setting_of(recipe: TrainRecipe, study: Study) -> dict[str, Any]:

@@ -24,10 +24,12 @@ from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.signals import Stop, signals_as_flag
 from nh2st_pipe.data.budget import plan
 from nh2st_pipe.data.folds import Fold, Listed, checked_folds, make_folds, on_both_sides
+from nh2st_pipe.data.gene_vectors import vectors_sha256
 from nh2st_pipe.data.panels import read_gene_file
 from nh2st_pipe.data.study import Study
 from nh2st_pipe.evaluation.trust import trust
-from nh2st_pipe.recipes.train import TrainRecipe, load_train_recipe, with_settings
+from nh2st_pipe.evaluation.unseen import gene_rows
+from nh2st_pipe.recipes.train import QueryHead, TrainRecipe, head_recipe, load_train_recipe, with_settings
 from nh2st_pipe.recipes.values import validate
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.card import model_card
@@ -87,6 +89,8 @@ def train(
     jobs: int | None = 1,
     max_memory: str | float | None = None,
     trust_from: float | None = None,
+    gene_vectors: str | Path | None = None,
+    leave_genes_out: int | None = None,
     engine: str | TrainingOnRay = "local",
     address: str | None = None,
     actors: int | None = None,
@@ -96,8 +100,10 @@ def train(
 
     `genes` is the size of the panel, "all", a file of genes or their names; `folds` as in `TrainRecipe.folds`, where
     None by patient becomes by slide, or by block, for a single patient or slide; `settings` are "key=value" changes to
-    the recipe; `trust_from` is the PCC from which on a gene counts as usefully predicted. What is left None is the
-    recipe's. `out` is runs/<recipe>.
+    the recipe; `trust_from` is the PCC from which on a gene counts as usefully predicted. `gene_vectors` is a file of
+    vectors by which nh2st-query predicts genes that it never saw (`data.gene_vectors`), and with `leave_genes_out` as
+    many folds of genes are left out beside slides, which tells how well. What is left None is the recipe's. `out` is
+    runs/<recipe>.
     `jobs` heads and folds are trained side by side, in processes that share one copy of the embeddings; None takes the
     processors where that pays.
     `max_memory` is what all of it may take of the memory ("8GB", or a number of GB), `jobs` together: where it would be
@@ -110,7 +116,7 @@ def train(
 
     Raises UsageError, StoreError, TrainError and RunError; the run folder appears only when it is whole.
     """
-    resolved = resolve(recipe, settings, genes, folds, seed, trust_from)
+    resolved = resolve(recipe, settings, genes, folds, seed, trust_from, gene_vectors, leave_genes_out)
     with training_engine(engine, device, address, actors, jobs) as cluster:
         return _train(embeddings, resolved, folds, out, device, jobs, max_memory, cluster, progress or Progress())
 
@@ -193,6 +199,8 @@ def _train(
         save_model(final.model, folder.part / "model", card, final.reference)
         folder.write_json("metrics.json", metrics)
         folder.write_table("per_gene.csv", gene_table(outcomes, resolved.name, final.half_pcc))
+        if own.unseen:
+            folder.write_table("unseen_genes.csv", gene_rows(own.slides, own.unseen))
         folder.write_table("per_slide.csv", [row for name, o in outcomes.items() for row in o.per_slide(name)])
         folder.write_table("history.csv", own.history + final.history)
         folder.log("end")
@@ -344,6 +352,8 @@ def resolve(
     folds: str | int | None,
     seed: int | None,
     trust_from: float | None = None,
+    gene_vectors: str | Path | None = None,
+    leave_genes_out: int | None = None,
 ) -> TrainRecipe:
     """Return the recipe with everything that was asked for in it; arguments as in `train`."""
     if isinstance(recipe, TrainRecipe):
@@ -365,7 +375,26 @@ def resolve(
         values["seed"] = seed
     if trust_from is not None:
         values["trust_from"] = trust_from
-    return validate(TrainRecipe, values, f"recipe {values['name']}")
+    if leave_genes_out is not None:
+        values["leave_genes_out"] = leave_genes_out
+    if gene_vectors is not None:
+        values["head"] |= {"vectors": str(Path(gene_vectors).absolute()), "vectors_sha256": None}
+        if not head_recipe(values["head"]["kind"]).takes_queries:
+            raise UsageError(
+                f"--gene-vectors is of heads that take genes by query; {values['name']} predicts the genes that it is "
+                "trained on alone (--recipe nh2st-query takes others)"
+            )
+    return _with_hash(validate(TrainRecipe, values, f"recipe {values['name']}"))
+
+
+def _with_hash(recipe: TrainRecipe) -> TrainRecipe:
+    """Return a recipe that says which gene vectors it is trained with, where it has some."""
+    head = recipe.head
+    if not isinstance(head, QueryHead) or head.vectors is None or head.vectors_sha256 is not None:
+        return recipe
+    path = Path(head.vectors).absolute()
+    known = {"vectors": str(path), "vectors_sha256": vectors_sha256(path)}
+    return recipe.model_copy(update={"head": head.model_copy(update=known)})
 
 
 def _as_baseline(name: str, main: TrainRecipe) -> TrainRecipe:

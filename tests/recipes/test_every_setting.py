@@ -6,6 +6,7 @@ import re
 import typing
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from nh2st_pipe.core.errors import RecipeError
+from nh2st_pipe.core.errors import RecipeError, TrainError
 from nh2st_pipe.data.samples import Samples
 from nh2st_pipe.data.targets import targets
 from nh2st_pipe.heads import registry
@@ -28,6 +29,12 @@ from tests.evaluation.known import grid, smooth_maps
 GENES = [f"g{i}" for i in range(6)]
 SIDE, DIM = 6, 12
 
+CONTEXT = [
+    "head.kernel.exact_up_to=50", "head.kernel.landmarks=30", "head.kernel.rank=3", "head.gate_from=0",
+    "head.kernel.stain_directions=2", "head.gate_to=1", "head.network.components=4", "head.network.width=8",
+    "head.network.epochs=3", "head.network.warmup=2", "head.network.contrast={width: 4}",
+    "head.network.attention={neighbours: 4, components: 3, heads: 2, key: 3, value: 4}",
+]  # fmt: skip
 SMALL = {
     "mean": [],
     "knn": ["head.k=4"],
@@ -47,16 +54,14 @@ SMALL = {
         "head.network.components=4", "head.network.width=8", "head.network.epochs=3", "head.network.warmup=2",
         "head.network.attention={neighbours: 4, components: 3, heads: 2, key: 3, value: 4}",
     ],
-    "nh2st-context": [
-        "head.kernel.exact_up_to=50", "head.kernel.landmarks=30", "head.kernel.rank=3", "head.gate_from=0",
-        "head.kernel.stain_directions=2", "head.gate_to=1", "head.network.components=4", "head.network.width=8",
-        "head.network.epochs=3", "head.network.warmup=2", "head.network.contrast={width: 4}",
-        "head.network.attention={neighbours: 4, components: 3, heads: 2, key: 3, value: 4}",
-    ],
+    "nh2st-context": CONTEXT,
+    "nh2st-query": [*CONTEXT, f"head.vectors={Path(__file__).parent / 'vectors.csv'}"],
 }  # fmt: skip
 OTHER: dict[str, Any] = {
     "head.sigmas": [1.0],
     "head.rank": 2,
+    "head.vectors": str(Path(__file__).parent / "other_vectors.csv"),
+    "head.vectors_sha256": "0",
     "head.kernel.exact_up_to": 5000,
     "features.neighbours": 5,
     "features.clip": 0.5,
@@ -69,6 +74,11 @@ OTHER: dict[str, Any] = {
     "head.heads": 4,
 }
 AT_LOADING = {"features.views"}  # decides which views are read at all
+
+
+@pytest.fixture(autouse=True)
+def few_genes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nh2st_pipe.heads.query.FEWEST_GENES", len(GENES))
 
 
 @cache
@@ -105,7 +115,7 @@ def samples(recipe: TrainRecipe, of: slice) -> Samples:
 def predicted(recipe: TrainRecipe) -> np.ndarray:
     watched = samples(recipe, slice(2, 3)) if recipe.head.by_epochs else None
     model = registry.fit(recipe, samples(recipe, slice(0, 2)), GENES, {}, watched=watched).model
-    return model.predict(samples(recipe, slice(3, 4)))
+    return model.asking(model.about.get("queries", {}).get("genes", [])).predict(samples(recipe, slice(3, 4)))
 
 
 def leaves(values: BaseModel, prefix: str) -> Iterator[tuple[str, Any, Any]]:
@@ -157,6 +167,10 @@ def test_a_setting_acts_or_is_refused(name: str, key: str, value: Any) -> None:
         assert re.search("has no effect|has to be a multiple|has to lie above|should be a group", refused)
         return
     torch.manual_seed(0)
+    if key == "head.vectors_sha256":
+        with pytest.raises(TrainError, match="have changed since the training began"):
+            predicted(recipe)
+        return
     assert not np.array_equal(predicted(recipe), before(name)), f"{key}={value} changes nothing"
 
 
