@@ -15,13 +15,17 @@ if TYPE_CHECKING:
 
 __all__ = ["cohort", "index", "search"]
 
+STORES = Annotated[
+    list[str], typer.Argument(metavar="STORE...", help="Store made by `nh2st-pipe embed`, or several that are alike.")
+]
 IndexAt = Annotated[
-    Path | None, typer.Option("--index", help="Folder of the index; default: STORE.search beside the store.")
+    Path | None,
+    typer.Option("--index", help="Folder of the index; default: STORE.search beside the store; several need it."),
 ]
 
 
 def index(
-    store: Annotated[str, typer.Argument(help="Store made by `nh2st-pipe embed`.")],
+    store: STORES,
     where: IndexAt = None,
     anew: Annotated[
         bool, typer.Option("--anew", help="Make all of it again, its mean and stain directions too.")
@@ -33,10 +37,10 @@ def index(
     from nh2st_pipe.evaluation.statistics import many
     from nh2st_pipe.searching.coarse import coarse_of
     from nh2st_pipe.searching.index import index_of
-    from nh2st_pipe.store.read import open_store
+    from nh2st_pipe.searching.stores import together
 
     with progress_for_terminal() as progress:
-        found = index_of(open_store(store), where, anew=anew, progress=progress)
+        found = index_of(together(store), where, anew=anew, progress=progress)
         coarse = coarse_of(found, progress=progress)
     record = {
         "index": str(found.path),
@@ -51,7 +55,7 @@ def index(
 
 
 def search(
-    store: Annotated[str, typer.Argument(help="Store made by `nh2st-pipe embed`.")],
+    store: STORES,
     slide: Annotated[
         str | None, typer.Option(help="Slides like this one; with --tile, --at or --region, tiles.")
     ] = None,
@@ -115,11 +119,11 @@ def search(
             hits.frame().write_csv(part)
     if html is not None:
         from nh2st_pipe.searching.page import write_page
-        from nh2st_pipe.store.read import open_store
+        from nh2st_pipe.searching.stores import together
 
         asked = [f"slide {slide}" if slide else "", f"where {where}" if where else ""]
         title = f"Like {tile or at or region or 'all of it'} on " if slide else f"Like {image} " if image else ""
-        write_page(html, hits, open_store(store), slides, title + ", ".join(filter(None, asked)), hits.asker)
+        write_page(html, hits, together(store), slides, title + ", ".join(filter(None, asked)), hits.asker)
     about = {"searched": hits.searched, "unit": hits.unit, "notices": hits.notices}
     record = {"hits": [hit.record() for hit in hits], **about}
     show(record, as_json, lambda: _say(hits))

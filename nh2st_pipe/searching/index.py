@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nh2st_pipe.core.errors import StoreError, fault_of
+from nh2st_pipe.core.errors import StoreError, UsageError, fault_of
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.recipes.values import Strict
+from nh2st_pipe.searching.stores import Stores, together
 from nh2st_pipe.store.format import Count, crc32c
 from nh2st_pipe.store.read import Store
 
@@ -119,8 +120,12 @@ class Index:
         return sum(slide.tiles for slide in self.slides.values())
 
 
-def index_path(store: Store) -> Path:
-    """Return where a store's index lies: beside it. Raises StoreError for a store that is no folder."""
+def index_path(store: Store | Stores) -> Path:
+    """Return where a store's index lies: beside it. Raises StoreError for a store that is no folder, UsageError for
+    several.
+    """
+    if isinstance(store, Stores) and store.several:
+        raise UsageError("an index of several stores lies where --index FOLDER says")
     if store.location.path is None:
         raise StoreError(f"{store.location} is no folder: an index lies beside a store on a disk; --index says where")
     folder = store.location.path.resolve()
@@ -128,15 +133,16 @@ def index_path(store: Store) -> Path:
 
 
 def index_of(
-    store: Store, where: str | Path | None = None, *, anew: bool = False, progress: Progress | None = None
+    store: Store | Stores, where: str | Path | None = None, *, anew: bool = False, progress: Progress | None = None
 ) -> Index:
-    """Make or renew the index of a store, at `where` or beside it, and open it.
+    """Make or renew the index of a store, at `where` or beside it, or of several, at `where`, and open it.
 
     Slides that have changed since, or are new, are taken in, and those that are gone left out; what is there stays.
     `anew` makes all of it again, as after many new slides. Raises StoreError where it is of another encoder.
     """
+    store = together(store)
     path = index_path(store) if where is None else Path(where)
-    identity = crc32c(json.dumps(store.contract.attributes(), sort_keys=True, default=str).encode())
+    identity = store.identity
     if path.is_dir() and any(path.iterdir()) and not any((path / name).is_file() for name in (_SPACE, _LIST)):
         raise StoreError(f"{path} is there already and is no index; --index takes another folder")
     if anew:
@@ -167,7 +173,7 @@ def index_of(
         made_of = crc32c(json.dumps([record.image.model_dump(), record.spots, record.files], default=str).encode())
         file = path / "slides" / f"{name}.npy"
         if name not in known or known[name].made_of != made_of or not file.is_file():
-            data = store.read(name, first_view_only=True)
+            data = store.read(name)
             with written_whole(file) as part, part.open("wb") as out:
                 np.save(out, space.of(data.views[:, 0]))
             with written_whole(file.with_suffix(".tiles.npz")) as part, part.open("wb") as out:
@@ -185,7 +191,7 @@ def index_of(
     return Index(path, space, slides, tuple(renewed))
 
 
-def _known(path: Path, store: Store, identity: str) -> dict[str, _Listed]:
+def _known(path: Path, store: Stores, identity: str) -> dict[str, _Listed]:
     """Return what an index says of its slides. Raises StoreError where it is of something else."""
     if not (path / _LIST).is_file():
         return {}
@@ -204,11 +210,11 @@ def _known(path: Path, store: Store, identity: str) -> dict[str, _Listed]:
         return said.slides
 
 
-def _space_of(store: Store, names: list[str]) -> Space:
+def _space_of(store: Stores, names: list[str]) -> Space:
     """Return the mean of some tiles of each slide, and the directions in which stains move embeddings."""
     total, shifts = np.zeros(store.contract.dim), list[NDArray[np.float32]]()
     for name in names:
-        data = store.read(name, first_view_only=True)
+        data = store.read(name)
         rows = np.unique(np.linspace(0, len(data) - 1, _SAMPLE).astype(int))
         total += data.views[rows, 0].astype(np.float64).mean(axis=0)
         if data.stain_shift is not None:

@@ -13,6 +13,7 @@ from PIL import Image
 from nh2st_pipe.core.errors import SlideError
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.searching.search import Hit, Hits
+from nh2st_pipe.searching.stores import Stores, together
 from nh2st_pipe.slides import Slide, open_slide
 from nh2st_pipe.slides.base import read_tile
 from nh2st_pipe.store.format import THUMBNAIL
@@ -63,13 +64,15 @@ _HEAD = """<!doctype html>
 """
 
 
-def write_page(path: Path, hits: Hits, store: Store, slides: Path | None, title: str, asker: Hit | None) -> None:
+def write_page(
+    path: Path, hits: Hits, store: Store | Stores, slides: Path | None, title: str, asker: Hit | None
+) -> None:
     """Write hits as one page that needs no network; `slides` is a manifest, without which there is no H&E.
 
     `asker` is the tile that was asked for. Raises SlideError where an image cannot be read.
     """
     images = {} if slides is None else slide_files(slides)
-    with _Pictures(store, images) as pictures:
+    with _Pictures(together(store), images) as pictures:
         cards = [] if asker is None else [_card(asker, "What was asked for", pictures, "asker")]
         cards += [_card(hit, f"{rank}. {hit.slide_id}", pictures) for rank, hit in enumerate(hits, start=1)]
     said = [*hits.notices, f"{len(hits):,} found among {hits.searched:,} tiles."]
@@ -86,7 +89,7 @@ def write_page(path: Path, hits: Hits, store: Store, slides: Path | None, title:
 class _Pictures:
     """The slides that pictures are cut from, each opened once."""
 
-    def __init__(self, store: Store, images: Mapping[str, Path]) -> None:
+    def __init__(self, store: Stores, images: Mapping[str, Path]) -> None:
         self._store, self._images = store, images
         self._open: dict[str, Slide] = {}
 
@@ -119,7 +122,7 @@ class _Pictures:
         if record is None or record.resolved is None:
             return ""
         try:
-            png = self._store.location.read(f"slides/{hit.slide_id}/{THUMBNAIL}")
+            png = self._store.file(hit.slide_id, THUMBNAIL)
         except FileNotFoundError:
             return ""
         with Image.open(io.BytesIO(png)) as opened:
@@ -148,6 +151,8 @@ def _card(hit: Hit, title: str, pictures: _Pictures, kind: str = "") -> str:
         lines.append((gene, _value(known)))
     if hit.unlike is not None:
         lines.append(("unlike", f"farther from the training tiles than {hit.unlike:.0f} % of them"))
+    if hit.store:
+        lines.append(("store", hit.store))
     if hit.trained_on:
         lines.append(("known", f"the head was {hit.trained_on}"))
     told = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(words)}</dd>" for name, words in lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from nh2st_pipe.reporting.regions import read_regions
 from nh2st_pipe.searching.coarse import coarse_of
 from nh2st_pipe.searching.index import Index, IndexedSlide, index_of
 from nh2st_pipe.searching.scan import nearest_tiles, slide_distance
+from nh2st_pipe.searching.stores import Stores, together
 from nh2st_pipe.searching.where import Where
-from nh2st_pipe.store.read import open_store
 
 __all__ = ["Hit", "Hits", "Query", "search"]
 
@@ -94,6 +94,8 @@ class Hit:
     """Per cent of the training tiles that lie nearer to other slides' than this tile to them."""
     trained_on: str = ""
     """In words, where the head that predicted was trained on the slide or its patient."""
+    store: str = ""
+    """Where several are searched, which one it is in."""
 
     def record(self) -> dict[str, Any]:
         """Return it in a line of a table."""
@@ -105,7 +107,8 @@ class Hit:
         of_tile = {} if self.tile is None else {"tile": self.tile, "x": self.x, "y": self.y}
         known = {"unlike": self.unlike} if self.unlike is not None else {}
         about = {"slide_id": self.slide_id, "patient": self.patient, "likeness": self.likeness}
-        return {**about, **of_tile, **flat, **known, "trained_on": self.trained_on}
+        where = {"store": self.store} if self.store else {}
+        return {**about, **of_tile, **flat, **known, "trained_on": self.trained_on, **where}
 
 
 @dataclass
@@ -137,7 +140,7 @@ class Hits:
 
 
 def search(
-    store: str | Path,
+    store: str | Path | Sequence[str | Path] | Stores,
     query: Query,
     *,
     predictions: str | Path | None = None,
@@ -147,7 +150,8 @@ def search(
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Hits:
-    """Search a store, whose index is made or renewed first (`index_of`).
+    """Search a store, or several of the same encoder and tiles (whose `index` is to be given), whose index is made or
+    renewed first (`index_of`).
 
     `predictions` are a folder of them, or a run: for `where`, and for the values that are told. The asker's patient is
     left out, unless the query says otherwise. `weights`, `device` and `trust_remote_code` are for the encoder that a
@@ -159,7 +163,7 @@ def search(
     query.check()
     condition = None if query.where is None else Where(query.where)
     views = _views(predictions, condition, query.genes)
-    opened = open_store(store)
+    opened = together(store)
     found = index_of(opened, index, progress=progress)
     asker = None if query.slide is None else _slide(found, query.slide)
     searched = [slide for slide in found.slides.values() if _may_be_found(slide, asker, query.same_patient)]
@@ -176,7 +180,7 @@ def search(
         embedded = embedding_of(
             Path(query.image),
             query.mpp,
-            opened,
+            opened.first,
             weights=given,
             device=device,
             trust_remote_code=trust_remote_code,
@@ -191,7 +195,8 @@ def search(
             resolved = None if record is None else record.resolved
             vector = _vector(query, asker, (0, 0) if resolved is None else resolved.origin or (0, 0))
             if vector is None:
-                return Hits(_slides_like(asker, searched, query.k), tiles, notices=notices)
+                likest = _slides_like(asker, searched, query.k)
+                return Hits([_in_store(hit, opened) for hit in likest], tiles, notices=notices)
         assert vector is not None
         coarse = coarse_of(found, progress=progress)
         nearest = nearest_tiles if coarse is None else coarse.nearest
@@ -201,11 +206,20 @@ def search(
     unit = ", ".join(dict.fromkeys(view.unit for view in views.values() if view.unit)) if told else ""
     row_of = None if asker is None else _row(query, asker)
     own = None if asker is None or row_of is None else _hit(asker, row_of, None, told, views)
-    return Hits([_hit(slide, row, likeness, told, views) for slide, row, likeness in hits], tiles, own, notices, unit)
+    told_of = [_in_store(_hit(slide, row, likeness, told, views), opened) for slide, row, likeness in hits]
+    return Hits(told_of, tiles, own, notices, unit)
+
+
+def _in_store(hit: Hit, stores: Stores) -> Hit:
+    """Return a hit that says which store it is in, where there are several."""
+    return replace(hit, store=str(stores.store_of(hit.slide_id).location)) if stores.several else hit
 
 
 def _slide(index: Index, name: str) -> IndexedSlide:
     if name not in index.slides:
+        several = [each for each in index.slides if each.startswith(f"{name}@")]
+        if several:
+            raise UsageError(f"slide {name} is in several stores: it is one of {listed(several)}")
         raise UsageError(f"the store has no complete slide {name}{nearest(name, list(index.slides))}")
     return index.slides[name]
 
