@@ -43,7 +43,9 @@ def test_the_demo_goes_from_drawn_slides_to_a_report(tmp_path: Path, monkeypatch
     monkeypatch.setattr(demo, "generate", smaller)
     monkeypatch.setattr(demo, "embed", quicker)
     monkeypatch.setattr(demo, "_lite0_weights", lambda folder: None)
-    monkeypatch.setattr(demo, "_SETTINGS", (*demo._SETTINGS, "head.network.epochs=2", "baselines=[ridge]"))
+    monkeypatch.setattr(
+        demo, "_SETTINGS", (*demo._SETTINGS, "head.network.epochs=2", "carry.grid=null", "baselines=[ridge]")
+    )
     made = run_demo(tmp_path)
     assert made.report.is_file()
     assert len(list(made.predictions.glob("*.h5ad"))) == 4

@@ -45,17 +45,15 @@ def actors() -> list[psutil.Process]:
 
 
 class Striking(Progress):
-    """Calls `strike` when slides are under way, and keeps what is said; again after a while unless `until` was said."""
+    """Calls `strike` when slides are under way, until it says that it struck, and keeps what is said."""
 
-    def __init__(self, strike: Callable[[], object], until: str = "") -> None:
-        self._strike, self._until, self._at = strike, until, 0.0
+    def __init__(self, strike: Callable[[], bool]) -> None:
+        self._strike = strike
         self.said, self.struck = list[str](), False
 
     def advance(self, done: float, total: float, now: str = "") -> None:
-        heard = self.struck and any(self._until in words for words in self.said)
-        if done >= 5 and not heard and time.monotonic() > self._at + 5:
-            self.struck, self._at = True, time.monotonic()
-            self._strike()
+        if done >= 5 and not self.struck:
+            self.struck = self._strike()
 
     def say(self, text: str) -> None:
         self.said.append(text)
@@ -87,6 +85,15 @@ def _embedder() -> Any:
 
 
 class Slow(_embedder()):  # type: ignore[misc]
+    def embed(self, row: Any) -> Any:
+        """Says beside the slide who is at it."""
+        at_it = Path(row.slide).with_suffix(".pid")
+        at_it.write_text(str(os.getpid()))
+        try:
+            return super().embed(row)
+        finally:
+            at_it.unlink(missing_ok=True)
+
     def load(self) -> BaseException | None:
         fault: BaseException | None = super().load()
         self._encoder: Any = _Slow(self._encoder)
@@ -100,7 +107,17 @@ def test_a_killed_actors_slides_go_to_another(
     study.embed(store=study.folder / "alone.zarr", stain_shift="off")
     store = "s3://bucket/ray/store.zarr"  # a folder's leases go with the process; these have to be taken over
     slow(monkeypatch)
-    progress = Striking(lambda: actors()[0].kill(), until="takes over")  # an actor may have no slide yet
+
+    def kill() -> bool:
+        """One that is at a slide: an actor may have none yet."""
+        pids = [int(file.read_text() or 0) for file in study.folder.glob("*.pid")]
+        for actor in actors():
+            if actor.pid in pids:
+                actor.kill()
+                return True
+        return False
+
+    progress = Striking(kill)
     summary = study.embed(store=store, engine="ray", batch_size=2, stain_shift="off", progress=progress)
     assert progress.struck
     assert [
@@ -120,7 +137,7 @@ def test_a_slide_that_kills_its_process_is_passed_over(
 ) -> None:
     study = make_study(4, side=3)
     monkeypatch.setattr("nh2st_pipe.embedding.on_ray.Embedder", Deadly)
-    summary = study.embed(engine="ray", stain_shift="off")
+    summary = study.embed(engine="ray", actors=1, stain_shift="off")  # two slides at a time are with it
     assert sorted(summary.done) == ["s0", "s2", "s3"]  # those that were beside it are not blamed
     why = "3 processes ended while they were at it, the last one alone with it: killed, or out of memory?"
     assert summary.failed == {"s1": why}
@@ -138,7 +155,12 @@ def test_when_the_end_is_asked_for_the_actors_keep_what_they_have(
 ) -> None:
     study = make_study(4)
     slow(monkeypatch)
-    progress = Striking(lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+    def end() -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    progress = Striking(end)
     with pytest.raises(KeyboardInterrupt):
         study.embed(engine="ray", batch_size=1, progress=progress)
     records = [open_store(study.folder / "store.zarr").record(f"s{i}") for i in range(4)]
@@ -213,8 +235,8 @@ def test_an_actor_that_ray_ends_for_memory_is_replaced_and_its_slide_tried_alone
         self._ray = _OutOfMemory(self._ray)
 
     monkeypatch.setattr(on_ray.OnRay, "__init__", short_of_memory)
-    said = Striking(lambda: None)
-    summary = study.embed(engine="ray", progress=said)
+    said = Striking(lambda: True)
+    summary = study.embed(engine="ray", actors=1, progress=said)
     assert any("s1: the process that was at it is gone (Ray ended it, as its node was" in words for words in said.said)
     assert set(summary.failed) == {"s1"}
     assert "3 processes ended while they were at it, the last one alone" in summary.failed["s1"]
