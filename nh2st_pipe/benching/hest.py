@@ -10,16 +10,17 @@ patient, then patients. Splits are the benchmark's in both, and everything else 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import nh2st_pipe
 from nh2st_pipe.core.devices import pick_head_device
 from nh2st_pipe.core.errors import NH2STError, StoreError, UsageError, listed, nearest
+from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.core.whole import written_whole
 from nh2st_pipe.data.folds import Fold
@@ -32,8 +33,12 @@ from nh2st_pipe.evaluation.metrics import gene_metrics, mean_of_known
 from nh2st_pipe.evaluation.statistics import summary
 from nh2st_pipe.recipes.train import TrainRecipe
 from nh2st_pipe.store.read import open_store
+from nh2st_pipe.training.engine import training_engine
 from nh2st_pipe.training.fold import FoldResult, FoldTask, run_fold
 from nh2st_pipe.training.run import resolve
+
+if TYPE_CHECKING:
+    from nh2st_pipe.training.on_ray import TrainingOnRay
 
 __all__ = ["PUBLISHED", "Benchmarked", "benchmark_hest", "hest_pcc"]
 
@@ -108,6 +113,9 @@ def benchmark_hest(
     seed: int | None = None,
     device: str = "auto",
     workers: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    actors: int | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Benchmarked:
@@ -115,7 +123,9 @@ def benchmark_hest(
 
     `heads` are training recipes; `settings` are changes to them. With `views` of 8 heads see each patch in eight views;
     hest-ridge reads the first alone, as the benchmark does. Everything is kept in `out` (benchmark/hest-<encoder>), and
-    a call that was cut short goes on. A task that cannot be run is named, and the others go on.
+    a call that was cut short goes on. A task that cannot be run is named, and the others go on. With the `engine` "ray"
+    slides are embedded and heads trained on their splits as tasks of the Ray cluster at `address` (RAY_ADDRESS, or one
+    made here), with as many `actors`; `out` is where all nodes see it.
 
     Raises UsageError for a task that is not there, ExpressionError where `folder` holds none.
     """
@@ -127,29 +137,36 @@ def benchmark_hest(
     name = Path(encoder).stem
     done = Benchmarked(Path(out) if out is not None else Path("benchmark") / f"hest-{name}", name)
     recipes = {(head, judged): _recipe(head, judged, settings, seed) for head in heads for judged in ("hest", "ours")}
-    for task in (known[name] for name in (tasks or known)):
-        place = done.out / task.name
-        try:
-            manifest = _imported(task, place, progress)
-            embedded = embed(
-                manifest,
-                encoder=encoder,
-                weights=weights,
-                store=place / "store.zarr",
-                views=views,
-                tile_px=_PATCH_PX,
-                device=device,
-                workers=workers,
-                trust_remote_code=trust_remote_code,
-                progress=progress,
-            )
-            if embedded.failed:
-                sample, cause = next(iter(embedded.failed.items()))
-                raise StoreError(f"{sample}: {cause}")
-            done.rows += _judged(done, task, place, recipes, device, progress)
-        except NH2STError as error:
-            done.failed[task.name] = str(error)
-            progress.say(f"task {task.name} is left out: {error}")
+    with training_engine(engine, device, address, actors, None) as cluster:
+        for task in (known[name] for name in (tasks or known)):
+            place = done.out / task.name
+            try:
+                manifest = _imported(task, place, progress)
+                embedded = embed(
+                    manifest,
+                    encoder=encoder,
+                    weights=weights,
+                    store=place / "store.zarr",
+                    views=views,
+                    tile_px=_PATCH_PX,
+                    device=device,
+                    workers=workers,
+                    engine=engine,
+                    address=address,
+                    actors=actors,
+                    trust_remote_code=trust_remote_code,
+                    progress=progress,
+                )
+                if embedded.failed:
+                    sample, cause = next(iter(embedded.failed.items()))
+                    raise StoreError(f"{sample}: {cause}")
+                done.rows += _judged(done, task, place, recipes, device, cluster, progress)
+            except NH2STError as error:
+                done.failed[task.name] = str(error)
+                progress.say(f"task {task.name} is left out: {error}")
+            finally:
+                if cluster is not None:
+                    cluster.close()  # the next task's slides are embedded by actors of their own
     return done
 
 
@@ -193,6 +210,7 @@ def _judged(
     place: Path,
     recipes: dict[tuple[str, str], TrainRecipe],
     device: str,
+    cluster: TrainingOnRay | None,
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """Return a row a head."""
@@ -205,51 +223,102 @@ def _judged(
     no_grid = [name for name, slide in study.slides.items() if slide.grid is None]
     if no_grid:
         done.notes.append(f"task {task.name}: no array positions of {listed(no_grid)}: not smoothed under our protocol")
-    rows = dict[str, dict[str, Any]]()
-    progress.start(f"task {task.name}", len(recipes), "heads")
-    for number, ((head, judged), recipe) in enumerate(recipes.items()):
-        progress.advance(number, len(recipes), f"{head}, {'HEST' if judged == 'hest' else 'our'} protocol")
-        smooth = {"smooth": "none"} if no_grid else {}
+    smooth = {"smooth": "none"} if no_grid else {}
+    asked = []
+    for (head, judged), recipe in recipes.items():
         targets = recipe.targets.model_copy(update={"genes": tuple(genes), **smooth})
-        found = _figures(task, place, study, head, judged, recipe.model_copy(update={"targets": targets}))
-        row = rows.setdefault(head, {"task": task.name, "head": head, "splits": len(task.splits)})
-        row |= found
+        asked.append(_Asked(task, place, head, judged, recipe.model_copy(update={"targets": targets}), study))
+    left = [each for each in asked if each.kept() is None]
+    progress.start(f"task {task.name}", len(left), "heads")
+    if cluster is not None and left:
+        _on_cluster(cluster, left, study, progress)
+    else:
+        for number, each in enumerate(left):
+            progress.advance(number, len(left), each.words)
+            each.keep([run_fold(of_split, study) for of_split in each.tasks()])
+    rows = dict[str, dict[str, Any]]()
+    for each in asked:
+        row = rows.setdefault(each.head, {"task": task.name, "head": each.head, "splits": len(task.splits)})
+        row |= each.kept() or {}
     return list(rows.values())
 
 
-def _figures(task: Task, place: Path, study: Study, head: str, judged: str, recipe: TrainRecipe) -> dict[str, Any]:
-    """Return the figures of a head under one protocol: those that are kept, or anew."""
-    file = place / "results" / f"{head}-{judged}.json"
-    question = {
-        "recipe": recipe.model_dump(mode="json"),
-        "version": nh2st_pipe.__version__,
-        "splits": [asdict(split) for split in task.splits],
-        "weights_sha256": study.contract.weights.sha256,
-        "views": study.contract.views,
-    }
-    question = json.loads(json.dumps(question))
-    if file.is_file():
-        kept = json.loads(file.read_text("utf-8"))
-        if kept["question"] == question:
-            found: dict[str, Any] = kept["figures"]
-            return found
-    results = list(_run(task, study, recipe))
-    if judged == "hest":
-        pcc, undefined = hest_pcc(results)
-        figures: dict[str, Any] = {"hest": pcc, "undefined": undefined}
-    else:
-        whole = summary([each.figures for result in results for each in result.judged])
-        figures = {"ours": whole["pcc"] if whole else None}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(file) as part:
-        part.write_text(json.dumps({"question": question, "figures": figures}, indent=1) + "\n", "utf-8")
-    return figures
+@dataclass(frozen=True)
+class _Asked:
+    """A head on a task's splits under one protocol, and what is kept of it."""
+
+    task: Task
+    place: Path
+    head: str
+    judged: str
+    recipe: TrainRecipe
+    study: Study
+
+    @property
+    def words(self) -> str:
+        return f"{self.head}, {'HEST' if self.judged == 'hest' else 'our'} protocol"
+
+    def tasks(self) -> list[FoldTask]:
+        """Return one for each split."""
+        folds = [Fold(f"split {split.name}", split.train, split.test) for split in self.task.splits]
+        device, slides = str(self.study.device), tuple(self.study.slides)
+        return [FoldTask(self.study.path, self.recipe, fold, device, slides, keep_off=False) for fold in folds]
+
+    @property
+    def _file(self) -> Path:
+        return self.place / "results" / f"{self.head}-{self.judged}.json"
+
+    def _question(self) -> dict[str, Any]:
+        question = {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "version": nh2st_pipe.__version__,
+            "splits": [asdict(split) for split in self.task.splits],
+            "weights_sha256": self.study.contract.weights.sha256,
+            "views": self.study.contract.views,
+        }
+        asked: dict[str, Any] = json.loads(json.dumps(question))
+        return asked
+
+    def kept(self) -> dict[str, Any] | None:
+        """Return the figures that are kept; None where there are none, or of another question."""
+        if not self._file.is_file():
+            return None
+        kept = json.loads(self._file.read_text("utf-8"))
+        found: dict[str, Any] = kept["figures"]
+        return found if kept["question"] == self._question() else None
+
+    def keep(self, results: Sequence[FoldResult]) -> None:
+        """Keep the figures of all splits."""
+        if self.judged == "hest":
+            pcc, undefined = hest_pcc(results)
+            figures: dict[str, Any] = {"hest": pcc, "undefined": undefined}
+        else:
+            whole = summary([each.figures for result in results for each in result.judged])
+            figures = {"ours": whole["pcc"] if whole else None}
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(self._file) as part:
+            said = {"question": self._question(), "figures": figures}
+            part.write_text(json.dumps(said, indent=1) + "\n", "utf-8")
 
 
-def _run(task: Task, study: Study, recipe: TrainRecipe) -> Iterator[FoldResult]:
-    for split in task.splits:
-        fold = Fold(f"split {split.name}", split.train, split.test)
-        yield run_fold(FoldTask(study.path, recipe, fold, str(study.device), keep_off=False), study)
+def _on_cluster(cluster: TrainingOnRay, asked: Sequence[_Asked], study: Study, progress: Progress) -> None:
+    """Do all splits of all heads as tasks of a cluster; each head's figures are kept as soon as its splits are done."""
+    tasks = [(each, of_split) for each in asked for of_split in each.tasks()]
+    results: dict[int, FoldResult] = {}
+
+    def keep(number: int, result: FoldResult) -> None:
+        results[number] = result
+        own = [i for i, (each, _) in enumerate(tasks) if each is tasks[number][0]]
+        if all(i in results for i in own):
+            tasks[number][0].keep([results[i] for i in own])
+
+    def tell(done: int, words: str) -> None:
+        progress.advance(done * len(asked) / len(tasks), len(asked), words)
+
+    # One study serves them all, with all views: a head that looks at the first alone takes it from them.
+    every = asked[0].recipe.features.model_copy(update={"views": "all"})
+    reads = asked[0].recipe.model_copy(update={"features": every})
+    list(cluster.run([task for _, task in tasks], reads, Location(study.path), None, tell, progress.say, keep))
 
 
 def _number(value: float | None) -> float:

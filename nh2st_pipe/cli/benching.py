@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nh2st_pipe.cli.options import Device, Json, TilePx, TrustRemoteCode, Weights, Workers, exit_for, say_failed, show
-from nh2st_pipe.cli.training import aligned
+from nh2st_pipe.cli.training import Actors, Address, aligned
 from nh2st_pipe.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -96,6 +96,12 @@ def benchmark(
     seed: Annotated[int | None, typer.Option(help="Seed of training.")] = None,
     device: Device = "auto",
     workers: Workers = None,
+    engine: Annotated[
+        str,
+        typer.Option(help="local: this machine. ray: a Ray cluster, slides and splits as its tasks; nh2st-pipe[ray]."),
+    ] = "local",
+    address: Address = None,
+    actors: Actors = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
@@ -121,6 +127,9 @@ def benchmark(
             seed=seed,
             device=device,
             workers=workers,
+            engine=engine,
+            address=address,
+            actors=actors,
             trust_remote_code=trust_remote_code,
             progress=progress,
         )

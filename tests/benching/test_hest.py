@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import anndata
 import h5py
@@ -20,10 +24,13 @@ from nh2st_pipe.benching.hest import PUBLISHED, Benchmarked, benchmark_hest
 from nh2st_pipe.core.errors import ExpressionError, UsageError
 from nh2st_pipe.datasets import import_dataset
 from nh2st_pipe.datasets.generated import GENES, Tissue, hest_bench
+from nh2st_pipe.embedding.run import embed
 from nh2st_pipe.slides import open_slide
 from nh2st_pipe.slides.base import read_tile
 from nh2st_pipe.store.read import open_store
 from nh2st_pipe.tiles.manifest import read_manifest
+from nh2st_pipe.training.fold import run_fold
+from nh2st_pipe.training.on_ray import TrainingOnRay
 from tests.cli.test_commands import call
 
 SPLITS = [(["A", "B"], ["C", "D"]), (["C", "D"], ["A"])]
@@ -105,6 +112,78 @@ def test_nothing_is_done_twice(folder: Path, done: Benchmarked, monkeypatch: pyt
     assert again.rows == done.rows
     with pytest.raises(AssertionError, match="it is kept"):
         benchmark_hest(folder, encoder="fake", heads=["ridge"], out=done.out, seed=4)
+
+
+class Actors:
+    """Stands for a cluster's actors: does tasks here, last first, but for those that are to fail."""
+
+    resources: ClassVar = {"num_cpus": 1}
+
+    def __init__(self, failing: str = "") -> None:
+        self._failing, self.closed, self.read = failing, 0, set[str]()
+
+    def do(self, tasks: Sequence[Any], ended: Any, tell: Any, say: Any) -> dict[int, str]:
+        failed = {}
+        for number, (reading, task) in reversed(list(enumerate(tasks))):
+            self.read.add(reading.recipe.features.views)
+            words = f"{task.recipe.name} {task.recipe.targets.smooth} {task.fold.name}"
+            if self._failing and self._failing in words:
+                failed[number] = "odd counts"
+            else:
+                ended(number, run_fold(task))
+        return failed
+
+    def __exit__(self, *_: object) -> None:
+        self.closed += 1
+
+
+def on_actors(monkeypatch: pytest.MonkeyPatch, actors: Actors) -> list[tuple[Any, ...]]:
+    asked = list[tuple[Any, ...]]()
+
+    @contextmanager
+    def given(*of: Any) -> Iterator[TrainingOnRay]:
+        asked.append(of)
+        cluster = TrainingOnRay(SimpleNamespace(kind="cpu"))  # type: ignore[arg-type]
+        monkeypatch.setattr(cluster, "_actors", lambda tasks, say: actors)
+        monkeypatch.setattr(cluster, "close", lambda: actors.__exit__())
+        yield cluster
+
+    def embedded(manifest: Path, **options: Any) -> Any:
+        on = tuple(options.pop(name) for name in ("engine", "address", "actors"))
+        asked.append(on)
+        return embed(manifest, **options)
+
+    monkeypatch.setattr(hest, "training_engine", given)
+    monkeypatch.setattr(hest, "embed", embedded)
+    return asked
+
+
+def test_on_a_cluster_figures_are_those_of_a_local_run(
+    folder: Path, done: Benchmarked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actors = Actors()
+    asked = on_actors(monkeypatch, actors)
+    options: dict[str, Any] = {"heads": ["hest-ridge", "ridge"], "seed": 3, "engine": "ray", "address": "x:1"}
+    there = benchmark_hest(folder, encoder="fake", out=tmp_path, actors=3, **options)
+    assert there.rows == done.rows
+    assert asked == [("ray", "auto", "x:1", 3, None), ("ray", "x:1", 3), ("ray", "x:1", 3)]
+    assert actors.closed == 2  # before another task's slides are embedded
+    assert actors.read == {"all"}
+
+
+def test_what_fails_on_a_cluster_is_told_and_the_rest_is_kept(
+    folder: Path, done: Benchmarked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_actors(monkeypatch, Actors("ridge grid8 split 1"))
+    options: dict[str, Any] = {"encoder": "fake", "heads": ["hest-ridge", "ridge"], "seed": 3, "tasks": ["IDC"]}
+    some = benchmark_hest(folder, out=tmp_path, engine="ray", **options)
+    assert "2 of 8 fits failed; the others are kept" in some.failed["IDC"]
+    assert "ridge, split 1: odd counts" in some.failed["IDC"]
+    assert {file.name for file in (tmp_path / "IDC/results").iterdir()} == {"hest-ridge-hest.json", "ridge-hest.json"}
+    actors = Actors(" none ")  # those that are kept are not done again
+    on_actors(monkeypatch, actors)
+    again = benchmark_hest(folder, out=tmp_path, engine="ray", **options)
+    assert again.rows == [row for row in done.rows if row["task"] == "IDC"]
 
 
 def test_tasks_count_the_same_and_the_published_row_is_named(done: Benchmarked) -> None:
