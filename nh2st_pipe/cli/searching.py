@@ -121,9 +121,10 @@ def search(
         from nh2st_pipe.searching.page import write_page
         from nh2st_pipe.searching.stores import together
 
-        asked = [f"slide {slide}" if slide else "", f"where {where}" if where else ""]
-        title = f"Like {tile or at or region or 'all of it'} on " if slide else f"Like {image} " if image else ""
-        write_page(html, hits, together(store), slides, title + ", ".join(filter(None, asked)), hits.asker)
+        within = tile or at or region
+        like = f"Like {within} on slide {slide}" if within else f"Slides like {slide}" if slide else ""
+        asked = [like or (f"Like {image}" if image else ""), f"where {where}" if where else ""]
+        write_page(html, hits, together(store), slides, ", ".join(filter(None, asked)), hits.asker)
     about = {"searched": hits.searched, "unit": hits.unit, "notices": hits.notices}
     record = {"hits": [hit.record() for hit in hits], **about}
     show(record, as_json, lambda: _say(hits))

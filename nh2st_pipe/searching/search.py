@@ -333,8 +333,10 @@ def _notices(
         without = [name for name in index.slides if name not in views]
         if without:
             found.append(f"{listed(without)} are not predicted, and left out")
+        if untrusted := condition.untrusted(views.values()):
+            found.append(f"trusted on no slide, as '{condition}' asks: {listed(untrusted)}")
     if not searched:
-        found.append("nothing is left to be searched")
+        found.append("nothing is left to be searched" if condition is None else f"no tile meets '{condition}'")
     return found
 
 

@@ -104,6 +104,13 @@ class Where:
             found[value.name, value.layer, bound] = float(np.percentile(every, bound)) if len(every) else np.nan
         return found
 
+    def untrusted(self, views: Iterable[PredictionView]) -> list[str]:
+        """Return the genes that it names and no view trusts, where it asks for trust: no tile is trusted of those."""
+        if not any(node.kind == "trusted" for node in self._nodes(self._node)):
+            return []
+        trusted = {gene for view in views for gene, good in zip(view.genes, view.trusted, strict=True) if good}
+        return [gene for gene in self.genes if gene not in trusted]
+
     def mask(self, view: PredictionView, bounds: Mapping[tuple[str, str, float], float]) -> NDArray[np.bool_]:
         """Return which tiles of a view that holds all genes meet it; one without a value meets no comparison."""
         trusted = {gene for gene, verdict in zip(view.genes, view.trusted, strict=True) if verdict}

@@ -202,8 +202,11 @@ def test_vectors_that_are_damaged_are_named(store: Path, damage: str) -> None:
 
 def test_tiles_are_found_by_what_is_predicted_there(store: Path) -> None:
     (store.parent / "p").mkdir()
+    verdicts = {"G0": True, "G1": True, "G2": False}
     values = {
-        name: prediction(store.parent / f"p/{name}.h5ad", slide_id=name, genes=genes_of(3), seed=number)
+        name: prediction(
+            store.parent / f"p/{name}.h5ad", slide_id=name, genes=genes_of(3), seed=number, trusted=verdicts
+        )
         for number, name in enumerate(("a1", "b1", "c1"))
     }
     found = search(store, Query(where="G1 > p80 and trusted and unlike < 60", k=5), predictions=store.parent / "p")
@@ -221,6 +224,11 @@ def test_tiles_are_found_by_what_is_predicted_there(store: Path) -> None:
     assert hit.values["G1"]["value"] == pytest.approx(-expected[0][0], rel=1e-5)
     assert hit.values["G1"]["low"] == pytest.approx(-expected[0][0] - 0.25, rel=1e-5)
     assert hit.likeness is None
+    none = search(store, Query(where="G2 > p80 and trusted"), predictions=store.parent / "p")
+    assert none.notices[1:] == [
+        "trusted on no slide, as 'G2 > p80 and trusted' asks: G2",
+        "no tile meets 'G2 > p80 and trusted'",
+    ]
     both = search(
         store, Query(slide="a1", tile="AA-5", where="G1 > p80", genes=("G0",), k=99), predictions=store.parent / "p"
     )
