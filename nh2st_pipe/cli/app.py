@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 import nh2st_pipe
-from nh2st_pipe.cli import benching, datasets, embedding, exporting, importing, searching, training
+from nh2st_pipe.cli import benching, datasets, embedding, exporting, importing, machine, searching, training
 from nh2st_pipe.cli.entry import INTERRUPTED
 
 __all__ = ["app", "main"]
@@ -73,6 +73,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     embedding.encoders,
     training.heads,
     datasets.demo,
+    machine.doctor,
 )
 for _command in _COMMANDS:
     app.command()(_command)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nh2st_pipe.core.errors import HubError
 
-__all__ = ["Pushed", "cached", "describe", "fetch", "fetch_folder", "has_file", "push_files"]
+__all__ = ["Pushed", "cached", "describe", "fetch", "fetch_folder", "has_file", "opens", "push_files", "reachable"]
 
 _SECONDS = 10.0  # to reach the hub, before it counts as out of reach
 
@@ -23,7 +23,7 @@ def fetch(repo: str, file: str, revision: str | None = None) -> Path:
     from huggingface_hub import hf_hub_download
 
     with _causes(repo, revision, file):
-        if not _reachable():
+        if not reachable():
             return Path(hf_hub_download(repo, file, revision=revision, local_files_only=True))
         return Path(hf_hub_download(repo, file, revision=revision))
 
@@ -41,7 +41,7 @@ def describe(repo: str, file: str, revision: str | None = None) -> int:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     with _causes(repo, revision, file):
-        if not _reachable():
+        if not reachable():
             raise HubError(f"{file} of {repo} is not in the local cache, and the hub cannot be reached")
         return get_hf_file_metadata(hf_hub_url(repo, file, revision=revision)).size or 0
 
@@ -51,7 +51,7 @@ def fetch_folder(repo: str, patterns: list[str], revision: str | None = None) ->
     from huggingface_hub import snapshot_download
 
     with _causes(repo, revision, "the repository"):
-        offline = not _reachable()
+        offline = not reachable()
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=offline))
 
 
@@ -69,6 +69,17 @@ def has_file(repo: str, file: str) -> bool:
 
     with _causes(repo, None, file, "could not be asked for"):
         return bool(HfApi(endpoint=constants.ENDPOINT).file_exists(repo, file))
+
+
+def opens(repo: str) -> bool:
+    """Whether files of a repository may be fetched, with the token that is here or without."""
+    from huggingface_hub import HfApi, constants
+
+    try:
+        HfApi(endpoint=constants.ENDPOINT).auth_check(repo)
+    except Exception:  # gated, private, not there, no answer
+        return False
+    return True
 
 
 def push_files(
@@ -94,7 +105,7 @@ def push_files(
     return Pushed(str(made.pr_url or made.commit_url), str(made.pr_revision or made.oid))
 
 
-def _reachable() -> bool:
+def reachable() -> bool:
     """Whether the hub answers at all, in whatever way: one request, where the library would try six times in 30 s."""
     from huggingface_hub import constants, get_session
 

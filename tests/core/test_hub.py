@@ -23,7 +23,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 def test_a_file_is_fetched_once_and_then_found_without_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     path = fetch("lab/tiny", "model.safetensors", "v1")
     assert path.read_bytes() == b"weights"
-    monkeypatch.setattr("nh2st_pipe.core.hub._reachable", lambda: False)
+    monkeypatch.setattr("nh2st_pipe.core.hub.reachable", lambda: False)
     assert fetch("lab/tiny", "model.safetensors", "v1") == path
 
 

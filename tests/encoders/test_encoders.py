@@ -397,7 +397,7 @@ def test_other_reasons_for_missing_weights_are_told_apart(monkeypatch: pytest.Mo
             raise kind("boom", response=response)
 
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-        monkeypatch.setattr("nh2st_pipe.core.hub._reachable", lambda: True)
+        monkeypatch.setattr("nh2st_pipe.core.hub.reachable", lambda: True)
         with pytest.raises(EncoderError, match=message):
             find_weights(tiny(repo="lab/tiny", revision="v9"), None)
     with pytest.raises(EncoderError, match="on no hub; get them from a page and give their file with --weights"):
