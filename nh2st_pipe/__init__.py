@@ -80,10 +80,12 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "pl":
+        return importlib.import_module("nh2st_pipe.pl")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "pl"])

@@ -23,6 +23,7 @@ from nh2st_pipe.core.errors import (
     UsageError,
     listed,
 )
+from nh2st_pipe.core.h5ad import read_h5ad
 from nh2st_pipe.core.location import Location
 from nh2st_pipe.core.progress import Progress
 from nh2st_pipe.data.panels import genes_named
@@ -36,10 +37,14 @@ from nh2st_pipe.predicting.slide import Job, Predictor, Said, predictor_there
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.checksums import sha256
 from nh2st_pipe.runs.model import HUB, load_model, load_reference, model_files
+from nh2st_pipe.runs.shown import predictions_html
 from nh2st_pipe.store.format import Contract
 from nh2st_pipe.store.read import Store, open_store
 
 if TYPE_CHECKING:
+    import anndata
+    from matplotlib.figure import Figure
+
     from nh2st_pipe.tiles.manifest import SlideRow
 
 __all__ = ["PredictSummary", "predict"]
@@ -59,6 +64,20 @@ class PredictSummary:
     """Slides passed over, each with its cause."""
     notices: list[str] = field(default_factory=list)
     """What should be known of single predictions: trained on, or unlike what was trained on."""
+
+    def __getitem__(self, slide_id: str) -> anndata.AnnData:
+        """Return a slide's prediction. Raises KeyError where there is none."""
+        return read_h5ad(self.files[slide_id], RunError)
+
+    def maps(self, gene: str, *, of: str = "predicted", columns: int = 4) -> Figure:
+        """Return a matplotlib figure of a gene over every slide that was predicted, on one scale; see `pl.map`."""
+        from nh2st_pipe.pl import maps
+
+        return maps([(name, self.files[name]) for name in self.files], gene, of=of, columns=columns)
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook what was written, and what should be known of it."""
+        return predictions_html(self.files, self.failed, self.notices)
 
     def record(self) -> dict[str, Any]:
         """Return the summary as JSON values."""

@@ -235,7 +235,7 @@ def say_run(run: Run) -> None:
         typer.echo(
             f"{len(metrics['folds'])} folds by {by}, protocol {metrics['protocol']}: {metrics['protocol_in_words']}"
         )
-        typer.echo(table(run.table()))
+        typer.echo(table(run.rows()))
         typer.echo(f"{metrics['head']}: {headline(metrics['summary'])}")
         typer.echo(KEY)
     if "unseen_genes" in metrics:

@@ -35,6 +35,7 @@ from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.card import model_card
 from nh2st_pipe.runs.folder import RunFolder
 from nh2st_pipe.runs.model import save_model
+from nh2st_pipe.runs.shown import Page, run_html
 from nh2st_pipe.store.format import SlideRecord
 from nh2st_pipe.store.read import Store, open_store
 from nh2st_pipe.training.engine import training_engine
@@ -53,6 +54,8 @@ from nh2st_pipe.training.record import (
 from nh2st_pipe.training.side_by_side import run_all
 
 if TYPE_CHECKING:
+    import polars
+
     from nh2st_pipe.training.on_ray import TrainingOnRay
 
 __all__ = ["Run", "resolve", "train"]
@@ -67,10 +70,39 @@ class Run:
     path: Path
     metrics: dict[str, Any] = field(repr=False)
 
-    def table(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
         """Return one row per head, the run's own first: head, and its figures over all folds (`statistics.summary`)."""
         heads = {self.metrics["head"]: self.metrics, **self.metrics["baselines"]}
         return [{"head": name, **(values["summary"] or {})} for name, values in heads.items()]
+
+    def table(self) -> polars.DataFrame:
+        """Return the same as a polars data frame."""
+        import polars as pl
+
+        return pl.DataFrame(self.rows(), infer_schema_length=None)
+
+    @property
+    def genes(self) -> polars.DataFrame:
+        """The run's own head by gene, the best first: PCC on what was held out with its interval, and between halves.
+
+        Empty without folds.
+        """
+        import polars as pl
+
+        if not self.metrics["summary"]:
+            return pl.DataFrame()
+        table = pl.read_csv(self.path / "per_gene.csv", infer_schema_length=None, glob=False)
+        return table.filter(pl.col("head") == self.metrics["head"])
+
+    def report(self, out: str | Path | None = None, **options: Any) -> Page:
+        """Write the run's report.html (`reporting.page.report`, with its options), which a notebook shows in place."""
+        from nh2st_pipe.reporting.page import report
+
+        return Page(report(self.path, out, **options))
+
+    def _repr_html_(self) -> str:
+        """Show the table in a notebook, with what has to be known of it."""
+        return run_html(self.metrics, self.rows(), self.path)
 
 
 _RIVAL = "ridge-context"  # what a head has to be worth the trouble beside

@@ -55,7 +55,7 @@ def test_the_run_folder_holds_what_it_should(study: Study) -> None:
     assert result.path == study.folder / "run"
     assert not (study.folder / "run.part").exists()
     assert json.loads((result.path / "metrics.json").read_text()) == metrics
-    assert [row["head"] for row in result.table()] == [
+    assert [row["head"] for row in result.rows()] == [
         "nh2st",
         "hest-ridge",
         "mean",
