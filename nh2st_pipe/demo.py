@@ -23,7 +23,7 @@ from nh2st_pipe.reporting.page import report
 from nh2st_pipe.synthetic import GENES, generate
 from nh2st_pipe.training.run import Run, train
 
-__all__ = ["Demo", "LayoutDemo", "run_demo", "run_layout_demo", "standing"]
+__all__ = ["Demo", "LayoutDemo", "demo_weights", "next_steps", "run_demo", "run_layout_demo", "standing"]
 
 # Raw targets, so that genes that follow the spot stay apart from genes that follow its neighbours.
 _SETTINGS = ("targets.smooth=none",)
@@ -48,7 +48,7 @@ def run_demo(folder: Path, progress: Progress | None = None) -> Demo:
         progress.say(f"drawing four slides into {manifest.parent}")
         generate(manifest.parent, grid=10)
     store = folder / "store.zarr"
-    weights = _lite0_weights(folder)
+    weights = demo_weights(folder)
     summary = embed(manifest, encoder="efficientnet-lite0", weights=weights, store=store, views=8, progress=progress)
     if summary.failed:
         raise EncoderError("; ".join(f"{name}: {cause}" for name, cause in summary.failed.items()))
@@ -80,7 +80,7 @@ def run_layout_demo(layout: str, folder: Path, progress: Progress | None = None)
             raise UsageError(f"{place} is there already; give another --out")
     data.mkdir(parents=True)
     generate_layout(layout, data)
-    weights = _lite0_weights(folder)
+    weights = demo_weights(folder)
     made = import_dataset(layout, data, manifest, progress.say)
     if made.failed:
         raise ExpressionError("; ".join(f"{name}: {cause}" for name, cause in made.failed.items()))
@@ -96,6 +96,26 @@ def run_layout_demo(layout: str, folder: Path, progress: Progress | None = None)
             f"nh2st-pipe train --recipe ridge-context --embeddings {store} --genes 6 --folds slide --out {run}",
         ],
     )
+
+
+def next_steps(folder: Path) -> list[tuple[str, str]]:
+    """Return three things to try on what a demo in `folder` made: what each shows, and its command."""
+    store = folder / "store.zarr"
+    return [
+        (
+            "tiles that look like one of the first slide's, on other patients' slides",
+            f"nh2st-pipe search {store} --slide demo-1 --at 1120,1120 --html {folder / 'like.html'} "
+            f"--slides {folder / 'slides' / 'manifest.csv'}",
+        ),
+        (
+            "whether the head is ahead of its baselines beyond chance",
+            f"nh2st-pipe compare {folder / 'run'}",
+        ),
+        (
+            "all predictions in QuPath, genes that are not trusted marked",
+            f"nh2st-pipe export {folder / 'predictions'} --to qupath --all --out {folder / 'qupath'}",
+        ),
+    ]
 
 
 def standing(groups: list[dict[str, Any]]) -> list[str]:
@@ -124,7 +144,7 @@ def _by_group(per_gene: Path) -> list[dict[str, Any]]:
     return [{"head": head, **{group: pcc[head, group] for group in ("local", "neigh", "noise")}} for head in heads]
 
 
-def _lite0_weights(folder: Path) -> Path:
+def demo_weights(folder: Path) -> Path:
     """Write the package's EfficientNet-Lite0 weights under timm's names, as safetensors, and return the file."""
     path = folder / "efficientnet-lite0.safetensors"
     if path.is_file():

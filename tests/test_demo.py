@@ -20,6 +20,7 @@ from nh2st_pipe.recipes.encoder import load_encoder_recipe
 from nh2st_pipe.runs.about import About
 from nh2st_pipe.runs.model import load_model
 from nh2st_pipe.training.run import train
+from tests.cli.test_commands import call
 
 
 def test_the_demo_says_where_its_head_stands() -> None:
@@ -42,7 +43,7 @@ def test_the_demo_goes_from_drawn_slides_to_a_report(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(demo, "generate", smaller)
     monkeypatch.setattr(demo, "embed", quicker)
-    monkeypatch.setattr(demo, "_lite0_weights", lambda folder: None)
+    monkeypatch.setattr(demo, "demo_weights", lambda folder: None)
     monkeypatch.setattr(
         demo, "_SETTINGS", (*demo._SETTINGS, "head.network.epochs=2", "carry.grid=null", "baselines=[ridge]")
     )
@@ -51,6 +52,11 @@ def test_the_demo_goes_from_drawn_slides_to_a_report(tmp_path: Path, monkeypatch
     assert len(list(made.predictions.glob("*.h5ad"))) == 4
     assert [group["head"] for group in made.groups] == ["nh2st-context", "ridge"]
     assert {key for group in made.groups for key in group} == {"head", "local", "neigh", "noise"}
+    for _, command in demo.next_steps(tmp_path):
+        ended = call(*shlex.split(command)[1:])
+        assert ended.returncode == 0, command + ended.stderr
+    assert (tmp_path / "like.html").is_file()
+    assert any((tmp_path / "qupath").iterdir())
     again = run_demo(tmp_path)  # slides and embeddings are kept, the run is new
     assert again.run.path == made.run.path
 
@@ -61,7 +67,7 @@ def test_every_layout_that_can_be_imported_has_a_demo(tmp_path: Path, monkeypatc
 
     assert set(LAYOUTS) == set(SECTIONS)
     monkeypatch.setattr(demo, "embed", quicker)
-    monkeypatch.setattr(demo, "_lite0_weights", lambda folder: Path("w.safetensors"))
+    monkeypatch.setattr(demo, "demo_weights", lambda folder: Path("w.safetensors"))
     known = typer.main.get_command(app)
     assert isinstance(known, typer.core.TyperGroup)
     for layout in ("xenium", "hest-bench"):
@@ -82,10 +88,10 @@ def test_every_layout_that_can_be_imported_has_a_demo(tmp_path: Path, monkeypatc
 
 
 def test_the_demos_weights_are_those_of_its_encoder(tmp_path: Path) -> None:
-    weights = demo._lite0_weights(tmp_path)
+    weights = demo.demo_weights(tmp_path)
     encoder = load_encoder(load_encoder_recipe("efficientnet-lite0"), weights)
     assert sum(values.numel() for values in encoder.parameters()) > 3e6
-    assert demo._lite0_weights(tmp_path) == weights
+    assert demo.demo_weights(tmp_path) == weights
 
 
 def test_genes_that_follow_nothing_are_a_negative_control(tmp_path: Path) -> None:

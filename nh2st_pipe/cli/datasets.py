@@ -133,7 +133,7 @@ def demo(
 ) -> None:
     """Make small slides whose expression follows a known rule, and run everything on them."""
     from nh2st_pipe.core.progress import progress_for_terminal
-    from nh2st_pipe.demo import run_demo, run_layout_demo, standing
+    from nh2st_pipe.demo import next_steps, run_demo, run_layout_demo, standing
 
     if layout is not None:
         with progress_for_terminal() as progress:
@@ -150,5 +150,8 @@ def demo(
     typer.echo(table(done.groups))
     for words in standing(done.groups):
         typer.echo(words)
-    typer.echo(f"\nslides and embeddings: {out}; predictions: {done.predictions}")
-    typer.echo(f"report: {done.report.resolve()}")
+    typer.echo(f"\nmade in {out}: slides/, store.zarr (their embeddings), run/ (heads, judged), predictions/")
+    typer.echo(f"open this: {done.report.resolve()}")
+    typer.echo("\nthree things to try:")
+    for what, command in next_steps(out):
+        typer.echo(f"  {what}\n    {command}")
