@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ from nh2st_pipe.store.read import SlideData
 # The tests run side by side, on tensors so small that threads cost more than they save.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+
+# Python keeps the first folder that it makes for processes' sockets: not one in the TMPDIR of whichever test is first,
+# whose name may be too long for them (`core.children.fresh_processes`).
+get_temp_dir()
 
 # The same examples every time, and no time limit for one of them: a slow machine is not a fault.
 settings.register_profile("steady", deadline=None, derandomize=True)
