@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint docs links format browser clean
+.PHONY: demo test lint docs links tutorials format browser clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,9 +28,13 @@ lint: $(VENV)/.dev
 test: lint docs
 	$(BIN)/python -m pytest --dist loadgroup --numprocesses $$($(BIN)/python -c 'from nh2st_pipe.core.machine import cores; print(cores() + 1)')
 
-# The site, into docs/_build; a warning, a dead link or a page that nothing leads to ends it. `links` asks the web, too.
+# The site, into docs/_build/html; a warning, a dead link or a page that nothing leads to ends it. `links` asks the web, too.
 docs: $(VENV)/.dev
-	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs docs/_build
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs docs/_build/html
+
+# Each tutorial is executed in an empty folder and keeps its outputs, which the site shows.
+tutorials: $(VENV)/.dev
+	$(BIN)/python docs/tutorials/run.py
 
 links: $(VENV)/.dev
 	$(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/links

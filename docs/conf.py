@@ -62,8 +62,8 @@ def linked(text: str, of: Path) -> str:
         where = f"#{anchor}" if anchor else ""
         if file in pages:
             return f"[{words}]({pages[file]}.md{where})"
-        if file.parent == ROOT / "docs" and file.suffix == ".md" and file.is_file():
-            return f"[{words}]({file.name}{where})"
+        if file.is_relative_to(ROOT / "docs") and file.suffix in (".md", ".ipynb") and file.is_file():
+            return f"[{words}]({file.relative_to(ROOT / 'docs').as_posix()}{where})"
         if not file.exists():
             raise ValueError(f"{of}: a link leads to {target}, which is not there")
         name = file.relative_to(ROOT).as_posix()
@@ -108,7 +108,7 @@ def read_page(app: Any, page: str, source: list[str]) -> None:
     if page in ELSEWHERE:
         of = ROOT / ELSEWHERE[page]
         source[0] = of.read_text("utf-8")
-    if of.suffix == ".md":
+    if of.is_file():  # a notebook leads where it says
         source[0] = linked(source[0].replace("{{ commands }}", commands()), of)
 
 

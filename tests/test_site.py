@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -74,3 +75,18 @@ def test_docstrings_are_plain_text(conf: ModuleType) -> None:
     lines = ["Values of *args and `x_` in layers_, n | m; `a*b`."]
     conf.read_docstring(None, "function", "f", None, None, lines)
     assert lines == [r"Values of \*args and ``x_`` in layers\_, n \| m; ``a*b``."]
+
+
+@pytest.mark.parametrize("file", sorted((DOCS / "tutorials").glob("*.ipynb")), ids=lambda file: file.stem)
+def test_a_tutorial_is_kept_with_its_outputs_and_without_this_machines_folders(file: Path) -> None:
+    notebook = json.loads(file.read_text())
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert code
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))  # in one go, from the top
+    assert any(cell["outputs"] for cell in code)
+    outputs = json.dumps([cell["outputs"] for cell in code])
+    assert '"stderr"' not in outputs
+    assert '"error"' not in outputs
+    assert not re.search(r"/(tmp|home|root|Users|work)/", outputs)
+    assert file.stat().st_size < 2_000_000
+    assert f"tutorials/{file.stem}\n" in (DOCS / "index.md").read_text()
