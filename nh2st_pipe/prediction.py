@@ -126,7 +126,7 @@ def predict(
     numbers are and whether the head was trained on this slide. With `genes` (a file with one a line, names with commas
     between them, or a sequence) those alone are written, with `trusted_only` of them those that are trusted; `float16`
     keeps values in half precision. `query` are genes, given in the same ways, that are predicted beside them though
-    the head was not trained on them, from their vectors (nh2st-query); var["seen"] tells which were, and uns["unseen"]
+    the head was not trained on them, from their vectors (nh2st-query); var["seen"] tells which were, and `unseen`
     what was reached on genes left out. Of more than 20 million values var["half_width"] tells the intervals' ends.
     A slide whose tiles would show another size of tissue fails, unless `any_mpp`. What is in `out` already, made by the
     same model from the same tiles with the same options, is kept. With the `engine` "ray" slides are tasks of the Ray
@@ -155,8 +155,9 @@ def predict(
             raise UsageError("--query asks for genes that the head never saw, none of which is trusted; leave one out")
         head, asked = _asking(head, genes_named(query), model)
     columns = _columns(genes, head.genes[:trained], model)
-    if asked:
-        columns = np.concatenate([columns, np.arange(trained, len(head.genes))])
+    if query is not None:  # those that it was trained on too, where --genes leaves them out
+        wanted_too = _columns(genes_named(query), head.genes, model)
+        columns = np.concatenate([columns, wanted_too[~np.isin(wanted_too, columns)]])
     if trusted_only:
         columns = _trusted(columns, head.genes, about, model)
     reference = load_reference(files)

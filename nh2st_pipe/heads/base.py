@@ -152,7 +152,8 @@ class HeadModel(nn.Module, PyTorchModelHubMixin, library_name="nh2st-pipe", lice
 
         Raises UsageError where it was not, and cannot say anything of them.
         """
-        strangers = [gene for gene in genes if gene not in set(self.genes)]
+        own = set(self.genes)
+        strangers = [gene for gene in genes if gene not in own]
         if strangers:
             raise UsageError(
                 f"a head of kind {self.kind} predicts the genes that it was trained on alone, and not "

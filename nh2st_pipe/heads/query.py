@@ -138,7 +138,8 @@ class Query(Context):
 
         Raises UsageError for genes that it has no vector of.
         """
-        wanted = [gene for gene in dict.fromkeys(genes) if gene not in set(self.genes)]
+        own = set(self.genes)
+        wanted = [gene for gene in dict.fromkeys(genes) if gene not in own]
         known = list((self.about.get("queries") or {}).get("genes", ()))
         if not known and wanted:
             raise UsageError(

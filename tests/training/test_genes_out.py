@@ -88,6 +88,14 @@ def test_a_run_tells_what_is_reached_on_genes_it_never_saw_and_its_model_predict
     assert data.uns["nh2st_pipe"]["unseen"] in done.notices
     plain = predict(run.path, embeddings=study.folder / "store.zarr", out=study.folder / "q", genes=GENES[:2])
     assert np.array_equal(anndata.read_h5ad(plain.files["s0"]).X, data.X[:, :2])
+    both = predict(
+        run.path,
+        embeddings=study.folder / "store.zarr",
+        out=study.folder / "r",
+        query=[GENES[3], "new1"],
+        genes=GENES[:1],
+    )
+    assert list(anndata.read_h5ad(both.files["s0"]).var_names) == [GENES[0], GENES[3], "new1"]  # known or not
     evaluate(study.folder / "p", study.folder / "store.zarr")
     with pytest.raises(UsageError, match="none of which is trusted"):
         predict(run.path, embeddings=study.folder / "store.zarr", query=["new1"], trusted_only=True)
